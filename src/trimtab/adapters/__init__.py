@@ -1,0 +1,1 @@
+"""One file per framework that people train with."""

@@ -1,0 +1,1 @@
+"""Learning to control: agents, the policy network, meta-training, evaluation."""

@@ -1,0 +1,1 @@
+"""Choosing values while a run goes on."""

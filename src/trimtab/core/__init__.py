@@ -1,0 +1,1 @@
+"""What the words mean: hyperparameters, metrics, features, rewards, guard, session."""

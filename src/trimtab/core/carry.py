@@ -1,0 +1,182 @@
+"""What is remembered from decision to decision: one flat record of float32 arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from trimtab.core.hyperparameters import KINDS
+from trimtab.core.spec import ControlSpec, window_ends
+
+__all__ = ["Carry", "begin", "front_decisions"]
+
+
+class Carry(NamedTuple):
+    """The memory of a run between two calls of `observe` and `apply`; never changed in place.
+
+    All fields are float32. ``()`` are scalars, ``(H,)`` hold one number a hyperparameter and
+    ``(K+1,)`` one a decision and one for the end. *Offsets* are coordinates relative to the start
+    (decades on a log scale). ``s`` values are ``log(normalised loss + 0.02)``, see `features`.
+    """
+
+    # The rhythm and the bounds of this run; constant.
+    decisions: Any  # () K
+    front: Any  # () how many of the first windows are short
+    progress_at: Any  # (K+1,) share of all steps done when decision k is taken
+    reference_at: Any  # (K+1, H) log10 of the reference's multiplier in the middle of window k
+    low_offset: Any  # (H,)
+    high_offset: Any  # (H,)
+    units: Any  # (H,) size of a move of 1.0
+    is_lr: Any  # (H,) 1 for learning rates
+    kinds: Any  # (H, n_kinds) one-hot
+    guarded: Any  # () 1: the guard restores and cuts; 0: it only watches
+    budget: Any  # () charge of a whole run in examples; nan: unknown
+    # Where the run stands.
+    decision: Any  # () index of the next decision, 0..K
+    started: Any  # () 0 before the first observe
+    val_initial: Any  # () validation loss before step 1
+    train_initial: Any  # () loss of step 1, nan until known
+    s_val: Any  # ()
+    s_val_lag: Any  # () one decision earlier
+    s_best: Any  # ()
+    s_train: Any  # ()
+    trend: Any  # () recency-weighted mean of the changes of s_val
+    noise: Any  # () recency-weighted mean of their absolute deviation from the trend
+    log_grad_first: Any  # () log10 gradient norm of the first window that knew it
+    log_grad: Any  # ()
+    log_ratio_first: Any  # () log10 update ratio, likewise
+    log_ratio: Any  # ()
+    reward_initial: Any  # () normaliser of the reward's loss
+    reward_now: Any  # () potential of the current weights
+    reward_best: Any  # () potential of the best-on-validation weights
+    reward_reference: Any  # () potential of the reference run
+    reward_last: Any  # () reward of the last decision
+    is_best: Any  # () 1 if the last window ended at the best validation loss so far
+    since_best: Any  # () decisions since then
+    # What was done.
+    offset: Any  # (H,)
+    offset_best: Any  # (H,) where the best validation loss was reached
+    offset_highest: Any  # (H,) highest so far
+    offset_safe: Any  # (H,) highest at which a window brought the loss down
+    offset_harmful: Any  # (H,) lowest at which a window was rolled back or raised the loss much
+    harmed: Any  # () 1 once such a window was seen
+    move: Any  # (H,) last applied change of the offset
+    move_lag: Any  # (H,) the one before
+    since_move: Any  # (H,) decisions since the offset last changed
+    # The guard.
+    must_restore: Any  # () 1 if the next apply has to restore
+    cut_due: Any  # () 1 if it has to cut
+    rollbacks: Any  # () restores forced by the guard
+    divergences: Any  # () of these, for a non-finite or exploded loss
+    restores: Any  # () restores in all
+    since_restore: Any  # () decisions since the last restore
+    terminated: Any  # () 1 when one divergence more than allowed was seen
+
+
+def front_decisions(spec: ControlSpec, ends: np.ndarray, total_steps: int) -> int:
+    """Return how many of the first windows are short ones in a run with these window ends."""
+    short = min(spec.front_windows, len(ends) // 3)
+    length = max(2, round(spec.front_share * total_steps))
+    return short if short and len(ends) > short and ends[short - 1] == short * length else 0
+
+
+def begin(
+    spec: ControlSpec,
+    total_steps: int,
+    *,
+    reference: Sequence[float] | np.ndarray | None = None,
+    guarded: bool = True,
+    budget: float = float("nan"),
+    pad_to: int | None = None,
+) -> Carry:
+    """Return the memory of a run of which nothing is known yet, as NumPy arrays.
+
+    Args:
+        spec: What is steered.
+        total_steps: Optimiser steps of the run.
+        reference: (T,) multipliers of the reference schedule, which learning rates follow; None
+            for a constant one.
+        guarded: Whether the guard may act.
+        budget: Charge of a whole run, in examples with gradient.
+        pad_to: Length of the arrays over decisions (at least K + 1), so that compiled programs
+            can share one shape; None for K + 1.
+    """
+    ends = window_ends(spec, total_steps)
+    decisions, width = len(ends), len(spec.hyperparameters)
+    length = pad_to or decisions + 1
+    schedule = np.ones(total_steps) if reference is None else np.asarray(reference, np.float64)
+    progress = np.ones(length, np.float32)
+    progress[: decisions + 1] = np.concatenate([[0.0], ends / total_steps])
+    starts = np.concatenate([[0], ends[:-1]])
+    is_lr = np.array([item.kind == "lr" for item in spec.hyperparameters], np.float32)
+    middle = np.log10(np.maximum(schedule[(starts + ends) // 2], 1e-3))
+    reference_at = np.zeros((length, width), np.float32)
+    reference_at[:decisions] = middle[:, None] * is_lr
+    reference_at[decisions:] = reference_at[decisions - 1]
+    coordinate = [item.to_coordinate(item.default) for item in spec.hyperparameters]
+    front = front_decisions(spec, ends, total_steps)
+    offset = is_lr * np.float32(spec.entry if front and guarded else 0.0)
+    low = [
+        h.to_coordinate(h.low) - c for h, c in zip(spec.hyperparameters, coordinate, strict=True)
+    ]
+    high = [
+        h.to_coordinate(h.high) - c for h, c in zip(spec.hyperparameters, coordinate, strict=True)
+    ]
+    kinds = np.array(
+        [[item.kind == kind for kind in KINDS] for item in spec.hyperparameters], np.float32
+    )
+    number = np.float32
+    nan, zero, one = number(np.nan), number(0.0), number(1.0)
+    vector = np.zeros(width, np.float32)
+    return Carry(
+        decisions=number(decisions),
+        front=number(front),
+        progress_at=progress,
+        reference_at=reference_at,
+        low_offset=np.asarray(low, np.float32),
+        high_offset=np.asarray(high, np.float32),
+        units=spec.move_units,
+        is_lr=is_lr,
+        kinds=kinds,
+        guarded=number(guarded),
+        budget=number(budget),
+        decision=zero,
+        started=zero,
+        val_initial=one,
+        train_initial=nan,
+        s_val=zero,
+        s_val_lag=zero,
+        s_best=zero,
+        s_train=zero,
+        trend=zero,
+        noise=zero,
+        log_grad_first=nan,
+        log_grad=nan,
+        log_ratio_first=nan,
+        log_ratio=nan,
+        reward_initial=one,
+        reward_now=zero,
+        reward_best=zero,
+        reward_reference=zero,
+        reward_last=zero,
+        is_best=zero,
+        since_best=zero,
+        offset=offset,
+        offset_best=offset,
+        offset_highest=offset,
+        offset_safe=offset,
+        offset_harmful=vector + np.float32(3.0),
+        harmed=zero,
+        move=vector,
+        move_lag=vector,
+        since_move=vector,
+        must_restore=zero,
+        cut_due=zero,
+        rollbacks=zero,
+        divergences=zero,
+        restores=zero,
+        since_restore=number(99.0),
+        terminated=zero,
+    )

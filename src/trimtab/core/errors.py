@@ -1,0 +1,78 @@
+"""The errors that trimtab raises; each also is the built-in that a caller would expect.
+
+TrimtabError
+├── SpecError (ValueError)          a setting is out of range or two settings disagree
+│   └── IncompatiblePolicyError     a policy was made for another contract
+├── UnknownNameError (LookupError)  a name is not registered; the message offers the nearest
+├── PolicyFileError (ValueError)    a policy file is unreadable, truncated or foreign
+├── MetricError (ValueError)        a user's function returned something that cannot be steered by
+├── AdapterError (ValueError)       a framework object cannot be steered as it is
+├── MissingDependencyError (ImportError)  an optional package is needed for what was asked
+└── StoreError (RuntimeError)       the record of runs cannot be read or written
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "AdapterError",
+    "IncompatiblePolicyError",
+    "MetricError",
+    "MissingDependencyError",
+    "PolicyFileError",
+    "SpecError",
+    "StoreError",
+    "TrimtabError",
+    "UnknownNameError",
+    "unknown_name",
+]
+
+
+class TrimtabError(Exception):
+    """The root of every error that trimtab raises on purpose."""
+
+
+class SpecError(TrimtabError, ValueError):
+    """A setting is outside what is allowed, or two settings contradict each other."""
+
+
+class IncompatiblePolicyError(SpecError):
+    """A policy was trained under another contract than the one it is asked to run under."""
+
+
+class UnknownNameError(TrimtabError, LookupError):
+    """A name was looked up that nobody registered."""
+
+
+class PolicyFileError(TrimtabError, ValueError):
+    """A policy file cannot be read as one."""
+
+
+class MetricError(TrimtabError, ValueError):
+    """A measured value, or the function that measures it, cannot be used."""
+
+
+class AdapterError(TrimtabError, ValueError):
+    """A framework's object (optimiser, scheduler, trainer) cannot be steered as given."""
+
+
+class MissingDependencyError(TrimtabError, ImportError):
+    """An optional package is not installed."""
+
+
+class StoreError(TrimtabError, RuntimeError):
+    """The record of runs cannot be opened, read or written."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:
+    """Return the error for a name that is not registered, with the nearest known one.
+
+    >>> str(unknown_name("controller", "cosin", ["cosine", "constant"]))
+    "unknown controller 'cosin'; did you mean 'cosine'? (have: constant, cosine)"
+    """
+    have = sorted(known)
+    near = difflib.get_close_matches(name, have, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else ";"
+    return UnknownNameError(f"unknown {kind} {name!r}{hint} (have: {', '.join(have) or 'none'})")

@@ -1,0 +1,91 @@
+"""What one window of training reports: losses, gradient statistics, cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from trimtab.core.errors import MetricError
+
+__all__ = ["FORWARD_CHARGE", "Metrics", "loss_from_validation"]
+
+FORWARD_CHARGE = 1.0 / 3.0
+"""Charge of one forward-only example; one training example with its gradient costs 1."""
+
+_NAN = math.nan
+
+
+class Metrics(NamedTuple):
+    """How training went in one window, and where the model stands after it.
+
+    Every field is a float (or, in compiled simulators, an array of one float a run). ``nan`` means
+    *not measured*; whether anything was non-finite is said by ``finite`` alone. Losses are in the
+    task's own unit, lower is better; what a policy sees of them are ratios within the run.
+
+    Attributes:
+        train_loss: Mean of the window's step losses.
+        train_loss_first: Loss of the window's first step, measured before that step's update.
+        train_loss_change: Mean of the second half of the window minus mean of the first half.
+        train_loss_std: Standard deviation of the window's step losses.
+        val_loss: Monitored loss on the validation split after the window.
+        reward_loss: The same on the split that the reward is computed from; nan: as ``val_loss``.
+        reference_loss: ``reward_loss`` of a reference run at the same step; for ``relative``.
+        grad_norm: Euclidean norm of the gradient at the window's last step, before clipping.
+        grad_cosine: Cosine between the gradients of the window's last two steps.
+        update_ratio: Norm of the last step's update over the norm of the weights before it.
+        steps: Optimiser steps done in the window.
+        charge: What the window cost, in examples with gradient; forward-only examples count 1/3.
+        finite: 1.0 if every loss of the window was finite, else 0.0.
+    """
+
+    train_loss: Any = _NAN
+    train_loss_first: Any = _NAN
+    train_loss_change: Any = _NAN
+    train_loss_std: Any = _NAN
+    val_loss: Any = _NAN
+    reward_loss: Any = _NAN
+    reference_loss: Any = _NAN
+    grad_norm: Any = _NAN
+    grad_cosine: Any = _NAN
+    update_ratio: Any = _NAN
+    steps: Any = 0.0
+    charge: Any = 0.0
+    finite: Any = 1.0
+
+
+def loss_from_validation(
+    measured: float | Mapping[str, float], *, monitor: str = "loss", mode: str = "min"
+) -> tuple[float, dict[str, float]]:
+    """Return the value to be minimised, and all measured values, from what ``validate()`` gave.
+
+    A metric to be maximised becomes ``1 - value`` when it lies in the unit interval, else
+    ``-value``.
+
+    Raises:
+        MetricError: Nothing numeric was returned, or the monitored key is missing.
+    """
+    if isinstance(measured, Mapping):
+        try:
+            values = {str(key): float(value) for key, value in measured.items()}
+        except (TypeError, ValueError) as error:
+            raise MetricError(
+                f"validate() returned {dict(measured)!r}, which holds something that is not a "
+                "number; return a float or a dict of floats"
+            ) from error
+        if monitor not in values:
+            raise MetricError(
+                f"validate() returned no {monitor!r}; it has {', '.join(sorted(values)) or 'nothing'};"
+                f" add it, or set monitor= to one of these"
+            )
+    else:
+        try:
+            values = {monitor: float(measured)}
+        except (TypeError, ValueError) as error:
+            raise MetricError(
+                f"validate() returned {measured!r}; return a float or a dict of floats"
+            ) from error
+    value = values[monitor]
+    if mode == "max":
+        return (1.0 - value if 0.0 <= value <= 1.0 else -value), values
+    return value, values

@@ -1,0 +1,362 @@
+"""One run being steered: the stateful shell around `observe` and `apply`.
+
+A live run and the environment drive the very same session; they differ only in who chooses the
+action. The session owns no clock, no file and no randomness: training, snapshots and records are
+reached through what it is given.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from trimtab.core.carry import Carry, begin
+from trimtab.core.control import action_shape, apply, decode, observe
+from trimtab.core.decision import Decision, Recorder, Summary
+from trimtab.core.errors import SpecError
+from trimtab.core.guard import Reason
+from trimtab.core.metrics import Metrics
+from trimtab.core.protocols import Controller
+from trimtab.core.spec import MOVES, ControlSpec, window_ends
+
+__all__ = ["Session", "no_action"]
+
+
+def no_action(spec: ControlSpec) -> np.ndarray:
+    """Return the action that moves nothing and restores nothing."""
+    if spec.actions == "discrete":
+        return np.asarray(0, np.int64)
+    if spec.actions == "continuous":
+        return np.zeros(action_shape(spec), np.float32)
+    return np.array([MOVES.index(0.0)] * len(spec.hyperparameters) + [0], np.int64)
+
+
+def _nothing() -> None:
+    return None
+
+
+class Session:
+    """A run's decisions, from the one before step 1 to the last.
+
+    Usage, in a live run: ``step(initial metrics)``, train ``window()`` steps at ``values(...)``,
+    ``step(metrics)``, ... until ``finished``. An environment calls `observe` and `decide` instead
+    of `step` and brings the action itself.
+
+    Args:
+        spec: What is steered.
+        controller: Who chooses; None when the caller brings the actions.
+        total_steps: Optimiser steps of the run.
+        reference: (T,) multiplier of the learning rates' start at each step.
+        keep: Called when the current weights are the best on validation so far.
+        restore: Called when the best weights have to be put back.
+        recorder: Told of each decision.
+        guarded: Whether the guard may act; None to ask the controller.
+        watch_only: Propose and record, but never change anything.
+        budget: Charge of a whole run in examples; nan takes steps instead.
+        seed: Handed to the controller.
+    """
+
+    def __init__(
+        self,
+        spec: ControlSpec,
+        controller: Controller | None = None,
+        *,
+        total_steps: int,
+        reference: Sequence[float] | np.ndarray,
+        keep: Callable[[], None] = _nothing,
+        restore: Callable[[], None] = _nothing,
+        recorder: Recorder | None = None,
+        guarded: bool | None = None,
+        watch_only: bool = False,
+        budget: float = float("nan"),
+        seed: int = 0,
+    ) -> None:
+        if isinstance(total_steps, bool) or int(total_steps) != total_steps or total_steps < 1:
+            raise SpecError(f"total_steps: {total_steps!r} is not a count of at least 1 step")
+        self.spec = spec
+        self.controller = controller
+        self.total_steps = int(total_steps)
+        self.reference = np.asarray(reference, np.float64)
+        if self.reference.shape != (self.total_steps,):
+            raise SpecError(
+                f"reference: {self.reference.shape} multipliers for {self.total_steps} steps; "
+                "give one a step"
+            )
+        self.ends = window_ends(spec, self.total_steps)
+        if guarded is None:
+            guarded = True if controller is None else controller.guarded
+        self.watch_only = watch_only
+        self.carry: Carry = begin(
+            spec,
+            self.total_steps,
+            reference=self.reference,
+            guarded=guarded and not watch_only,
+            budget=budget,
+        )
+        self.budget = budget
+        self.summary = Summary()
+        self.steps_done = 0
+        self._keep, self._restore = keep, restore
+        self._recorder = recorder or Recorder()
+        self._charge = 0.0
+        self._closed = False
+        self._offset = np.asarray(self.carry.offset)
+        self._observation = np.zeros(0, np.float32)
+        self._reward = 0.0
+        self._latest: tuple[Metrics, Mapping[str, float]] = (Metrics(), {})
+        if controller is not None:
+            controller.reset(seed=seed)
+
+    # What a trainer asks.
+
+    @property
+    def decisions_made(self) -> int:
+        """Number of decisions taken so far."""
+        return int(self.carry.decision)
+
+    @property
+    def terminated(self) -> bool:
+        """Whether the run was given up after too many divergences."""
+        return bool(self.carry.terminated)
+
+    @property
+    def finished(self) -> bool:
+        """Whether no further decision is due."""
+        return self.terminated or self.steps_done >= self.total_steps
+
+    def window(self) -> int:
+        """Return how many steps to train before the next call of `step` or `observe`."""
+        if self.finished or not self.decisions_made:
+            return 0
+        return max(int(self.ends[self.decisions_made - 1]) - self.steps_done, 0)
+
+    def value(self, index: int, step: int) -> float:
+        """Return hyperparameter ``index``'s float64 value at ``step``, reference included."""
+        item = self.spec.hyperparameters[index]
+        base = self.unscheduled(index, self._offset)
+        if item.kind != "lr":
+            return base
+        return base * float(self.reference[min(step, self.total_steps - 1)])
+
+    def unscheduled(self, index: int, offset: np.ndarray) -> float:
+        """Return hyperparameter ``index``'s float64 value at an offset, reference excluded.
+
+        An offset of exactly zero gives the start itself, to the last bit.
+        """
+        item = self.spec.hyperparameters[index]
+        moved = np.float32(offset[index])
+        if moved == 0:
+            return float(item.default)
+        if item.scale == "log":
+            return float(item.default) * float(np.float32(10.0) ** moved)
+        return item.from_coordinate(item.to_coordinate(item.default) + float(moved))
+
+    def multiplier(self, index: int) -> float:
+        """Return what hyperparameter ``index``'s reference is multiplied by; exactly 1.0 for none."""
+        moved = np.float32(self._offset[index])
+        return 1.0 if moved == 0 else float(np.float32(10.0) ** moved)
+
+    def values(self, first: int, steps: int) -> dict[str, np.ndarray]:
+        """Return name -> (steps,) float64, the values of steps ``first .. first + steps - 1``."""
+        return {
+            item.name: np.array([self.value(h, s) for s in range(first, first + steps)])
+            for h, item in enumerate(self.spec.hyperparameters)
+        }
+
+    # What a trainer tells.
+
+    def observe(
+        self, metrics: Metrics, measured: Mapping[str, float] | None = None
+    ) -> tuple[np.ndarray, float]:
+        """Take in a window's metrics; return the (n,) float32 observation and the reward.
+
+        Keeps the weights if they are the best so far. The first call brings the validation loss
+        before step 1, and earns 0.
+        """
+        first = not self.carry.started
+        self._log_schedule(int(metrics.steps))
+        self.steps_done += int(metrics.steps)
+        self._charge += float(metrics.charge)
+        self.carry, observation, reward = observe(self.spec, self.carry, metrics, np)
+        self._observation, self._reward = observation, float(reward)
+        self._latest = (metrics, dict(measured or {}))
+        if self.carry.is_best:
+            self._keep()
+            named = dict(measured or {}) or {"loss": float(metrics.val_loss)}
+            self.summary.best = {"step": float(self.steps_done), **named}
+        if first and not self.carry.is_best:
+            self._keep()
+        self._count()
+        return observation, self._reward
+
+    def decide(self, action: np.ndarray | None, *, note: str = "", extra: int = 0) -> Decision:
+        """Apply an action (None: no move) to the next window, restore if due, and record it."""
+        idle = no_action(self.spec)
+        asked = idle if action is None else np.asarray(action)
+        before = self.carry
+        self.carry, values, reason = apply(
+            self.spec, before, idle if self.watch_only else asked, np
+        )
+        if self.watch_only:
+            extra |= int(Reason.WATCH_ONLY)
+        proposed = self._proposed(before, asked)
+        self._offset = np.asarray(values.offset)
+        if values.restore:
+            self._restore()
+        metrics, measured = self._latest
+        names = [item.name for item in self.spec.hyperparameters]
+        bits = {name: int(reason[h]) | extra for h, name in enumerate(names)}
+        decision = Decision(
+            index=self.decisions_made - 1,
+            step=self.steps_done,
+            progress=self.steps_done / self.total_steps,
+            metrics=metrics,
+            measured=measured,
+            observation=self._observation,
+            action=None if action is None else asked,
+            proposed={name: self.unscheduled(h, proposed) for h, name in enumerate(names)},
+            applied={name: self.unscheduled(h, self._offset) for h, name in enumerate(names)},
+            offset=self._offset,
+            reason=bits,
+            restored=bool(values.restore),
+            terminated=self.terminated,
+            reward=self._reward,
+            note=note,
+        )
+        self.summary.decisions.append(decision)
+        self.summary.frozen += bool(extra & int(Reason.FROZEN))
+        self._count()
+        self._recorder.decision(decision)
+        return decision
+
+    def step(
+        self, metrics: Metrics, measured: Mapping[str, float] | None = None
+    ) -> Decision | None:
+        """Observe, let the controller choose, and apply; None when the run is over.
+
+        A controller that fails, or that has never seen anything like the observation, moves
+        nothing: the last good multiplier is held on the reference's shape.
+        """
+        observation, _ = self.observe(metrics, measured)
+        if self.finished:
+            self.close()
+            return None
+        action, note, extra = self._choose(observation)
+        return self.decide(action, note=note, extra=extra)
+
+    def close(self, status: str | None = None) -> Summary:
+        """Finish the record and return the summary; calling it again changes nothing."""
+        if not self._closed:
+            self._closed = True
+            self._count()
+            if self.terminated:
+                self._restore()
+            usual = "diverged" if self.terminated else "finished" if self.finished else "stopped"
+            self._recorder.finish(self.summary, status or usual)
+        return self.summary
+
+    # Resuming.
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything needed to continue with the same decisions, as JSON-able data.
+
+        Decisions already recorded and the schedule so far are included; snapshots are not.
+        """
+        carry = {name: _pack(value) for name, value in self.carry._asdict().items()}
+        return {
+            "spec": self.spec.compatibility_hash(),
+            "total_steps": self.total_steps,
+            "carry": carry,
+            "offset": _pack(self._offset),
+            "steps_done": self.steps_done,
+            "charge": self._charge,
+            "reward": self._reward,
+            "observation": _pack(self._observation),
+            "schedule": self.summary.schedule,
+            "best": self.summary.best,
+            "frozen": self.summary.frozen,
+            "controller": None if self.controller is None else self.controller.state_dict(),
+            "recorder": self._recorder.state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`.
+
+        Raises:
+            SpecError: The state belongs to a run with another spec or another number of steps.
+        """
+        mine = (self.spec.compatibility_hash(), self.total_steps)
+        theirs = (state["spec"], state["total_steps"])
+        if mine != theirs:
+            raise SpecError(
+                f"the saved state is of spec {theirs[0]} with {theirs[1]} steps, this run of spec "
+                f"{mine[0]} with {mine[1]}; resume with the settings of the first run"
+            )
+        self.carry = Carry(**{name: _unpack(value) for name, value in state["carry"].items()})
+        self._offset = _unpack(state["offset"])
+        self._observation = _unpack(state["observation"])
+        self.steps_done = int(state["steps_done"])
+        self._charge = float(state["charge"])
+        self._reward = float(state["reward"])
+        self.summary.schedule = [dict(row) for row in state["schedule"]]
+        self.summary.best = dict(state["best"])
+        self.summary.frozen = int(state["frozen"])
+        self._closed = False
+        if self.controller is not None and state["controller"] is not None:
+            self.controller.load_state_dict(state["controller"])
+        self._count()
+
+    # Inside.
+
+    def _choose(self, observation: np.ndarray) -> tuple[np.ndarray | None, str, int]:
+        if self.controller is None:
+            return None, "", 0
+        novel = getattr(self.controller, "is_novel", None)
+        try:
+            action = np.asarray(self.controller.act(observation))
+            if novel is not None and novel(observation):
+                return None, "", int(Reason.FROZEN)
+            if action.shape != action_shape(self.spec):
+                raise SpecError(
+                    f"action of shape {action.shape}, expected {action_shape(self.spec)}"
+                )
+        except Exception as error:  # noqa: BLE001 - a controller must never stop a user's run
+            return None, f"{type(error).__name__}: {error}", int(Reason.CONTROLLER_FAILED)
+        return action, "", 0
+
+    def _proposed(self, before: Carry, action: np.ndarray) -> np.ndarray:
+        """Return the (H,) offsets that an action asks for, before the guard."""
+        finite = bool(np.all(np.isfinite(np.asarray(action, np.float32))))
+        moves = decode(self.spec, action, np)[0] if finite else np.float32(0.0)
+        return np.asarray(before.offset + moves * before.units, np.float32)
+
+    def _log_schedule(self, steps: int) -> None:
+        for step in range(self.steps_done, self.steps_done + steps):
+            row: dict[str, float] = {"step": step}
+            for h, item in enumerate(self.spec.hyperparameters):
+                row[item.name] = self.value(h, step)
+            self.summary.schedule.append(row)
+
+    def _count(self) -> None:
+        summary, carry = self.summary, self.carry
+        summary.spent_steps = self.steps_done
+        known = np.isfinite(self.budget) and self.budget > 0
+        summary.spent = self._charge / self.budget if known else self.steps_done / self.total_steps
+        summary.rollbacks = int(carry.rollbacks)
+        summary.restores = int(carry.restores)
+        summary.diverged = self.terminated or (not carry.guarded and bool(carry.divergences))
+        summary.finished = self.steps_done >= self.total_steps
+
+
+def _pack(value: Any) -> dict[str, Any]:
+    array = np.asarray(value, np.float32)
+    data = base64.b64encode(array.tobytes()).decode()
+    return {"shape": list(array.shape), "float32": data}
+
+
+def _unpack(value: Mapping[str, Any]) -> np.ndarray:
+    array = np.frombuffer(base64.b64decode(value["float32"]), np.float32)
+    return array.reshape(value["shape"]).copy()

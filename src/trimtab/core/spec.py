@@ -1,0 +1,188 @@
+"""The contract between a policy and a run: what is seen, what is done, what is rewarded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from trimtab.core.errors import IncompatiblePolicyError, SpecError, unknown_name
+from trimtab.core.hyperparameters import Hyperparameter, hyperparameter
+
+__all__ = ["ACTION_KINDS", "MOVES", "SPEC_VERSION", "ControlSpec", "window_ends"]
+
+SPEC_VERSION = 1
+"""Changes whenever features, action decoding or guard change their meaning."""
+
+ACTION_KINDS: tuple[str, ...] = ("discrete", "multi-discrete", "continuous")
+
+MOVES: tuple[float, ...] = (-1.0, -0.5, -0.2, 0.0, 0.2, 0.5, 1.0)
+"""The moves of one hyperparameter, in its own `ControlSpec.move_units`."""
+
+REWARDS: tuple[str, ...] = (
+    "log-loss",
+    "best-so-far",
+    "relative",
+    "cost-aware",
+    "final",
+    "function",
+)
+
+_LR_UNIT, _LOG_UNIT, _LINEAR_UNIT = 1.0, 0.5, 0.2
+
+
+@dataclass(frozen=True)
+class ControlSpec:
+    """Everything a controller must agree on with the run that it steers.
+
+    ``compatibility_hash`` covers what a policy's weights depend on: the version, features, action
+    decoding, reward and guard. ``hyperparameters``, ``decisions`` and the reference schedule are
+    settings of a run and stay outside.
+
+    Attributes:
+        hyperparameters: What is steered, one token each, in this order.
+        decisions: Number K of decisions a run.
+        actions: ``"discrete"``, ``"multi-discrete"`` or ``"continuous"``.
+        reward: Name of a reward in `trimtab.core.rewards`.
+        front_windows: How many of the first windows are short ones (0: all windows are equal).
+        front_share: Length of a short window as a share of all steps (at least 2 steps).
+        entry: Coordinate offset at which learning rates begin while there are short windows, in
+            decades below the start (0: they begin at the start). Short window by short window the
+            offset returns to zero, unless the policy or the guard moves it.
+        late_move: Largest move after the short windows, in units of the hyperparameter's move.
+        ruin: Rise of the log of the normalised validation loss over its best at which the guard
+            restores the best weights; infinity switches that off.
+        explosion: Validation loss over its initial value from which a run counts as diverged.
+        cut: Decades by which a rollback lowers every learning rate.
+        max_divergences: Divergences that are mended; the next one terminates the run.
+        restore_pause: Decisions for which the restore action is masked after a restore.
+        version: `SPEC_VERSION` of the code that made the spec.
+
+    Raises:
+        SpecError: A field is out of range.
+    """
+
+    hyperparameters: tuple[Hyperparameter, ...] = field(
+        default_factory=lambda: (hyperparameter("lr"),)
+    )
+    decisions: int = 20
+    actions: str = "multi-discrete"
+    reward: str = "log-loss"
+    front_windows: int = 6
+    front_share: float = 0.01
+    entry: float = -2.0
+    late_move: float = 0.5
+    ruin: float = 0.5
+    explosion: float = 5.0
+    cut: float = 0.7
+    max_divergences: int = 3
+    restore_pause: int = 1
+    version: int = SPEC_VERSION
+
+    def __post_init__(self) -> None:
+        if self.actions not in ACTION_KINDS:
+            raise unknown_name("kind of actions", self.actions, ACTION_KINDS)
+        if self.reward not in REWARDS:
+            raise unknown_name("reward", self.reward, REWARDS)
+        if not self.hyperparameters:
+            raise SpecError("hyperparameters: () is empty; name at least one, such as ('lr',)")
+        if isinstance(self.decisions, bool) or self.decisions < 1:
+            raise SpecError(f"decisions: {self.decisions!r} is below 1; ask for at least one")
+        if not 0 <= self.front_windows:
+            raise SpecError(f"front_windows: {self.front_windows} is below 0; use 0 for none")
+        if not 0 < self.front_share < 1:
+            raise SpecError(f"front_share: {self.front_share} is outside (0, 1)")
+        if self.entry > 0:
+            raise SpecError(f"entry: {self.entry} is above 0; a run enters at or below its start")
+
+    @property
+    def move_units(self) -> np.ndarray:
+        """(H,) float32: the size of a move of 1.0, in coordinate units of each hyperparameter."""
+        units = [
+            _LR_UNIT if item.kind == "lr" else _LINEAR_UNIT if item.scale == "linear" else _LOG_UNIT
+            for item in self.hyperparameters
+        ]
+        return np.asarray(units, np.float32)
+
+    def compatibility(self) -> dict[str, Any]:
+        """Return the fields that a policy's weights depend on, as plain data."""
+        fields = asdict(self)
+        for name in ("hyperparameters", "decisions"):
+            fields.pop(name)
+        return fields | {"moves": list(MOVES)}
+
+    def compatibility_hash(self) -> str:
+        """Return 16 hexadecimal digits that name everything in `compatibility`."""
+        text = json.dumps(self.compatibility(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def require_compatible(self, other: ControlSpec) -> None:
+        """Raise unless a policy made under ``other`` may run under this spec.
+
+        Raises:
+            IncompatiblePolicyError: Names each field that differs, with both values.
+        """
+        mine, theirs = self.compatibility(), other.compatibility()
+        differing = [
+            f"{k}: {theirs[k]!r} there, {mine[k]!r} here" for k in mine if mine[k] != theirs[k]
+        ]
+        if differing:
+            raise IncompatiblePolicyError(
+                f"the policy was made under another spec ({'; '.join(differing)}); "
+                "run it under its own spec, or train one for this"
+            )
+
+    def with_hyperparameters(self, items: Sequence[Hyperparameter]) -> ControlSpec:
+        """Return this spec for other hyperparameters."""
+        return replace(self, hyperparameters=tuple(items))
+
+    def to_json(self) -> str:
+        """Return the spec as one JSON object; `from_json` gives back an equal spec."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> ControlSpec:
+        """Return the spec written by `to_json`.
+
+        Raises:
+            SpecError: The text is no spec, or holds a field that this version does not know.
+        """
+        try:
+            fields = json.loads(text)
+            items = tuple(Hyperparameter(**item) for item in fields.pop("hyperparameters"))
+            return cls(hyperparameters=items, **fields)
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise SpecError(f"not a control spec: {error}; make one with ControlSpec()") from error
+
+
+def window_ends(spec: ControlSpec, total_steps: int) -> np.ndarray:
+    """Return (K,) int64: the step at which each decision's window ends, rising to ``total_steps``.
+
+    Without short windows, window k = 1..K ends at ``floor(k T / K)``. With them, the first
+    ``min(front_windows, K // 3)`` windows take ``max(2, round(front_share T))`` steps each and the
+    rest share what is left in the same even way. A run with fewer steps than decisions has one
+    decision a step.
+
+    Raises:
+        SpecError: ``total_steps`` is below 1.
+
+    >>> window_ends(ControlSpec(decisions=4, front_windows=0), 10).tolist()
+    [2, 5, 7, 10]
+    """
+    if total_steps < 1:
+        raise SpecError(f"total_steps: {total_steps} is below 1; announce at least one step")
+    decisions = min(spec.decisions, total_steps)
+    short = min(spec.front_windows, decisions // 3)
+    length = max(2, round(spec.front_share * total_steps))
+    late = decisions - short
+    if short * length + late > total_steps // 2:
+        short, late = 0, decisions
+    front = np.arange(1, short + 1) * length
+    rest = total_steps - short * length
+    return np.concatenate([front, short * length + np.arange(1, late + 1) * rest // late]).astype(
+        np.int64
+    )

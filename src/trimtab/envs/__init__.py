@@ -1,0 +1,1 @@
+"""Learning problems: the Gymnasium environment and the simulated fine-tuning runs."""

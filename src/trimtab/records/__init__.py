@@ -1,0 +1,1 @@
+"""What happened: the store of runs, the report, exports."""

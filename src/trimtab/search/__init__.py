@@ -1,0 +1,1 @@
+"""More than one run: studies, rivals, engines."""

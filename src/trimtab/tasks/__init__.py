@@ -1,0 +1,1 @@
+"""Fine-tuning tasks with real weights and real data, one file each."""
