@@ -1,0 +1,1 @@
+"""Simulated fine-tuning runs, drawn from documented distributions."""

@@ -1,0 +1,1 @@
+"""The shipped policies: for each a weights file and a model card. Data, no code."""
