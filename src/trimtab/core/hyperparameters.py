@@ -126,9 +126,9 @@ class Hyperparameter:
     def from_coordinate(self, coordinate: float) -> float:
         """Return the value at a coordinate; the inverse of `to_coordinate`, within bounds."""
         if self.scale == "log":
-            value = 10.0**coordinate
+            value = math.pow(10.0, coordinate)
         elif self.scale == "complement":
-            value = 1.0 - 10.0**-coordinate
+            value = 1.0 - math.pow(10.0, -coordinate)
         else:
             value = self.low + coordinate * (self.high - self.low)
         return min(max(value, self.low), self.high)
