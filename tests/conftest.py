@@ -1,0 +1,89 @@
+"""What every test runs under: one thread, a fixed Hypothesis profile, tiers, golden files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator
+from pathlib import Path
+
+# Before NumPy, PyTorch or JAX is loaded; subprocesses inherit it.
+for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ[variable] = "1"
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import hypothesis  # noqa: E402
+import pytest  # noqa: E402
+
+GOLDEN = Path(__file__).parent / "golden"
+
+hypothesis.settings.register_profile(
+    "fixed",
+    derandomize=True,
+    database=None,
+    deadline=None,
+    max_examples=50,
+    print_blob=False,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("fixed")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--update-golden",
+        action="store_true",
+        help="rewrite the golden files from what the code gives now",
+    )
+
+
+def no_skip() -> bool:
+    """Whether a framework test that is skipped counts as failed, as it does in CI."""
+    return os.environ.get("TRIMTAB_NO_SKIP", "") not in ("", "0")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    is_expected_failure = hasattr(report, "wasxfail")
+    if (
+        report.skipped
+        and no_skip()
+        and not is_expected_failure
+        and item.get_closest_marker("framework")
+    ):
+        report.outcome = "failed"
+        report.longrepr = f"{item.nodeid} was skipped, and TRIMTAB_NO_SKIP=1: {report.longrepr}"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    if report.skipped and no_skip():  # a whole module, skipped before its markers are known
+        report.outcome = "failed"
+        report.longrepr = (
+            f"{collector.nodeid} was skipped, and TRIMTAB_NO_SKIP=1: {report.longrepr}"
+        )
+    return report
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """Compare a text with the golden file of that name, or rewrite it with --update-golden."""
+
+    def check(name: str, text: str) -> None:
+        path = GOLDEN / name
+        if request.config.getoption("--update-golden"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        assert path.exists(), f"no golden file {name}; write it with pytest --update-golden"
+        assert text == path.read_text(encoding="utf-8")
+
+    return check
