@@ -1,0 +1,267 @@
+"""The learned policy at run time: a forward pass in NumPy, and the file that it comes from.
+
+The network has one token a hyperparameter with shared weights, so their number and order are
+free: each token reads the global features and its own, exchanges a mean with the others, passes a
+gated recurrent unit of its own (Cho et al., 2014, arXiv 1406.1078; the variant with the reset
+gate after the matrix product) and gives the logits of its moves; the mean of all tokens' states
+gives those of restore. `forward` is written against an array namespace: meta-training traces the
+same function with jax.numpy.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trimtab.core.errors import PolicyFileError, SpecError
+from trimtab.core.features import GLOBAL_FEATURES, TOKEN_FEATURES
+from trimtab.core.hyperparameters import KINDS
+from trimtab.core.spec import MOVES, ControlSpec
+
+__all__ = [
+    "POLICY_FORMAT",
+    "LearnedController",
+    "PolicyFile",
+    "forward",
+    "parameter_shapes",
+    "read_policy",
+    "read_policy_header",
+    "write_policy",
+]
+
+POLICY_FORMAT = "trimtab-policy-1"
+_BLOCK = len(TOKEN_FEATURES) + len(KINDS)
+_N_GLOBAL = len(GLOBAL_FEATURES)
+_EXTRA = ("novelty_mean", "novelty_scale", "novelty_limit")
+
+
+def parameter_shapes(width: int) -> dict[str, tuple[int, ...]]:
+    """Return name -> shape of the network's arrays for a hidden width."""
+    return {
+        "token_w": (_N_GLOBAL + _BLOCK, width),
+        "token_b": (width,),
+        "mix_w": (2 * width, width),
+        "mix_b": (width,),
+        "gate_x": (width, 3 * width),
+        "gate_h": (width, 3 * width),
+        "gate_b": (3 * width,),
+        "move_w": (2 * width, len(MOVES)),
+        "move_b": (len(MOVES),),
+        "restore_w": (2 * width, 2),
+        "restore_b": (2,),
+    }
+
+
+def _sigmoid(value: Any, xp: Any) -> Any:
+    return xp.float32(0.5) * (xp.tanh(value * xp.float32(0.5)) + xp.float32(1.0))
+
+
+def forward(
+    parameters: Mapping[str, Any], observation: Any, hidden: Any, xp: Any
+) -> tuple[Any, Any, Any]:
+    """Return move logits (H, 7), restore logits (2,) and the next hidden state (H, width).
+
+    Args:
+        parameters: Arrays of `parameter_shapes`, float32.
+        observation: (n,) float32 as `trimtab.core.features` lays it out.
+        hidden: (H, width) float32; zeros before the first decision.
+        xp: ``numpy`` or ``jax.numpy``.
+    """
+    width = hidden.shape[-1]
+    tokens = observation[_N_GLOBAL:].reshape(-1, _BLOCK)  # (H, block)
+    shared = observation[:_N_GLOBAL] @ parameters["token_w"][:_N_GLOBAL]
+    own = tokens @ parameters["token_w"][_N_GLOBAL:]
+    token = xp.tanh(own + (shared + parameters["token_b"]))  # (H, width)
+    mean = xp.mean(token, axis=0) @ parameters["mix_w"][width:]
+    mixed = xp.tanh(token @ parameters["mix_w"][:width] + (mean + parameters["mix_b"]))
+    from_input = mixed @ parameters["gate_x"] + parameters["gate_b"]
+    from_hidden = hidden @ parameters["gate_h"]
+    gates = _sigmoid(from_input[:, : 2 * width] + from_hidden[:, : 2 * width], xp)
+    update, reset = gates[:, :width], gates[:, width:]
+    candidate = xp.tanh(from_input[:, 2 * width :] + reset * from_hidden[:, 2 * width :])
+    following = update * hidden + (xp.float32(1.0) - update) * candidate
+    state = xp.concatenate([following, mixed], axis=-1)  # (H, 2 width)
+    moves = state @ parameters["move_w"] + parameters["move_b"]
+    restore = xp.mean(state, axis=0) @ parameters["restore_w"] + parameters["restore_b"]
+    return moves, restore, following
+
+
+@dataclass(frozen=True)
+class PolicyFile:
+    """A policy as it is kept: the spec that it was made under, its arrays, and what it is.
+
+    Attributes:
+        name: Such as ``"trimtab-1"``.
+        spec: The contract; the hyperparameters in it are those that it was trained with.
+        parameters: Name -> float32 array, see `parameter_shapes`.
+        novelty: Mean, scale and limit of the observations met in training; empty if unknown.
+        about: Free text fields for the card, name -> text.
+    """
+
+    name: str
+    spec: ControlSpec
+    parameters: Mapping[str, np.ndarray]
+    novelty: Mapping[str, np.ndarray]
+    about: Mapping[str, str]
+
+
+def write_policy(path: str | Path, policy: PolicyFile) -> None:
+    """Write a policy as safetensors with its spec inside."""
+    from safetensors.numpy import save
+
+    arrays = {**policy.parameters, **policy.novelty}
+    tensors = {name: np.ascontiguousarray(value, np.float32) for name, value in arrays.items()}
+    about = {key: str(value) for key, value in policy.about.items()}
+    metadata = {
+        "format": POLICY_FORMAT,
+        "name": policy.name,
+        "spec": policy.spec.to_json(),
+        "spec_hash": policy.spec.compatibility_hash(),
+        "about": json.dumps(about, sort_keys=True),
+    }
+    target = Path(path)
+    partial = target.with_suffix(target.suffix + ".partial")
+    partial.write_bytes(save(tensors, metadata=metadata))
+    partial.replace(target)
+
+
+def _header(path: Path) -> tuple[dict[str, Any], bytes]:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise PolicyFileError(
+            f"policy {path}: {error.strerror or error}; name a readable policy file"
+        ) from error
+    if data[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+        raise PolicyFileError(
+            f"policy {path} is a pickle or zip archive; only safetensors policies are loaded, "
+            "since a pickle can run code"
+        )
+    try:
+        size = int.from_bytes(data[:8], "little")
+        header = json.loads(data[8 : 8 + size])
+        metadata = header.get("__metadata__", {})
+    except (ValueError, AttributeError, MemoryError) as error:
+        raise PolicyFileError(
+            f"policy {path} is not a safetensors file or is truncated ({len(data)} bytes); "
+            "get it again or train one with 'trimtab learn'"
+        ) from error
+    if not isinstance(metadata, dict) or metadata.get("format") != POLICY_FORMAT:
+        found = metadata.get("format") if isinstance(metadata, dict) else metadata
+        raise PolicyFileError(
+            f"policy {path} has format {found!r}, expected {POLICY_FORMAT!r}; "
+            "it was not written by this version of trimtab"
+        )
+    return metadata, data
+
+
+def read_policy_header(path: str | Path) -> dict[str, Any]:
+    """Return ``name``, ``spec`` (a `ControlSpec`), ``spec_hash`` and ``about`` of a policy file.
+
+    Raises:
+        PolicyFileError: The file is unreadable, truncated, foreign, or a pickle.
+    """
+    metadata, _ = _header(Path(path))
+    try:
+        spec = ControlSpec.from_json(metadata["spec"])
+        about = json.loads(metadata["about"])
+        name, kept = metadata["name"], metadata["spec_hash"]
+    except (KeyError, ValueError, LookupError) as error:
+        raise PolicyFileError(f"policy {path}: its header is damaged ({error})") from error
+    if spec.compatibility_hash() != kept:
+        raise PolicyFileError(
+            f"policy {path} was made for contract {kept}, this version of trimtab reads it as "
+            f"{spec.compatibility_hash()}; use the version that made it, or train it again"
+        )
+    return {"name": name, "spec": spec, "spec_hash": kept, "about": about}
+
+
+def read_policy(path: str | Path) -> PolicyFile:
+    """Return the policy in a file; nothing in the file is executed.
+
+    Raises:
+        PolicyFileError: The file is unreadable, truncated, foreign, a pickle, or its arrays do not
+            have the shapes of the network.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    header = read_policy_header(path)
+    _, data = _header(Path(path))
+    try:
+        arrays = load(data)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise PolicyFileError(f"policy {path} is damaged: {error}; get it again") from error
+    parameters = {name: value for name, value in arrays.items() if name not in _EXTRA}
+    width = parameters["token_b"].shape[0] if "token_b" in parameters else 0
+    expected = parameter_shapes(width)
+    found = {name: tuple(value.shape) for name, value in parameters.items()}
+    if found != expected:
+        wrong = sorted(set(found.items()) ^ set(expected.items()))[0]
+        raise PolicyFileError(f"policy {path}: array {wrong[0]!r} has an unexpected shape or name")
+    for name, value in arrays.items():
+        if not np.all(np.isfinite(value)):
+            raise PolicyFileError(f"policy {path}: array {name!r} holds non-finite numbers")
+    novelty = {name: arrays[name] for name in _EXTRA if name in arrays}
+    return PolicyFile(header["name"], header["spec"], parameters, novelty, header["about"])
+
+
+class LearnedController:
+    """A policy from a file, choosing the likeliest move of each hyperparameter.
+
+    Raises:
+        SpecError: The policy was not made for ``multi-discrete`` actions.
+    """
+
+    guarded = True
+
+    def __init__(self, policy: PolicyFile) -> None:
+        if policy.spec.actions != "multi-discrete":
+            raise SpecError(
+                f"policy {policy.name}: actions={policy.spec.actions!r}; "
+                "the network answers multi-discrete actions only"
+            )
+        self.name = policy.name
+        self.policy = policy
+        self._parameters = {k: np.asarray(v, np.float32) for k, v in policy.parameters.items()}
+        self._width = self._parameters["token_b"].shape[0]
+        self._hidden: np.ndarray | None = None
+
+    def reset(self, *, seed: int) -> None:
+        """Forget the last run; the seed is not used, since the likeliest move is taken."""
+        del seed
+        self._hidden = None
+
+    def act(self, observation: np.ndarray) -> np.ndarray:
+        """Return (H + 1,) int64: an index into ``MOVES`` each, then 1 to restore or 0."""
+        n_tokens = (len(observation) - _N_GLOBAL) // _BLOCK
+        if self._hidden is None or len(self._hidden) != n_tokens:
+            self._hidden = np.zeros((n_tokens, self._width), np.float32)
+        moves, restore, self._hidden = forward(self._parameters, observation, self._hidden, np)
+        return np.append(np.argmax(moves, axis=-1), np.argmax(restore)).astype(np.int64)
+
+    def is_novel(self, observation: np.ndarray) -> bool:
+        """Return whether the global features look like nothing met in training.
+
+        The score is the mean squared distance from the training mean in units of its scale; the
+        limit was set when the policy was made.
+        """
+        if not self.policy.novelty:
+            return False
+        mean, scale, limit = (self.policy.novelty[name] for name in _EXTRA)
+        return bool(np.mean(((observation[:_N_GLOBAL] - mean) / scale) ** 2) > limit)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the recurrent state as nested lists; float32 survives exactly."""
+        hidden = None if self._hidden is None else self._hidden.astype(np.float64).tolist()
+        return {"hidden": hidden}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        hidden = state["hidden"]
+        self._hidden = None if hidden is None else np.asarray(hidden, np.float32)

@@ -1,0 +1,100 @@
+"""The one place that wires a default policy and store to a controller, lazily."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trimtab.core.errors import unknown_name
+from trimtab.core.hyperparameters import Hyperparameter
+from trimtab.core.protocols import Controller
+from trimtab.core.spec import ControlSpec
+
+if TYPE_CHECKING:
+    from trimtab.core.decision import Recorder
+
+__all__ = ["DEFAULT_POLICY", "controller_for", "policy_path", "recorder_for", "shipped_policies"]
+
+DEFAULT_POLICY = "trimtab-1"
+_FALLBACK = "trimtab-0"
+_FIXED = ("reference", "zero", "random")
+
+
+def shipped_policies() -> dict[str, Path]:
+    """Return name -> file of the policies that ship inside the package."""
+    folder = Path(__file__).parent / "policies"
+    return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
+
+
+def policy_path(policy: str | Path) -> Path:
+    """Return the file of a shipped policy's name, or the path itself.
+
+    The default name falls back to the policy before it, with one warning, until it exists.
+
+    Raises:
+        UnknownNameError: It is neither a shipped name nor a path.
+    """
+    shipped = shipped_policies()
+    if str(policy) in shipped:
+        return shipped[str(policy)]
+    path = Path(policy)
+    if path.suffix or path.exists() or len(path.parts) > 1:
+        return path
+    if str(policy) == DEFAULT_POLICY and _FALLBACK in shipped:
+        warnings.warn(
+            f"policy {DEFAULT_POLICY!r} is not in this installation; using {_FALLBACK!r}",
+            stacklevel=3,
+        )
+        return shipped[_FALLBACK]
+    raise unknown_name("policy", str(policy), [*shipped, *_FIXED])
+
+
+def controller_for(
+    policy: str | Path | Controller | None,
+    hyperparameters: Sequence[Hyperparameter],
+    *,
+    decisions: int = 20,
+) -> tuple[ControlSpec, Controller]:
+    """Return the spec and the controller for a run.
+
+    Args:
+        policy: A shipped policy's name, a policy file, a controller of one's own (used under a
+            plain `ControlSpec`, or its ``spec`` attribute), ``"random"``, or None, ``"reference"``
+            or ``"zero"`` for the policy switched off.
+        hyperparameters: What is steered.
+        decisions: Number of decisions.
+
+    Raises:
+        UnknownNameError: No policy has that name.
+        PolicyFileError: The file cannot be read as a policy.
+    """
+    from trimtab.controllers.fixed import RandomController, ReferenceController
+    from trimtab.controllers.learned import LearnedController, read_policy
+
+    plain = ControlSpec(hyperparameters=tuple(hyperparameters), decisions=decisions)
+    if policy is None or policy in ("reference", "zero"):
+        return plain, ReferenceController(plain, name=str(policy or "reference"))
+    if policy == "random":
+        return plain, RandomController(plain)
+    if not isinstance(policy, str | Path):
+        own = getattr(policy, "spec", plain)
+        return replace(own, hyperparameters=plain.hyperparameters, decisions=decisions), policy
+    loaded = read_policy(policy_path(policy))
+    spec = replace(loaded.spec, hyperparameters=plain.hyperparameters, decisions=decisions)
+    return spec, LearnedController(loaded)
+
+
+def recorder_for(store: str | None, info: Any) -> Recorder | None:
+    """Return a recorder that writes to a store, or None when no store is asked for.
+
+    Raises:
+        StoreError: The store cannot be opened.
+    """
+    if store is None:
+        return None
+    from trimtab.records.store import StoreRecorder
+
+    return StoreRecorder(store, info)
