@@ -25,6 +25,7 @@ from trimtab.core.spec import MOVES, ControlSpec
 
 __all__ = [
     "POLICY_FORMAT",
+    "TOKEN_BLOCK",
     "LearnedController",
     "PolicyFile",
     "forward",
@@ -35,7 +36,7 @@ __all__ = [
 ]
 
 POLICY_FORMAT = "trimtab-policy-1"
-_BLOCK = len(TOKEN_FEATURES) + len(KINDS)
+TOKEN_BLOCK = len(TOKEN_FEATURES) + len(KINDS)
 _N_GLOBAL = len(GLOBAL_FEATURES)
 _EXTRA = ("novelty_mean", "novelty_scale", "novelty_limit")
 
@@ -43,7 +44,7 @@ _EXTRA = ("novelty_mean", "novelty_scale", "novelty_limit")
 def parameter_shapes(width: int) -> dict[str, tuple[int, ...]]:
     """Return name -> shape of the network's arrays for a hidden width."""
     return {
-        "token_w": (_N_GLOBAL + _BLOCK, width),
+        "token_w": (_N_GLOBAL + TOKEN_BLOCK, width),
         "token_b": (width,),
         "mix_w": (2 * width, width),
         "mix_b": (width,),
@@ -73,7 +74,7 @@ def forward(
         xp: ``numpy`` or ``jax.numpy``.
     """
     width = hidden.shape[-1]
-    tokens = observation[_N_GLOBAL:].reshape(-1, _BLOCK)  # (H, block)
+    tokens = observation[_N_GLOBAL:].reshape(-1, TOKEN_BLOCK)  # (H, block)
     shared = observation[:_N_GLOBAL] @ parameters["token_w"][:_N_GLOBAL]
     own = tokens @ parameters["token_w"][_N_GLOBAL:]
     token = xp.tanh(own + (shared + parameters["token_b"]))  # (H, width)
@@ -239,7 +240,7 @@ class LearnedController:
 
     def act(self, observation: np.ndarray) -> np.ndarray:
         """Return (H + 1,) int64: an index into ``MOVES`` each, then 1 to restore or 0."""
-        n_tokens = (len(observation) - _N_GLOBAL) // _BLOCK
+        n_tokens = (len(observation) - _N_GLOBAL) // TOKEN_BLOCK
         if self._hidden is None or len(self._hidden) != n_tokens:
             self._hidden = np.zeros((n_tokens, self._width), np.float32)
         moves, restore, self._hidden = forward(self._parameters, observation, self._hidden, np)
