@@ -1,0 +1,175 @@
+"""Many simulated runs in lockstep: start, train a window, keep the best, put it back.
+
+Meta-training, the vector environment and ring evaluation drive the same compiled programs. A batch
+is spread over all devices that JAX shows (one a core, see the notes on speed), run by run, without
+communication between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from trimtab.core.hyperparameters import Hyperparameter
+from trimtab.core.metrics import Metrics
+from trimtab.envs.simulators.family import Family
+
+__all__ = ["Programs", "Runs", "programs", "values_at"]
+
+_EACH, _ALL = P("runs"), P()
+
+
+class Runs(NamedTuple):
+    """A batch of B runs; every array has B in front.
+
+    Attributes:
+        draw: Task properties.
+        state: Weights and optimiser now.
+        best: The same where validation was best.
+    """
+
+    draw: Any
+    state: Any
+    best: Any
+
+
+def values_at(start: Any, offset: Any, items: Sequence[Hyperparameter], xp: Any) -> Any:
+    """Return (..., H) float32 values at offsets from their start, as the session computes them.
+
+    Args:
+        start: (..., H) start values in each hyperparameter's own unit.
+        offset: (..., H) coordinates relative to the start.
+        items: The H hyperparameters.
+        xp: ``numpy`` or ``jax.numpy``.
+    """
+    columns = []
+    for h, item in enumerate(items):
+        base, moved = start[..., h], offset[..., h]
+        if item.scale == "log":
+            columns.append(base * xp.float32(10.0) ** moved)
+            continue
+        if item.scale == "complement":
+            value = 1.0 - (1.0 - base) * xp.float32(10.0) ** -moved
+        else:
+            value = base + moved * xp.float32(item.high - item.low)
+        columns.append(xp.where(moved == 0, base, xp.clip(value, item.low, item.high)))
+    return xp.stack(columns, axis=-1).astype(np.float32)
+
+
+class Programs(NamedTuple):
+    """The compiled programs of one shape bucket of a family.
+
+    Attributes:
+        prepare: ``(task_keys, run_keys) -> (Runs, validation loss (B,))``.
+        window: ``(runs, keep, restore, values, reference, first, n) -> (Runs, Metrics)``:
+            first keeps the state as the best where ``keep`` and puts the best back where
+            ``restore`` (both (B,) float32), then trains ``n`` (B,) steps from step ``first`` (B,)
+            at ``values`` (B, H), and validates.
+        score: ``(runs, keep) -> (selection loss, test loss, test accuracy)`` of the best weights,
+            (B,) each.
+        properties: ``(runs) -> (B, p)`` hidden properties.
+        default_lr: ``(runs) -> (B,)``.
+    """
+
+    prepare: Callable[..., Any]
+    window: Callable[..., Any]
+    score: Callable[..., Any]
+    properties: Callable[..., Any]
+    default_lr: Callable[..., Any]
+
+
+def _choose(flag: Any, first: Any, second: Any) -> Any:
+    """Return ``first`` where the () flag is set, else ``second``, over a whole state."""
+    return jax.tree.map(lambda a, b: jnp.where(flag > 0, a, b), first, second)
+
+
+def _spread(function: Callable[..., Any], inputs: Sequence[Any]) -> Callable[..., Any]:
+    """Return a jitted function whose batch is split over the devices."""
+    devices = jax.devices()
+    if len(devices) == 1:
+        return jax.jit(function)
+    mesh = Mesh(np.array(devices), ("runs",))
+    return jax.jit(
+        jax.shard_map(function, mesh=mesh, in_specs=tuple(inputs), out_specs=_EACH, check_vma=False)
+    )
+
+
+@lru_cache(maxsize=64)
+def programs(family: Family, variant: int) -> Programs:
+    """Return the programs of one variant of a family, compiled at their first call.
+
+    The number of runs in a batch has to be a multiple of the number of devices.
+    """
+    bank = family.bank(variant)
+
+    def prepare(bank: Any, task_keys: Any, run_keys: Any) -> Any:
+        def one(task_key: Any, run_key: Any) -> Any:
+            draw = family.draw(variant, task_key)
+            state = family.start(variant, bank, draw, run_key)
+            loss, _ = family.evaluate(variant, bank, draw, state, "validation")
+            return Runs(draw, state, state), loss
+
+        return jax.vmap(one)(task_keys, run_keys)
+
+    def window(
+        bank: Any,
+        runs: Runs,
+        keep: Any,
+        restore: Any,
+        values: Any,
+        first: Any,
+        steps: Any,
+        reference: Any,
+        longest: Any,
+    ) -> Any:
+        def one(
+            runs: Runs, keep: Any, restore: Any, values: Any, first: Any, steps: Any
+        ) -> tuple[Runs, Metrics]:
+            best = _choose(keep, runs.state, runs.best)
+            state = _choose(restore, best, runs.state)
+            state, metrics = family.advance(
+                variant, bank, runs.draw, state, values, reference, first, steps, longest
+            )
+            loss, _ = family.evaluate(variant, bank, runs.draw, state, "validation")
+            return Runs(runs.draw, state, best), metrics._replace(val_loss=loss)
+
+        return jax.vmap(one)(runs, keep, restore, values, first, steps)
+
+    def score(bank: Any, runs: Runs, keep: Any) -> Any:
+        def one(runs: Runs, keep: Any) -> Any:
+            best = _choose(keep, runs.state, runs.best)
+            selection, _ = family.evaluate(variant, bank, runs.draw, best, "selection")
+            test, accuracy = family.evaluate(variant, bank, runs.draw, best, "test")
+            return selection, test, accuracy
+
+        return jax.vmap(one)(runs, keep)
+
+    compiled = {
+        "prepare": _spread(prepare, (_ALL, _EACH, _EACH)),
+        "window": _spread(window, (_ALL, *[_EACH] * 6, _ALL, _ALL)),
+        "score": _spread(score, (_ALL, _EACH, _EACH)),
+    }
+
+    def call_window(
+        runs: Any, keep: Any, restore: Any, values: Any, reference: Any, first: Any, steps: Any
+    ) -> Any:
+        longest = jnp.int32(np.max(steps))
+        first, steps = jnp.asarray(first, jnp.int32), jnp.asarray(steps, jnp.int32)
+        return compiled["window"](
+            bank, runs, keep, restore, values, first, steps, reference, longest
+        )
+
+    return Programs(
+        prepare=lambda task_keys, run_keys: compiled["prepare"](bank, task_keys, run_keys),
+        window=call_window,
+        score=lambda runs, keep: compiled["score"](bank, runs, keep),
+        properties=jax.jit(lambda runs: jax.vmap(family.properties)(runs.draw)),
+        default_lr=jax.jit(lambda runs: jax.vmap(family.default_lr)(runs.draw)),
+    )
