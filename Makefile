@@ -117,4 +117,4 @@ venv-dacbench: .venv-dacbench/.installed
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-dacbench .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist site
+	rm -rf .venv .venv-dacbench .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist site

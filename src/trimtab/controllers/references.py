@@ -12,7 +12,14 @@ import numpy as np
 
 from trimtab.core.errors import SpecError, unknown_name
 
-__all__ = ["REFERENCES", "reference_multipliers"]
+__all__ = [
+    "REFERENCES",
+    "constant",
+    "cosine",
+    "one_cycle",
+    "reference_multipliers",
+    "warmup_linear",
+]
 
 
 def warmup_linear(step: int, total_steps: int) -> float:

@@ -19,9 +19,11 @@ __all__ = [
     "FEATURE_BOUND",
     "GLOBAL_FEATURES",
     "TOKEN_FEATURES",
+    "global_features",
     "observation_size",
     "observation_table",
     "observe_features",
+    "token_features",
 ]
 
 FEATURE_BOUND = 3.0

@@ -23,7 +23,15 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-__all__ = ["COST_PRICE", "DIVERGENCE_PENALTY", "LOSS_FLOOR", "Outcome", "potential", "reward"]
+__all__ = [
+    "COST_PRICE",
+    "DIVERGENCE_PENALTY",
+    "LOSS_FLOOR",
+    "Outcome",
+    "normalised",
+    "potential",
+    "reward",
+]
 
 LOSS_FLOOR = 0.02
 COST_PRICE = 0.1

@@ -1,0 +1,130 @@
+"""Every name that is offered exists, and every name that exists is offered or private."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import trimtab
+from trimtab.core import registry
+
+SOURCE = Path(__file__).parents[1] / "src" / "trimtab"
+FILES = sorted(SOURCE.rglob("*.py"))
+# Files whose names are called by a framework (Alembic, the interpreter), not imported by people.
+UNLISTED = ("migrations", "__main__.py")
+
+
+def is_listed(file: Path) -> bool:
+    return not any(part in UNLISTED for part in file.relative_to(SOURCE).parts)
+
+
+def bound_names(body: list[ast.stmt]) -> Iterator[str]:
+    """Yield the names that a module's top level binds, conditional blocks included."""
+    for node in body:
+        match node:
+            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+                yield node.name
+            case ast.Assign():
+                yield from (
+                    name.id
+                    for target in node.targets
+                    for name in ast.walk(target)
+                    if isinstance(name, ast.Name)
+                )
+            case ast.AnnAssign(target=ast.Name(id=name)):
+                yield name
+            case ast.Import() | ast.ImportFrom():
+                yield from (alias.asname or alias.name.partition(".")[0] for alias in node.names)
+            case ast.If() | ast.Try():
+                yield from bound_names(node.body)
+                yield from bound_names(node.orelse)
+            case _:
+                pass
+
+
+def exported_names(tree: ast.Module) -> list[str] | None:
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return list(ast.literal_eval(node.value))
+    return None
+
+
+def public_definitions(tree: ast.Module) -> list[str]:
+    kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+    return [n.name for n in tree.body if isinstance(n, kinds) and not n.name.startswith("_")]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(SOURCE)))
+def test_a_module_lists_its_public_names(file: Path) -> None:
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    exported, public = exported_names(tree), public_definitions(tree)
+    if exported is None:
+        assert not public or not is_listed(file), f"no __all__, yet it defines {public}"
+        return
+    assert set(exported) - set(bound_names(tree.body)) == set(), "listed, but nowhere defined"
+    if is_listed(file):
+        assert set(public) - set(exported) == set(), "public, but not in __all__"
+
+
+@pytest.mark.parametrize("name", trimtab.__all__)
+def test_every_name_of_the_package_can_be_used(name: str) -> None:
+    assert getattr(trimtab, name) is not None
+    assert name in dir(trimtab)
+
+
+def test_every_lazy_name_is_listed() -> None:
+    assert set(trimtab._HOMES) <= set(trimtab.__all__)
+
+
+def test_an_unknown_name_of_the_package_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'trimtab' has no attribute 'tasque'"):
+        trimtab.tasque  # noqa: B018
+
+
+def test_the_version_is_the_installed_one() -> None:
+    assert trimtab.__version__ == importlib.metadata.version("trimtab")
+
+
+BUILT_IN = [
+    (kind, entry)
+    for kind, group in registry.GROUPS.items()
+    for entry in importlib.metadata.entry_points(group=group)
+    if entry.dist is not None and entry.dist.name == "trimtab"
+]
+ENTRY_IDS = [f"{kind} {entry.name}" for kind, entry in BUILT_IN]
+
+
+@pytest.mark.parametrize(("kind", "entry"), BUILT_IN, ids=ENTRY_IDS)
+def test_every_built_in_entry_names_something_that_exists(
+    kind: str, entry: importlib.metadata.EntryPoint
+) -> None:
+    module = SOURCE.parent.joinpath(*entry.module.split("."))
+    if kind == "policy":
+        assert (module / f"{entry.name}.safetensors").is_file()
+        assert (module / f"{entry.name}.md").is_file()
+        return
+    file = module / "__init__.py" if module.is_dir() else module.with_suffix(".py")
+    assert entry.attr in set(bound_names(ast.parse(file.read_text(encoding="utf-8")).body))
+
+
+@pytest.mark.framework
+@pytest.mark.parametrize(("kind", "entry"), BUILT_IN, ids=ENTRY_IDS)
+def test_every_built_in_entry_loads(kind: str, entry: importlib.metadata.EntryPoint) -> None:
+    assert registry.lookup(kind, entry.name) is not None
+
+
+def test_the_installed_entries_are_those_of_the_checkout() -> None:
+    project = tomllib.loads((SOURCE.parents[1] / "pyproject.toml").read_text())["project"]
+    declared = {
+        (group, name, value)
+        for group, entries in project["entry-points"].items()
+        for name, value in entries.items()
+    }
+    installed = {(entry.group, entry.name, entry.value) for _, entry in BUILT_IN}
+    remedy = "run pip install --no-deps -e . in this checkout"
+    assert {entry for entry in declared if entry[0].startswith("trimtab.")} == installed, remedy
