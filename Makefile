@@ -99,7 +99,7 @@ format: $(STAMP)-lint
 	$(BIN)/ruff format .
 
 docs: $(STAMP)-docs
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench-overhead: $(STAMP)-test
 	$(BIN)/python -m benchmarks.overhead
