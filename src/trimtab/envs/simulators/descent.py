@@ -1,0 +1,269 @@
+"""One window of gradient descent on a flat vector of weights, with its statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from trimtab.core.metrics import Metrics
+from trimtab.envs.simulators.family import OPTIMISERS
+
+__all__ = ["BETA2", "EPSILON", "Effects", "Optimiser", "State", "descend", "direction"]
+
+BETA2 = {"adam": 0.999, "adamw": 0.999, "sgd": 0.0, "rmsprop": 0.99}
+EPSILON = 1e-8
+_ADAM, _ADAMW, _SGD, _RMSPROP = range(len(OPTIMISERS))
+
+
+class State(NamedTuple):
+    """A run in progress.
+
+    Attributes:
+        params: (P,) float32, trainable weights divided by the task's scales.
+        first: (P,) float32, first moment or momentum buffer.
+        second: (P,) float32, second moment.
+        count: () int32, updates since the moments were cleared.
+        clip_unit: () float32, norm of the first gradient; 0 before the first step.
+        seed: () uint32, data order and dropout.
+    """
+
+    params: jax.Array
+    first: jax.Array
+    second: jax.Array
+    count: jax.Array
+    clip_unit: jax.Array
+    seed: jax.Array
+
+
+class Effects(NamedTuple):
+    """What the hyperparameters of a window come to; P weights, L layers.
+
+    Attributes:
+        lr: () float32, hidden factor included, before the reference schedule.
+        rate: (P,) float32, factor of the learning rate of each weight; 0 is frozen.
+        decay: (P,) float32, weight decay of each weight.
+        decay_lr: () float32, turns lr into the rate at which decoupled decay acts.
+        momentum: () float32, momentum or beta1.
+        dropout: (L,) float32.
+        smoothing: () float32, label smoothing.
+        clip: () float32, largest gradient norm in units of the first gradient's.
+        batch: () int32, batch size.
+    """
+
+    lr: jax.Array
+    rate: jax.Array
+    decay: jax.Array
+    decay_lr: jax.Array
+    momentum: jax.Array
+    dropout: jax.Array
+    smoothing: jax.Array
+    clip: jax.Array
+    batch: jax.Array
+
+
+class Optimiser(NamedTuple):
+    """Numbers that make one formula Adam, AdamW, SGD or RMSprop; each () float32.
+
+    Attributes:
+        gain: Weight of a new gradient in the first moment.
+        momentum: Weight of the old first moment.
+        beta2: Weight of the old second moment.
+        adaptive: 1 if the step is divided by the root of the second moment.
+        corrects: 1 if the moments' bias is corrected (Kingma and Ba 2015, algorithm 1).
+        decoupled: 1 if decay acts on the weights directly (Loshchilov and Hutter 2019).
+    """
+
+    gain: jax.Array
+    momentum: jax.Array
+    beta2: jax.Array
+    adaptive: jax.Array
+    corrects: jax.Array
+    decoupled: jax.Array
+
+    @classmethod
+    def of(cls, code: jax.Array, momentum: jax.Array) -> Optimiser:
+        """Return the numbers for a code of `OPTIMISERS` and a momentum (beta1)."""
+        adam = ((code == _ADAM) | (code == _ADAMW)).astype(jnp.float32)
+        rmsprop = (code == _RMSPROP).astype(jnp.float32)
+        return cls(
+            gain=1.0 - adam * momentum,
+            momentum=momentum * (1.0 - rmsprop),
+            beta2=adam * BETA2["adam"] + rmsprop * BETA2["rmsprop"],
+            adaptive=adam + rmsprop,
+            corrects=adam,
+            decoupled=(code == _ADAMW).astype(jnp.float32),
+        )
+
+
+def direction(
+    optimiser: Optimiser, gradient: jax.Array, state: State
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return the step direction and the new first and second moments, each (P,)."""
+    first = optimiser.momentum * state.first + optimiser.gain * gradient
+    second = optimiser.beta2 * state.second + (1.0 - optimiser.beta2) * gradient * gradient
+    count = (state.count + 1).astype(jnp.float32)
+    corrects = optimiser.corrects > 0
+    bias1 = jnp.where(corrects, 1.0 - optimiser.momentum**count, 1.0)
+    bias2 = jnp.where(corrects, 1.0 - optimiser.beta2**count, 1.0)
+    root = jnp.sqrt(second * (1.0 / bias2)) + EPSILON
+    scaled = first * (1.0 / bias1)
+    return jnp.where(optimiser.adaptive > 0, scaled / root, scaled), first, second
+
+
+class _Window(NamedTuple):
+    """What a window gathers; ``gradient`` is that of the last step but one."""
+
+    origin: jax.Array
+    total: jax.Array
+    squares: jax.Array
+    halves: jax.Array
+    steps: jax.Array
+    finite: jax.Array
+    gradient: jax.Array
+    norm2: jax.Array
+    previous2: jax.Array
+    product: jax.Array
+    update2: jax.Array
+    weight2: jax.Array
+
+
+def _empty_window(size: int) -> _Window:
+    zero = jnp.float32(0)
+    return _Window(
+        *[zero] * 4, jnp.int32(0), jnp.bool_(True), jnp.zeros(size, jnp.float32), *[zero] * 5
+    )
+
+
+def _dot(left: jax.Array, right: jax.Array) -> jax.Array:
+    return jnp.dot(left, right)
+
+
+LossAndGradient = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+"""(params, seed, step) -> (loss, gradient), events included."""
+
+
+def descend(
+    loss_and_gradient: LossAndGradient,
+    state: State,
+    effects: Effects,
+    optimiser_code: jax.Array,
+    reference: jax.Array,
+    first_step: jax.Array,
+    n_steps: jax.Array,
+    max_steps: jax.Array,
+    *,
+    clips: bool,
+    clip_factor: jax.Array,
+    ratio: jax.Array,
+) -> tuple[State, Metrics]:
+    """Train one window; see `Family.advance` for the arguments that it shares.
+
+    A run with fewer steps than ``max_steps`` idles first, so that the last two turns of the loop
+    are every run's last two steps: only there are gradient statistics taken.
+
+    Args:
+        loss_and_gradient: Of one step.
+        state: Before the window.
+        effects: Of the hyperparameters.
+        optimiser_code: () int32, index into `OPTIMISERS`.
+        reference: (max_total_steps,) float32.
+        first_step: () int32.
+        n_steps: () int32.
+        max_steps: () int32.
+        clips: Whether gradients are clipped at all.
+        clip_factor: Factor of the clipping unit.
+        ratio: Factor of the reported update-to-weight ratio.
+    """
+    optimiser = Optimiser.of(optimiser_code, effects.momentum)
+    coupled = (1.0 - optimiser.decoupled) * effects.decay
+    half = n_steps // 2
+
+    def turn(i: jax.Array, carry: tuple[State, _Window]) -> tuple[State, _Window]:
+        state, window = carry
+        place = i - (max_steps - n_steps)
+        step = first_step + jnp.maximum(place, 0)
+        loss, gradient = loss_and_gradient(state.params, state.seed, step)
+        active = (place >= 0) & window.finite
+        sound = active & jnp.isfinite(loss)
+
+        clip_unit = state.clip_unit
+        pulled = gradient
+        if clips:
+            norm = jnp.sqrt(_dot(gradient, gradient))
+            clip_unit = jnp.where(sound & (clip_unit == 0), norm, clip_unit)
+            most = effects.clip * clip_factor * clip_unit
+            pulled = gradient * jnp.minimum(1.0, most / jnp.maximum(norm, 1e-30))
+        pulled = pulled + coupled * state.params
+        way, first, second = direction(optimiser, pulled, state)
+        lr = effects.lr * reference[step]
+        shrink = optimiser.decoupled * lr * effects.decay_lr
+        update = (lr * effects.rate) * way + (shrink * effects.rate * effects.decay) * state.params
+        new = State(
+            jnp.where(sound, state.params - update, state.params),
+            jnp.where(sound, first, state.first),
+            jnp.where(sound, second, state.second),
+            state.count + sound.astype(jnp.int32),
+            clip_unit,
+            state.seed,
+        )
+        origin = jnp.where(place == 0, loss, window.origin)
+        excess = jnp.where(active, loss - origin, 0.0)
+        later = jnp.where(place >= n_steps - half, 1.0, 0.0)
+        earlier = jnp.where(place < half, 1.0, 0.0)
+        window = window._replace(
+            origin=origin,
+            total=window.total + excess,
+            squares=window.squares + excess * excess,
+            halves=window.halves + excess * (later - earlier),
+            steps=window.steps + active.astype(jnp.int32),
+            finite=window.finite & (jnp.isfinite(loss) | (place < 0)),
+        )
+
+        def measured(window: _Window) -> _Window:
+            return window._replace(
+                gradient=gradient,
+                previous2=window.norm2,
+                norm2=_dot(gradient, gradient),
+                product=_dot(gradient, window.gradient),
+                update2=_dot(update, update),
+                weight2=_dot(state.params, state.params),
+            )
+
+        return new, lax.cond(i >= max_steps - 2, measured, lambda window: window, window)
+
+    empty = _empty_window(state.params.shape[0])
+    state, window = lax.fori_loop(0, max_steps, turn, (state, empty))
+    return state, _metrics(window, n_steps, half, effects.batch, ratio)
+
+
+def _metrics(
+    window: _Window, n_steps: jax.Array, half: jax.Array, batch: jax.Array, ratio: jax.Array
+) -> Metrics:
+    done = jnp.maximum(window.steps, 1).astype(jnp.float32)
+    mean = window.total / done
+    variance = jnp.maximum(window.squares / done - mean * mean, 0.0)
+    whole = window.finite
+    product = window.product / jnp.sqrt(window.norm2 * window.previous2)
+    moved = jnp.sqrt(window.update2) / jnp.maximum(jnp.sqrt(window.weight2), 1e-30)
+    missing = jnp.float32(jnp.nan)
+    comparable = whole & (n_steps > 1) & (window.norm2 * window.previous2 > 0)
+    change = window.halves / jnp.maximum(half, 1).astype(jnp.float32)
+    return Metrics(
+        train_loss=window.origin + mean,
+        train_loss_first=window.origin,
+        train_loss_change=jnp.where(whole & (half > 0), change, missing),
+        train_loss_std=jnp.where(whole, jnp.sqrt(variance), missing),
+        val_loss=missing,
+        reward_loss=missing,
+        reference_loss=missing,
+        grad_norm=jnp.where(whole, jnp.sqrt(window.norm2), missing),
+        grad_cosine=jnp.where(comparable, jnp.clip(product, -1.0, 1.0), missing),
+        update_ratio=jnp.where(whole, moved * ratio, missing),
+        steps=window.steps.astype(jnp.float32),
+        charge=(window.steps * batch).astype(jnp.float32),
+        finite=whole.astype(jnp.float32),
+    )

@@ -1,0 +1,148 @@
+"""What an architecture must offer to be fine-tuned by `SupervisedFamily`, and shared pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from trimtab.envs.simulators.datasets import stacked
+from trimtab.envs.simulators.distributions import distributions
+from trimtab.envs.simulators.draws import Draw, Pool
+from trimtab.envs.simulators.hashing import uniform_hash
+from trimtab.envs.simulators.layouts import Layout
+
+__all__ = [
+    "ACTIVATIONS",
+    "Architecture",
+    "Dropout",
+    "dropped",
+    "fan_in_normal",
+    "layer_norm",
+    "merged",
+    "table_pool",
+    "transformed",
+]
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "relu": jax.nn.relu,
+    "tanh": jnp.tanh,
+    "gelu": jax.nn.gelu,
+    "silu": jax.nn.silu,
+}
+
+
+class Dropout(NamedTuple):
+    """Dropout of one step: ``rates`` (L,) float32, one a layer; ``seed`` () uint32."""
+
+    rates: jax.Array
+    seed: jax.Array
+
+
+class Architecture(Protocol):
+    """A kind of network in several shapes, as pure functions of named tensors."""
+
+    @property
+    def n_variants(self) -> int:
+        """Number of shapes."""
+        ...
+
+    def pool(self, *, held_out: bool) -> Pool:
+        """Return the data sets and optimisers that tasks are drawn from."""
+        ...
+
+    def inputs(self, rows: jax.Array, draw: Draw) -> jax.Array:
+        """Return what the network gets for (B, ...) rows of the data sets, as the task bends it."""
+        ...
+
+    def layout(self, variant: int) -> Layout:
+        """Return the tensors of the whole network; ``"head.weight"`` and ``"head.bias"`` last."""
+        ...
+
+    def adapter_rank(self, variant: int) -> int:
+        """Return the rank of the adapters that are trained in place of the matrices; 0: none."""
+        ...
+
+    def initial(self, variant: int, key: jax.Array) -> dict[str, jax.Array]:
+        """Return random tensors to be pretrained."""
+        ...
+
+    def logits(
+        self,
+        variant: int,
+        tensors: Mapping[str, jax.Array],
+        inputs: jax.Array,
+        weights: jax.Array,
+        dropout: Dropout | None,
+    ) -> jax.Array:
+        """Return (B, 10) float32 scores.
+
+        Args:
+            variant: Shape.
+            tensors: Of the whole network.
+            inputs: (B, ...) from `inputs`.
+            weights: (B,) float32, 1 for samples in use, else 0; batch statistics heed them.
+            dropout: None in evaluation.
+        """
+        ...
+
+
+def dropped(values: jax.Array, layer: int, dropout: Dropout | None) -> jax.Array:
+    """Return values with a share of them zeroed and the others scaled up (inverted dropout)."""
+    if dropout is None:
+        return values
+    rate = dropout.rates[layer]
+    keep = uniform_hash(dropout.seed, layer, values.shape) >= rate
+    return jnp.where(keep, values * (1.0 / (1.0 - rate)), 0.0)
+
+
+def layer_norm(values: jax.Array, gain: jax.Array, bias: jax.Array) -> jax.Array:
+    """Return values normalised over the last axis (Ba et al. 2016), epsilon 1e-5."""
+    mean = values.mean(-1, keepdims=True)
+    centred = values - mean
+    variance = (centred * centred).mean(-1, keepdims=True)
+    shape = (1,) * (values.ndim - 1) + gain.shape
+    return centred * jax.lax.rsqrt(variance + 1e-5) * gain.reshape(shape) + bias.reshape(shape)
+
+
+def merged(
+    base: Mapping[str, jax.Array], trained: Mapping[str, jax.Array], rank: int
+) -> dict[str, jax.Array]:
+    """Return the network's tensors: base ones replaced, or moved by low-rank adapters.
+
+    Source: Hu et al. 2022, eq. 3, with scaling 1 (the hidden learning-rate factor stands in).
+    """
+    tensors = {name: trained.get(name, value) for name, value in base.items()}
+    if rank:
+        for name in base:
+            if f"{name}.down" in trained:
+                delta = trained[f"{name}.down"] @ trained[f"{name}.up"]
+                tensors[name] = base[name] + delta.reshape(base[name].shape)
+    return tensors
+
+
+def fan_in_normal(key: jax.Array, shape: tuple[int, ...], gain: float = 2.0) -> jax.Array:
+    """Return normal weights of variance gain / inputs (He et al. 2015 for gain 2)."""
+    n_inputs = int(np.prod(shape[:-1]))
+    return jax.random.normal(key, shape, jnp.float32) * np.float32(np.sqrt(gain / n_inputs))
+
+
+def table_pool(*, held_out: bool) -> Pool:
+    """Return the 64-feature data sets and the usual optimisers."""
+    data, optimiser = distributions()["data"], distributions()["optimiser"]
+    which = "held_out" if held_out else "training"
+    return Pool(
+        stacked(data[f"{which}_sets"]),
+        tuple(data[f"{which}_shares"]),
+        tuple(optimiser["names"]),
+        tuple(optimiser["shares"]),
+    )
+
+
+def transformed(rows: jax.Array, draw: Draw) -> jax.Array:
+    """Return (B, 64) features scaled, turned in planes and shifted as the task says."""
+    turned = draw.turn[None, :] * jnp.roll(rows, rows.shape[1] // 2, axis=1)
+    return draw.gain[None, :] * rows + turned + draw.shift[None, :]

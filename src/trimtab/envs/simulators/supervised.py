@@ -1,0 +1,379 @@
+"""Simulated fine-tuning of a pretrained classifier, for any architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from trimtab.core.errors import SpecError, unknown_name
+from trimtab.core.hyperparameters import Hyperparameter, hyperparameter
+from trimtab.core.metrics import Metrics
+from trimtab.envs.simulators.datasets import MAX_CLASSES
+from trimtab.envs.simulators.descent import Effects, State, descend
+from trimtab.envs.simulators.distributions import distributions
+from trimtab.envs.simulators.draws import EVENT_KINDS, SLOTS, Draw, draw_task, property_vector
+from trimtab.envs.simulators.family import OPTIMISERS, SPLITS, FamilyOptions
+from trimtab.envs.simulators.hashing import batch_positions, mixed, uniform_hash
+from trimtab.envs.simulators.layouts import Layout, Tensor
+from trimtab.envs.simulators.networks import Architecture, Dropout, merged
+from trimtab.envs.simulators.pretraining import pretrained
+
+__all__ = ["Bank", "SupervisedFamily", "usual_hyperparameters"]
+
+_COUPLED = np.float32(0.1)  # a decay inside the gradient is this much weaker than a decoupled one
+_DROPOUT_STREAM, _EVENT_STREAM = np.uint32(0x5BD1E995), np.uint32(0x27D4EB2F)
+
+
+class Bank(NamedTuple):
+    """What all runs of a variant share.
+
+    Attributes:
+        rows: (R, ...) inputs of the data sets.
+        networks: (N, P) float32, pretrained networks; network i saw data set i modulo their number.
+    """
+
+    rows: jax.Array
+    networks: jax.Array
+
+
+def usual_hyperparameters() -> tuple[Hyperparameter, ...]:
+    """Return what every supervised family offers, the learning rate first."""
+    return (
+        hyperparameter("lr", 1e-3),
+        hyperparameter("weight_decay", 1e-2),
+        hyperparameter("momentum", 0.9, high=0.99),
+        hyperparameter("dropout", 0.0),
+        hyperparameter("label_smoothing", 0.0),
+        hyperparameter("clip", 10.0, low=1e-2, high=1e3),
+        hyperparameter("batch_size", 32.0, low=8.0, high=64.0),
+        hyperparameter("layer_decay", 1.0),
+        hyperparameter("frozen_depth", 0.0),
+    )
+
+
+@dataclass(frozen=True)
+class SupervisedFamily:
+    """A `Family` of classifiers that are fine-tuned by gradient descent.
+
+    The task is drawn by `draws.draw_task`; the run is the pretrained network with a new head,
+    trained on batches of the task's training samples. Weights are stored divided by the task's
+    scales (w = a v): learning rates act on v, so that `default_lr` is the rate at which a task
+    without hidden factor would be trained as usual.
+
+    Attributes:
+        name: Registered name.
+        architecture: Network shapes and data.
+        options: What is offered and drawn.
+    """
+
+    name: str
+    architecture: Architecture
+    options: FamilyOptions = field(default_factory=FamilyOptions)
+
+    def __post_init__(self) -> None:
+        offered = {item.name for item in usual_hyperparameters()}
+        for wanted in self.options.hyperparameters or ():
+            if wanted not in offered:
+                raise unknown_name("hyperparameter", wanted, offered)
+
+    @property
+    def hyperparameters(self) -> tuple[Hyperparameter, ...]:
+        """Those that act, the learning rate first."""
+        usual = {item.name: item for item in usual_hyperparameters()}
+        return tuple(usual[name] for name in self.options.hyperparameters or usual)
+
+    @property
+    def n_variants(self) -> int:
+        """Number of network shapes."""
+        return self.architecture.n_variants
+
+    def bank(self, variant: int) -> Bank:
+        """Return pretrained networks and data of a shape, built once a process in seconds."""
+        self._check(variant)
+        return _bank(self.architecture, variant, self.options.held_out)
+
+    def draw(self, variant: int, key: jax.Array) -> Draw:
+        """Return a task; the same key gives the same task in every variant."""
+        pool = self.architecture.pool(held_out=self.options.held_out)
+        if self.options.optimisers:
+            names = self.options.optimisers
+            pool = pool._replace(optimisers=names, optimiser_shares=(1.0,) * len(names))
+        n_tensors = len(self.layout(variant).tensors)
+        return draw_task(key, pool, n_tensors, events=self.options.events)
+
+    def layout(self, variant: int) -> Layout:
+        """Return the trainable tensors of a shape: all, or adapters and head."""
+        return _trainable(self.architecture, variant)
+
+    def start(self, variant: int, bank: Bank, draw: Draw, key: jax.Array) -> State:
+        """Return the pretrained network with a new head and an empty optimiser."""
+        layout = self.layout(variant)
+        tensors = self.architecture.layout(variant).split(self._base(bank, draw))
+        for index, tensor in enumerate(layout.tensors):
+            noise = jax.random.normal(jax.random.fold_in(key, index), tensor.shape, jnp.float32)
+            n_inputs = max(int(np.prod(tensor.shape[:-1])), 1)
+            noise = noise * np.float32(1.0 / np.sqrt(n_inputs))
+            if tensor.name == "head.weight":
+                tensors[tensor.name] = noise * draw.head_scale
+            elif tensor.name.endswith(".down"):
+                tensors[tensor.name] = noise
+            elif tensor.name.endswith(".up") or tensor.name == "head.bias":
+                tensors[tensor.name] = jnp.zeros(tensor.shape, jnp.float32)
+        params = layout.join(tensors, jnp) / self._scales(layout, draw)
+        empty = jnp.zeros(layout.size, jnp.float32)
+        seed = jax.random.bits(jax.random.fold_in(key, len(layout.tensors)), (), jnp.uint32)
+        return State(params, empty, empty, jnp.int32(0), jnp.float32(0), seed)
+
+    def advance(
+        self,
+        variant: int,
+        bank: Bank,
+        draw: Draw,
+        state: State,
+        values: jax.Array,
+        reference: jax.Array,
+        first_step: jax.Array,
+        n_steps: jax.Array,
+        max_steps: jax.Array,
+    ) -> tuple[State, Metrics]:
+        """Train one window; see `Family.advance`."""
+        effects = self._effects(variant, draw, values)
+        base = self.architecture.layout(variant).split(self._base(bank, draw))
+        scales = self._scales(self.layout(variant), draw)
+
+        def step(
+            params: jax.Array, seed: jax.Array, step: jax.Array
+        ) -> tuple[jax.Array, jax.Array]:
+            return self._step(variant, bank, draw, base, scales, effects, params, seed, step)
+
+        return descend(
+            step,
+            state,
+            effects,
+            draw.optimiser,
+            reference,
+            first_step,
+            n_steps,
+            max_steps,
+            clips=self._offers("clip"),
+            clip_factor=draw.clip,
+            ratio=draw.ratio,
+        )
+
+    def evaluate(
+        self, variant: int, bank: Bank, draw: Draw, state: State, split: str
+    ) -> tuple[jax.Array, jax.Array]:
+        """Return () float32 (loss in the task's scale, accuracy) on a split.
+
+        Raises:
+            UnknownNameError: There is no such split.
+        """
+        if split not in SPLITS:
+            raise unknown_name("split", split, SPLITS)
+        first, n_slots = SLOTS[split]
+        rows, labels = draw.rows[first : first + n_slots], draw.labels[first : first + n_slots]
+        count = getattr(draw, f"n_{split}")
+        weights = (jnp.arange(n_slots, dtype=jnp.int32) < count).astype(jnp.float32)
+        weights = weights / count.astype(jnp.float32)
+        base = self.architecture.layout(variant).split(self._base(bank, draw))
+        scales = self._scales(self.layout(variant), draw)
+        tensors = self._tensors(variant, base, state.params * scales)
+        inputs = self.architecture.inputs(bank.rows[rows], draw)
+        logits = self.architecture.logits(variant, tensors, inputs, weights, None)
+        logits = _masked(logits, draw.classes)
+        losses = self._losses(logits, labels, draw, jnp.float32(0))
+        hits = (logits.argmax(1).astype(jnp.int32) == labels).astype(jnp.float32)
+        return draw.loss_scale * (losses * weights).sum(), (hits * weights).sum()
+
+    def properties(self, draw: Draw) -> jax.Array:
+        """Return (19,) float32 hidden properties, named by `draws.PROPERTIES`."""
+        return property_vector(draw)
+
+    def default_lr(self, draw: Draw) -> jax.Array:
+        """Return () float32: the optimiser's usual rate for the weights' and loss's scale."""
+        table = distributions()["optimiser"]
+        sgd = table["lr_sgd"] / (draw.scale**2 * draw.loss_scale)
+        adam = jnp.where(
+            draw.optimiser == OPTIMISERS.index("rmsprop"), table["lr_rmsprop"], table["lr_adam"]
+        )
+        return jnp.where(draw.optimiser == OPTIMISERS.index("sgd"), sgd, adam / draw.scale)
+
+    def forget(self, state: State) -> State:
+        """Return the state with the optimiser's moments cleared."""
+        empty = jnp.zeros_like(state.first)
+        return state._replace(first=empty, second=empty, count=jnp.zeros_like(state.count))
+
+    def _check(self, variant: int) -> None:
+        if not 0 <= variant < self.n_variants:
+            raise SpecError(
+                f"variant: {variant} is outside 0..{self.n_variants - 1} of {self.name}; "
+                "choose one of these"
+            )
+
+    def _offers(self, name: str) -> bool:
+        return any(item.name == name for item in self.hyperparameters)
+
+    def _base(self, bank: Bank, draw: Draw) -> jax.Array:
+        pool = self.architecture.pool(held_out=self.options.held_out)
+        n_sets, n_networks = len(pool.rows.sizes), bank.networks.shape[0]
+        any_one = draw.network % np.uint32(n_networks)
+        turn = (draw.network % np.uint32(n_networks // n_sets)).astype(jnp.int32)
+        same = draw.data_set + n_sets * turn
+        return bank.networks[jnp.where(draw.same_set > 0, same, any_one.astype(jnp.int32))]
+
+    def _scales(self, layout: Layout, draw: Draw) -> jax.Array:
+        return draw.scale * draw.tensor_scale[layout.tensor_of_element]
+
+    def _tensors(
+        self, variant: int, base: Mapping[str, jax.Array], weights: jax.Array
+    ) -> dict[str, jax.Array]:
+        rank = self.architecture.adapter_rank(variant)
+        return merged(base, self.layout(variant).split(weights), rank)
+
+    def _effects(self, variant: int, draw: Draw, values: jax.Array) -> Effects:
+        layout = self.layout(variant)
+        given = {item.name: values[index] for index, item in enumerate(self.hyperparameters)}
+
+        def value(name: str, rest: float | jax.Array) -> jax.Array:
+            return jnp.asarray(given.get(name, rest), jnp.float32)
+
+        depth = layout.n_layers - 1
+        height = (depth - layout.layer_of_element).astype(np.float32)
+        trained = layout.layer_of_element >= jnp.round(value("frozen_depth", draw.frozen) * depth)
+        rate = jnp.where(trained, value("layer_decay", 1.0) ** height, 0.0)
+        decay = value("weight_decay", 1e-2) * draw.decay_factor * layout.decays
+        decoupled = draw.optimiser == OPTIMISERS.index("adamw")
+        inside = _COUPLED * draw.loss_scale * self._scales(layout, draw) ** 2
+        return Effects(
+            lr=values[0] * draw.lr_factor,
+            rate=rate,
+            decay=jnp.where(decoupled, decay, decay * inside),
+            decay_lr=draw.scale,
+            momentum=value("momentum", 0.9),
+            dropout=jnp.full(layout.n_layers, value("dropout", 0.0), jnp.float32),
+            smoothing=value("label_smoothing", 0.0),
+            clip=value("clip", 1.0),
+            batch=jnp.round(value("batch_size", 32.0)).astype(jnp.int32),
+        )
+
+    def _step(
+        self,
+        variant: int,
+        bank: Bank,
+        draw: Draw,
+        base: Mapping[str, jax.Array],
+        scales: jax.Array,
+        effects: Effects,
+        params: jax.Array,
+        seed: jax.Array,
+        step: jax.Array,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Return loss and gradient of one step, mid-run events included."""
+        n_slots = 64 if self._offers("batch_size") else 32
+        place = batch_positions(seed, step, effects.batch, n_slots, draw.n_train)
+        inputs = self.architecture.inputs(bank.rows[draw.rows[place]], draw)
+        used = jnp.arange(n_slots, dtype=jnp.int32) < effects.batch
+        weights = used.astype(jnp.float32) / effects.batch.astype(jnp.float32)
+        labels = draw.labels[place]
+        code = mixed(seed ^ (step.astype(jnp.uint32) * np.uint32(0x9E3779B9)))
+        if self.options.events:
+            inputs, labels = _disturbed(draw, inputs, labels, place, code, step)
+        dropout = None
+        if self._offers("dropout"):
+            dropout = Dropout(effects.dropout, code ^ _DROPOUT_STREAM)
+
+        def loss_of(params: jax.Array) -> jax.Array:
+            tensors = self._tensors(variant, base, params * scales)
+            logits = self.architecture.logits(variant, tensors, inputs, weights, dropout)
+            losses = self._losses(
+                _masked(logits, draw.classes), labels, draw, effects.smoothing
+            )
+            return draw.loss_scale * (losses * weights).sum()
+
+        loss, gradient = jax.value_and_grad(loss_of)(params)
+        if not self.options.events:
+            return loss, gradient
+        now = step == draw.event_step
+        spike = now & (draw.event == EVENT_KINDS.index("gradient-spike"))
+        broken = now & (draw.event == EVENT_KINDS.index("nan"))
+        factor = jnp.where(spike, distributions()["events"]["spike"], 1.0)
+        return jnp.where(broken, jnp.nan, loss), gradient * factor
+
+    def _losses(
+        self, logits: jax.Array, labels: jax.Array, draw: Draw, smoothing: jax.Array
+    ) -> jax.Array:
+        """Return (B,) losses in nats, or squared errors halved for ``"squared-error"``."""
+        classes = draw.classes.astype(jnp.float32)
+        present = jnp.arange(MAX_CLASSES, dtype=jnp.int32) < draw.classes
+        target = jax.nn.one_hot(labels, MAX_CLASSES, dtype=jnp.float32)
+        if self._offers("label_smoothing"):
+            even = present.astype(jnp.float32)[None, :] / classes
+            target = (1.0 - smoothing) * target + smoothing * even
+        if self.options.loss == "squared-error":
+            error = jnp.where(present[None, :], logits - target, 0.0)
+            return 0.5 * (error * error).sum(1)
+        shifted = logits - jax.lax.stop_gradient(logits.max(1, keepdims=True))
+        log_total = jnp.log(jnp.exp(shifted).sum(1))
+        return log_total - (target * shifted).sum(1)
+
+
+def _masked(logits: jax.Array, classes: jax.Array) -> jax.Array:
+    present = jnp.arange(MAX_CLASSES, dtype=jnp.int32) < classes
+    return jnp.where(present[None, :], logits, np.float32(-1e4))
+
+
+def _disturbed(
+    draw: Draw,
+    inputs: jax.Array,
+    labels: jax.Array,
+    place: jax.Array,
+    code: jax.Array,
+    step: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Return the batch after corrupted-batch and label-flip events."""
+    table = distributions()["events"]
+    since = step - draw.event_step
+    kind = draw.event
+    corrupt = (kind == EVENT_KINDS.index("corrupted-batch")) & (since >= 0)
+    corrupt = corrupt & (since < table["corrupted_steps"])
+    flips = (kind == EVENT_KINDS.index("label-flip")) & (since >= 0)
+    number = uniform_hash(code ^ _EVENT_STREAM, 0, labels.shape)
+    wrong = (number * draw.classes.astype(jnp.float32)).astype(jnp.int32)
+    chosen = mixed(place.astype(jnp.uint32) + np.uint32(77)) < np.uint32(
+        table["flipped_share"] * 2**32
+    )
+    rolled = (labels + 1) % draw.classes
+    labels = jnp.where(flips & chosen, rolled, labels)
+    labels = jnp.where(corrupt, jnp.minimum(wrong, draw.classes - 1), labels)
+    if jnp.issubdtype(inputs.dtype, jnp.floating):
+        inputs = inputs * jnp.where(corrupt, table["corrupted_scale"], 1.0)
+    return inputs, labels
+
+
+@cache
+def _trainable(architecture: Architecture, variant: int) -> Layout:
+    whole, rank = architecture.layout(variant), architecture.adapter_rank(variant)
+    if not rank:
+        return whole
+    tensors: list[Tensor] = []
+    for tensor in whole.tensors:
+        if tensor.name.startswith("head."):
+            tensors.append(tensor)
+        elif tensor.decays:
+            n_inputs, n_outputs = int(np.prod(tensor.shape[:-1])), tensor.shape[-1]
+            tensors.append(Tensor(f"{tensor.name}.down", (n_inputs, rank), tensor.layer))
+            tensors.append(Tensor(f"{tensor.name}.up", (rank, n_outputs), tensor.layer))
+    return Layout(tuple(tensors))
+
+
+@cache
+def _bank(architecture: Architecture, variant: int, held_out: bool) -> Bank:
+    pool = architecture.pool(held_out=held_out)
+    rows = jnp.asarray(pool.rows.inputs)
+    return Bank(rows, pretrained(architecture, variant, pool))
