@@ -60,15 +60,18 @@ print(json.dumps(sorted(loaded - sys.stdlib_module_names)))
 """
 
 
+def output_of(*command: str | Path) -> str:
+    """Return what a command prints; it must succeed without a word on standard error."""
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stderr == ""
+    return finished.stdout
+
+
 def packages_loaded_by(statement: str) -> set[str]:
     """Return the top-level packages, the standard library's aside, that a statement loads."""
-    finished = subprocess.run(
-        [sys.executable, "-c", LOADED_BY.format(statement=statement)],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return set(json.loads(finished.stdout.splitlines()[-1]))
+    printed = output_of(sys.executable, "-c", LOADED_BY.format(statement=statement))
+    return set(json.loads(printed.splitlines()[-1]))
 
 
 def test_importing_trimtab_loads_gymnasium_and_numpy_only() -> None:
@@ -103,19 +106,14 @@ def test_everyday_use_loads_nothing_heavy(statement: str) -> None:
 )
 def test_the_environment_is_registered_whatever_the_import_order(statements: str) -> None:
     check = f"{statements}; print(gymnasium.spec('Hyperparam-v0').id)"
-    finished = subprocess.run(
-        [sys.executable, "-W", "error", "-c", check], capture_output=True, text=True, check=True
-    )
-    assert finished.stdout.strip() == "Hyperparam-v0"
-    assert finished.stderr == ""
+    assert output_of(sys.executable, "-W", "error", "-c", check) == "Hyperparam-v0\n"
 
 
 def test_help_is_shown_and_its_cost_printed(record_property: pytest.RecordProperty) -> None:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    program = Path(sys.executable).with_name("trimtab")
-    finished = subprocess.run([program, "--help"], capture_output=True, text=True, check=True)
+    printed = output_of(Path(sys.executable).with_name("trimtab"), "--help")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     record_property("help_cpu_seconds", seconds)
     print(f"trimtab --help: {seconds:.2f} s of CPU time")  # noqa: T201
-    assert "Usage" in finished.stdout
+    assert "Usage" in printed
