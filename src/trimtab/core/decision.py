@@ -66,6 +66,8 @@ class Summary:
 
     Attributes:
         best: Metrics of the best-on-validation weights, by name, with ``"step"``.
+        last: Metrics of the latest weights, by name, with ``"step"``, ``"train_loss"`` of the
+            window before them and the ``"reward"`` of its decision.
         schedule: One ``{"step": s, name: value}`` a step, reference included.
         decisions: The decisions, in order.
         spent_steps: Optimiser steps done, lost ones included.
@@ -78,6 +80,7 @@ class Summary:
     """
 
     best: dict[str, float] = field(default_factory=dict)
+    last: dict[str, float] = field(default_factory=dict)
     schedule: list[dict[str, float]] = field(default_factory=list)
     decisions: list[Decision] = field(default_factory=list)
     spent_steps: int = 0
@@ -97,6 +100,9 @@ class Recorder:
 
     def finish(self, summary: Summary, status: str) -> None:
         """Close the record: ``"finished"``, ``"stopped"``, ``"diverged"`` or ``"failed"``."""
+
+    def add_figures(self, figures: Mapping[str, Any]) -> None:
+        """Keep figures known after the end, by name, such as the metrics on the test split."""
 
     def state(self) -> dict[str, Any]:
         """Return what is needed to go on with the same record after a restart, such as a run id."""

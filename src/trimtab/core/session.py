@@ -131,7 +131,8 @@ class Session:
         """Return how many steps to train before the next call of `step` or `observe`."""
         if self.finished or not self.decisions_made:
             return 0
-        return max(int(self.ends[self.decisions_made - 1]) - self.steps_done, 0)
+        index = min(self.decisions_made, len(self.ends)) - 1  # beyond: the last window was cut short
+        return max(int(self.ends[index]) - self.steps_done, 0)
 
     def value(self, index: int, step: int) -> float:
         """Return hyperparameter ``index``'s float64 value at ``step``, reference included."""
@@ -183,9 +184,15 @@ class Session:
         self.carry, observation, reward = observe(self.spec, self.carry, metrics, np)
         self._observation, self._reward = observation, float(reward)
         self._latest = (metrics, dict(measured or {}))
+        named = dict(measured or {}) or {"loss": float(metrics.val_loss)}
+        self.summary.last = {
+            "step": float(self.steps_done),
+            "train_loss": float(metrics.train_loss),
+            "reward": self._reward,
+            **named,
+        }
         if self.carry.is_best:
             self._keep()
-            named = dict(measured or {}) or {"loss": float(metrics.val_loss)}
             self.summary.best = {"step": float(self.steps_done), **named}
         if first and not self.carry.is_best:
             self._keep()
@@ -246,6 +253,12 @@ class Session:
             return None
         action, note, extra = self._choose(observation)
         return self.decide(action, note=note, extra=extra)
+
+    def tally(self, steps: int) -> None:
+        """Count steps that no decision follows: of a window left early, or after the last one."""
+        self._log_schedule(steps)
+        self.steps_done += steps
+        self._count()
 
     def close(self, status: str | None = None) -> Summary:
         """Finish the record and return the summary; calling it again changes nothing."""

@@ -1,0 +1,62 @@
+"""Where a run came from: versions, commit, command line, host."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import re
+import shlex
+import subprocess
+import sys
+
+__all__ = ["command_line", "git_commit", "package_versions"]
+
+# Module name -> distribution name; looked up only if the module is loaded.
+_PACKAGES: dict[str, str] = {
+    "gymnasium": "gymnasium",
+    "jax": "jax",
+    "keras": "keras",
+    "lightning": "lightning",
+    "numpy": "numpy",
+    "peft": "peft",
+    "ray": "ray",
+    "sklearn": "scikit-learn",
+    "stable_baselines3": "stable-baselines3",
+    "tensorflow": "tensorflow",
+    "torch": "torch",
+    "transformers": "transformers",
+}
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of Python, trimtab and every loaded package that computes, by name."""
+    import trimtab
+
+    versions = {"python": platform.python_version(), "trimtab": trimtab.__version__}
+    for module, package in _PACKAGES.items():
+        if module in sys.modules:
+            try:
+                versions[package] = importlib.metadata.version(package)
+            except importlib.metadata.PackageNotFoundError:
+                versions[package] = str(getattr(sys.modules[module], "__version__", "unknown"))
+    return versions
+
+
+def git_commit() -> str | None:
+    """Return the commit of the working folder, with ``+`` after it if files differ, else None."""
+    try:
+        answer = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--match="],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=False,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip() or None
+
+
+def command_line() -> str:
+    """Return the command that started this process, with passwords in addresses blanked."""
+    return re.sub(r"://([^:/@\s]+):[^@\s]*@", r"://\1:***@", shlex.join(sys.argv))
