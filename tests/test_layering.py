@@ -179,7 +179,7 @@ def layer_fault(path: PurePosixPath, found: Import) -> str | None:
     if here in COMPOSITION_ROOTS:
         is_fine = not found.is_at_load or there in {here, "core"}
         return None if is_fine else f"imports trimtab.{there} outside a function"
-    if there == here or there in LAYERS[here]:
+    if there in {here, "__version__"} or there in LAYERS[here]:
         return None
     return f"imports trimtab.{there}; {here} may import {', '.join(sorted(LAYERS[here])) or 'none'}"
 
@@ -304,6 +304,7 @@ def test_a_forbidden_import_is_found(tmp_path: Path, file: str, text: str, fault
 @pytest.mark.parametrize(
     ("file", "text"),
     [
+        ("records/a.py", "from trimtab import __version__"),
         ("core/a.py", "import numpy as np\nfrom trimtab.core import b\nx: np.random.Generator"),
         ("envs/simulators/a.py", "import jax\nfrom trimtab.core import b"),
         ("adapters/torch.py", "import torch\ndef f():\n    import trimtab.defaults"),
