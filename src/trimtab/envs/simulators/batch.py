@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec as P
 from trimtab.core.hyperparameters import Hyperparameter
 from trimtab.core.metrics import Metrics
 from trimtab.envs.simulators.family import Family
+from trimtab.envs.simulators.lockstep import advance_many, evaluate_many
 
 __all__ = ["Programs", "Runs", "programs", "values_at"]
 
@@ -127,44 +128,33 @@ def programs(family: Family, variant: int) -> Programs:
         first: Any,
         steps: Any,
         reference: Any,
-        longest: Any,
     ) -> Any:
-        def one(
-            runs: Runs, keep: Any, restore: Any, values: Any, first: Any, steps: Any
-        ) -> tuple[Runs, Metrics]:
-            best = _choose(keep, runs.state, runs.best)
-            state = _choose(restore, best, runs.state)
-            state, metrics = family.advance(
-                variant, bank, runs.draw, state, values, reference, first, steps, longest
-            )
-            loss, _ = family.evaluate(variant, bank, runs.draw, state, "validation")
-            return Runs(runs.draw, state, best), metrics._replace(val_loss=loss)
-
-        return jax.vmap(one)(runs, keep, restore, values, first, steps)
+        best = jax.vmap(_choose)(keep, runs.state, runs.best)
+        state = jax.vmap(_choose)(restore, best, runs.state)
+        schedules = jnp.broadcast_to(reference, (steps.shape[0], *reference.shape))
+        state, metrics = advance_many(
+            family, variant, bank, runs.draw, state, values, schedules, first, steps
+        )
+        loss, _ = evaluate_many(family, variant, bank, runs.draw, state, "validation")
+        return Runs(runs.draw, state, best), metrics._replace(val_loss=loss)
 
     def score(bank: Any, runs: Runs, keep: Any) -> Any:
-        def one(runs: Runs, keep: Any) -> Any:
-            best = _choose(keep, runs.state, runs.best)
-            selection, _ = family.evaluate(variant, bank, runs.draw, best, "selection")
-            test, accuracy = family.evaluate(variant, bank, runs.draw, best, "test")
-            return selection, test, accuracy
-
-        return jax.vmap(one)(runs, keep)
+        best = jax.vmap(_choose)(keep, runs.state, runs.best)
+        selection, _ = evaluate_many(family, variant, bank, runs.draw, best, "selection")
+        test, accuracy = evaluate_many(family, variant, bank, runs.draw, best, "test")
+        return selection, test, accuracy
 
     compiled = {
         "prepare": _spread(prepare, (_ALL, _EACH, _EACH)),
-        "window": _spread(window, (_ALL, *[_EACH] * 6, _ALL, _ALL)),
+        "window": _spread(window, (_ALL, *[_EACH] * 6, _ALL)),
         "score": _spread(score, (_ALL, _EACH, _EACH)),
     }
 
     def call_window(
         runs: Any, keep: Any, restore: Any, values: Any, reference: Any, first: Any, steps: Any
     ) -> Any:
-        longest = jnp.int32(np.max(steps))
         first, steps = jnp.asarray(first, jnp.int32), jnp.asarray(steps, jnp.int32)
-        return compiled["window"](
-            bank, runs, keep, restore, values, first, steps, reference, longest
-        )
+        return compiled["window"](bank, runs, keep, restore, values, first, steps, reference)
 
     return Programs(
         prepare=lambda task_keys, run_keys: compiled["prepare"](bank, task_keys, run_keys),

@@ -1,0 +1,74 @@
+"""Checkpoints of meta-training: safetensors and JSON, replaced in one move, never pickles."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors.numpy import load_file, save
+
+from trimtab.core.errors import SpecError
+
+__all__ = ["load_checkpoint", "save_checkpoint"]
+
+
+def _named(learner: Any) -> dict[str, np.ndarray]:
+    leaves, _ = jax.tree.flatten(learner)
+    return {f"leaf{index:04d}": np.asarray(leaf) for index, leaf in enumerate(leaves)}
+
+
+def save_checkpoint(
+    folder: Path,
+    learner: Any,
+    iteration: int,
+    counts: dict[str, Any],
+    statistics: np.ndarray,
+) -> None:
+    """Keep a learner; a kill at any moment leaves the last or this checkpoint, whole.
+
+    The arrays are written under a name of their own first; the small JSON file that points to
+    them is replaced last, and older arrays are removed after that.
+    """
+    arrays = folder / f"checkpoint-{iteration:06d}.safetensors"
+    partial = arrays.with_suffix(".partial")
+    partial.write_bytes(save(_named(learner)))
+    partial.replace(arrays)
+    note = {
+        "iteration": iteration,
+        "arrays": arrays.name,
+        "counts": counts,
+        "statistics": statistics.tolist(),
+    }
+    pointer = folder / "checkpoint.json"
+    draft = folder / "checkpoint.json.partial"
+    draft.write_text(json.dumps(note))
+    draft.replace(pointer)
+    for old in folder.glob("checkpoint-*.safetensors"):
+        if old != arrays:
+            old.unlink()
+
+
+def load_checkpoint(folder: Path, like: Any) -> tuple[Any, int, dict[str, Any], np.ndarray] | None:
+    """Return learner, iteration, counts and statistics of the last checkpoint, or None.
+
+    Raises:
+        SpecError: The checkpoint does not fit the learner.
+    """
+    pointer = folder / "checkpoint.json"
+    if not pointer.exists():
+        return None
+    note = json.loads(pointer.read_text())
+    arrays = load_file(folder / note["arrays"])
+    leaves, structure = jax.tree.flatten(like)
+    fits = len(arrays) == len(leaves) and all(
+        arrays[f"leaf{i:04d}"].shape == np.shape(leaf) for i, leaf in enumerate(leaves)
+    )
+    if not fits:
+        raise SpecError(f"checkpoint {pointer}: its arrays do not fit these settings")
+    restored = [jnp.asarray(arrays[f"leaf{i:04d}"]) for i in range(len(leaves))]
+    learner = jax.tree.unflatten(structure, restored)
+    return learner, int(note["iteration"]), note["counts"], np.asarray(note["statistics"])

@@ -1,0 +1,365 @@
+"""Meta-training: from nothing to a policy, on simulated fine-tuning runs (`trimtab learn`)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+import tomllib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from trimtab.agents.policy_network import critic_inputs, init_critic, init_policy, value
+from trimtab.agents.proximal import Learner, PPOSettings, advantages, optimiser, update
+from trimtab.agents.rollout import Episodes, rollout
+from trimtab.core.errors import SpecError
+from trimtab.core.features import GLOBAL_FEATURES, TOKEN_FEATURES
+from trimtab.core.hyperparameters import KINDS, Hyperparameter
+from trimtab.core.rewards import potential
+from trimtab.core.spec import ControlSpec
+from trimtab.envs.simulators.batch import programs
+from trimtab.envs.simulators.family import FamilyOptions
+from trimtab.envs.simulators.registry import make_family
+
+__all__ = ["FamilyShare", "LearnSettings", "Progress", "learn", "read_settings"]
+
+
+@dataclass(frozen=True)
+class FamilyShare:
+    """A family of simulated runs and how often it is drawn.
+
+    Attributes:
+        name: Such as ``"simulated/mlp"``.
+        share: Relative frequency among iterations.
+        variants: Shape buckets; empty: all.
+        options: Keywords of the family's options.
+    """
+
+    name: str
+    share: float = 1.0
+    variants: tuple[int, ...] = ()
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LearnSettings:
+    """Everything that a policy depends on; reads from and writes to TOML.
+
+    Attributes:
+        name: Of the policy.
+        seed: Of everything.
+        iterations: Batches of runs learned from.
+        tasks: Tasks in a batch.
+        siblings: Runs of each task, with common random numbers, other starts and actions.
+        decisions: Numbers of decisions that are drawn from.
+        steps_per_decision: Range of the mean window length, drawn log-uniformly.
+        start_decades: Starts are drawn up to this many decades off the default, either way.
+        withheld: Share of runs whose gradient statistics are withheld.
+        width: Of the policy's layers.
+        families: What is trained on.
+        ppo: Of the update.
+        spec: Fields of the `ControlSpec`, hyperparameters by name.
+    """
+
+    name: str = "policy"
+    seed: int = 0
+    iterations: int = 600
+    tasks: int = 32
+    siblings: int = 8
+    decisions: tuple[int, ...] = (12, 20, 30)
+    steps_per_decision: tuple[float, float] = (5.0, 14.0)
+    start_decades: float = 2.6
+    withheld: float = 0.15
+    width: int = 64
+    families: tuple[FamilyShare, ...] = (FamilyShare("simulated/mlp"),)
+    ppo: PPOSettings = field(default_factory=PPOSettings)
+    spec: dict[str, Any] = field(default_factory=lambda: {"hyperparameters": ["lr"]})
+
+
+def read_settings(path: str | Path) -> LearnSettings:
+    """Return the settings in a TOML file.
+
+    Raises:
+        SpecError: The file cannot be read, or holds a setting that does not exist.
+    """
+    try:
+        fields = tomllib.loads(Path(path).read_text())
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise SpecError(f"settings {path}: {error}; name a readable TOML file") from error
+    try:
+        fields["families"] = tuple(
+            FamilyShare(**{**item, "variants": tuple(item.get("variants", ()))})
+            for item in fields.pop("families")
+        )
+        fields["ppo"] = PPOSettings(**fields.pop("ppo", {}))
+        for name in ("decisions", "steps_per_decision"):
+            if name in fields:
+                fields[name] = tuple(fields[name])
+        return LearnSettings(**fields)
+    except (KeyError, TypeError) as error:
+        raise SpecError(
+            f"settings {path}: {error}; see the file beside a shipped policy"
+        ) from error
+
+
+@dataclass
+class Progress:
+    """What one iteration brought, for display and curves.
+
+    Attributes:
+        iteration: From 1.
+        of: Iterations in all.
+        seconds: Since learning began, earlier sessions included.
+        runs: Runs simulated so far.
+        steps: Inner training steps simulated so far.
+        figures: Mean return in nats, return by start, entropy and so on.
+    """
+
+    iteration: int
+    of: int
+    seconds: float
+    runs: int
+    steps: int
+    figures: dict[str, float]
+
+
+def family_of(share: FamilyShare, spec_names: Sequence[str]) -> Any:
+    """Return the family of a share, offering the hyperparameters that are steered."""
+    options = {"hyperparameters": tuple(spec_names), **share.options}
+    if "optimisers" in options:
+        options["optimisers"] = tuple(options["optimisers"])
+    return make_family(share.name, FamilyOptions(**options))
+
+
+def control_spec(settings: LearnSettings, items: Sequence[Hyperparameter], k: int) -> ControlSpec:
+    """Return the spec for runs of ``k`` decisions over a family's hyperparameters."""
+    fields = {name: item for name, item in settings.spec.items() if name != "hyperparameters"}
+    return ControlSpec(
+        hyperparameters=tuple(items), decisions=k, **{"reward": "best-so-far", **fields}
+    )
+
+
+def start_values(
+    items: Sequence[Hyperparameter], default_lr: np.ndarray, decades: np.ndarray, rng: Any
+) -> np.ndarray:
+    """Return (B, H) starts: learning rates off by ``decades``, others up to 10 times either way.
+
+    Kinds that are not on a log scale, or whose default is 0, start uniformly within their bounds.
+    """
+    columns = []
+    for item in items:
+        if item.kind == "lr":
+            columns.append(default_lr * 10.0**decades)
+        elif item.scale == "log" and item.default > 0:
+            drawn = item.default * 10.0 ** rng.uniform(-1, 1, len(decades))
+            columns.append(np.clip(drawn, item.low, item.high))
+        else:
+            columns.append(rng.uniform(item.low, item.high, len(decades)))
+    return np.stack(columns, axis=-1).astype(np.float32)
+
+
+def _initial(settings: LearnSettings, n_properties: int) -> Learner:
+    n_token = len(TOKEN_FEATURES) + len(KINDS)
+    inputs = len(GLOBAL_FEATURES) + n_token + n_properties + 4
+    policy = init_policy(settings.seed, settings.width)
+    critic = init_critic(settings.seed + 1, inputs)
+    moments = optimiser(settings.ppo).init((policy, critic))
+    return Learner(policy, critic, moments, policy)
+
+
+def _iteration(
+    settings: LearnSettings, buckets: list[Any], learner: Learner, iteration: int
+) -> tuple[Learner, dict[str, float], Episodes]:
+    """Return the learner after one batch of runs."""
+    rng = np.random.default_rng([settings.seed, iteration])
+    shares = np.array([share for share, *_ in buckets])
+    _, family, bucket = buckets[rng.choice(len(buckets), p=shares / shares.sum())]
+    k = int(rng.choice(settings.decisions))
+    low, high = np.log(settings.steps_per_decision)
+    steps = round(k * float(np.exp(rng.uniform(low, high))))
+    spec = control_spec(settings, family.hyperparameters, k)
+    size = settings.tasks * settings.siblings
+    key = jax.random.fold_in(jax.random.key(settings.seed), iteration)
+    task_keys = jnp.repeat(jax.random.split(key, settings.tasks), settings.siblings, axis=0)
+    run_keys = jnp.repeat(
+        jax.random.split(jax.random.fold_in(key, 1), settings.tasks), settings.siblings, axis=0
+    )
+    decades = rng.uniform(-settings.start_decades, settings.start_decades, size)
+    missing = (rng.random(size) < settings.withheld).astype(np.float32)
+    episodes = rollout(
+        bucket,
+        spec,
+        learner.policy,
+        task_keys,
+        run_keys,
+        lambda default: start_values(family.hyperparameters, default, decades, rng),
+        steps,
+        seed=int(rng.integers(2**31)),
+        missing=missing,
+    )
+    batch, figures = _batch(settings, learner, episodes, decades)
+    remaining = 1.0 - iteration / settings.iterations
+    learner, seen = update(
+        learner, settings.ppo, batch, seed=(settings.seed, iteration, 7), remaining=remaining
+    )
+    return learner, {**figures, **seen, "steps": float(steps * size)}, episodes
+
+
+def final_correction(episodes: Episodes) -> np.ndarray:
+    """Return (B,) what turns the validation return into that of the selection split, in nats."""
+    initial = episodes.val_loss[0]
+    on_validation = potential(episodes.best_val, initial, np)
+    on_selection = potential(episodes.selection_loss, initial, np)
+    return np.asarray(on_validation - on_selection)
+
+
+def _batch(
+    settings: LearnSettings,
+    learner: Learner,
+    episodes: Episodes,
+    decades: np.ndarray,
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """Return what the update needs, and figures for the display."""
+    reward = episodes.reward * episodes.alive
+    # The correction is paid by the last decision that a run made.
+    last = np.maximum(episodes.alive.sum(0).astype(int) - 1, 0)
+    reward[last, np.arange(reward.shape[1])] += np.clip(final_correction(episodes), -2, 2)
+    total = reward.sum(0)
+    groups = total.reshape(settings.tasks, settings.siblings)
+    others = (groups.sum(1, keepdims=True) - groups) / max(settings.siblings - 1, 1)
+    spread = np.repeat(groups.std(1), settings.siblings)
+    hidden = np.column_stack(
+        [episodes.properties, decades / 2, others.reshape(-1), spread, np.full(len(decades), 1.0)]
+    ).astype(np.float32)
+    inputs = np.asarray(critic_inputs(jnp.asarray(episodes.observation), jnp.asarray(hidden)))
+    predicted = np.asarray(value(learner.critic, jnp.asarray(inputs)))
+    advantage = advantages(reward, predicted, episodes.alive, settings.ppo.gae_lambda)
+    target = predicted + advantage
+    advantage = advantage / (spread + settings.ppo.spread_floor)
+    mean = (advantage * episodes.alive).sum() / episodes.alive.sum()
+    deviation = np.sqrt((((advantage - mean) ** 2) * episodes.alive).sum() / episodes.alive.sum())
+    advantage = np.clip((advantage - mean) / (deviation + 1e-6), -5, 5)
+    batch = {
+        "observation": episodes.observation,
+        "action": episodes.action,
+        "log_probability": episodes.log_probability,
+        "advantage": advantage.astype(np.float32),
+        "target": target.astype(np.float32),
+        "alive": episodes.alive,
+        "critic_inputs": inputs,
+    }
+    low, high = decades < -1, decades > 1
+    figures = {
+        "return": float(total.mean()),
+        "return_low": float(total[low].mean()) if low.any() else float("nan"),
+        "return_high": float(total[high].mean()) if high.any() else float("nan"),
+        "rollbacks": float(episodes.rollbacks.mean()),
+        "diverged": float(episodes.diverged.mean()),
+        "restored": float(episodes.restored.sum(0).mean()),
+        "spread": float(spread.mean()),
+    }
+    return batch, figures
+
+
+def learn(
+    settings: LearnSettings,
+    folder: str | Path,
+    *,
+    resume: bool = False,
+    minutes: float | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    checkpoint_every: int = 20,
+) -> Path:
+    """Train a policy and return the file that it was written to.
+
+    The folder gets ``settings.json``, ``curves.jsonl`` (a line an iteration), ``checkpoint`` files
+    and ``NAME.safetensors``. A killed training is continued from its last checkpoint with
+    ``resume`` and ends with the same arrays as an uninterrupted one.
+
+    Args:
+        settings: What to train.
+        folder: Where to keep it; made if missing.
+        resume: Continue what is there.
+        minutes: Stop after this time, over all sessions; None: after ``settings.iterations``.
+        on_progress: Told after each iteration.
+        checkpoint_every: Iterations between checkpoints.
+
+    Raises:
+        SpecError: The folder holds a training with other settings, or one and not ``resume``.
+    """
+    from trimtab.agents.checkpoints import load_checkpoint, save_checkpoint
+    from trimtab.agents.shipping import write_trained
+
+    place = Path(folder)
+    place.mkdir(parents=True, exist_ok=True)
+    written = json.dumps(asdict(settings), sort_keys=True, default=list)
+    kept = place / "settings.json"
+    if kept.exists() and json.loads(kept.read_text()) != json.loads(written):
+        raise SpecError(f"{place} holds a training with other settings; choose another --out")
+    if (place / "checkpoint.json").exists() and not resume:
+        raise SpecError(f"{place} holds a training already; --resume continues it")
+    kept.write_text(written)
+    names = settings.spec["hyperparameters"]
+    buckets: list[Any] = []
+    for share in settings.families:
+        made = family_of(share, names)
+        variants = share.variants or tuple(range(made.n_variants))
+        buckets += [(share.share / len(variants), made, programs(made, v)) for v in variants]
+    probe = buckets[0][2].prepare(
+        jax.random.split(jax.random.key(0), 2), jax.random.split(jax.random.key(0), 2)
+    )[0]
+    learner = _initial(settings, buckets[0][2].properties(probe).shape[1])
+    state = load_checkpoint(place, learner) if resume else None
+    first, counts = 0, {"runs": 0, "steps": 0, "seconds": 0.0}
+    statistics = np.zeros((2, len(GLOBAL_FEATURES)))
+    if state is not None:
+        learner, first, counts, statistics = state
+    began = time.monotonic() - counts["seconds"]
+    for iteration in range(first, settings.iterations):
+        learner, figures, episodes = _iteration(settings, buckets, learner, iteration)
+        statistics = _follow(statistics, episodes.observation, iteration)
+        counts["runs"] += settings.tasks * settings.siblings
+        counts["steps"] += int(figures.pop("steps"))
+        counts["seconds"] = time.monotonic() - began
+        row = Progress(
+            iteration + 1,
+            settings.iterations,
+            counts["seconds"],
+            counts["runs"],
+            counts["steps"],
+            figures,
+        )
+        with (place / "curves.jsonl").open("a") as curves:
+            curves.write(
+                json.dumps({"iteration": iteration + 1, "seconds": counts["seconds"], **figures})
+                + "\n"
+            )
+        if on_progress is not None:
+            on_progress(row)
+        over = minutes is not None and counts["seconds"] > minutes * 60
+        if over or (iteration + 1) % checkpoint_every == 0 or iteration + 1 == settings.iterations:
+            save_checkpoint(place, learner, iteration + 1, counts, statistics)
+            write_trained(settings, learner, statistics, counts, place)
+        if over:
+            break
+    return place / f"{settings.name}.safetensors"
+
+
+def _follow(statistics: np.ndarray, observation: np.ndarray, iteration: int) -> np.ndarray:
+    """Return running mean and mean square (2, n) of the global features, the recent ones heavier."""
+    flat = observation[..., : len(GLOBAL_FEATURES)].reshape(-1, len(GLOBAL_FEATURES)).astype(float)
+    now = np.stack([flat.mean(0), (flat**2).mean(0)])
+    weight = max(1.0 / (iteration + 1), 0.02)
+    return np.asarray(statistics + weight * (now - statistics))
+
+
+def settings_hash(settings: LearnSettings) -> str:
+    """Return 16 hexadecimal digits that name the settings."""
+    text = json.dumps(asdict(settings), sort_keys=True, default=list)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
