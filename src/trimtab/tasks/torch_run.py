@@ -1,0 +1,352 @@
+"""A training run of any PyTorch model, in the form that controllers steer."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from trimtab.adapters.torch_statistics import WindowStatistics
+from trimtab.core.errors import SpecError, unknown_name
+from trimtab.core.metrics import FORWARD_CHARGE, Metrics, loss_from_validation
+from trimtab.tasks.splits import SPLITS
+
+__all__ = ["ShuffledBatches", "TorchRun", "TorchSetup", "adamw", "decay_groups"]
+
+ParameterGroups = list[dict[str, Any]]
+
+
+class ShuffledBatches:
+    """Endless batches of indices: every epoch a new order, incomplete last batches left out.
+
+    It belongs to the run, not to the weights: restoring a snapshot does not turn it back.
+
+    Attributes:
+        batch_size: Examples a batch; may be changed at any time.
+    """
+
+    def __init__(self, n_examples: int, batch_size: int, *, seed: int) -> None:
+        """Shuffle ``n_examples`` in a stream that ``seed`` fixes.
+
+        Raises:
+            SpecError: ``batch_size`` is not in 1..n_examples.
+        """
+        if not 1 <= batch_size <= n_examples:
+            raise SpecError(
+                f"batch_size: {batch_size} is not in 1..{n_examples}, the number of training "
+                "examples; choose one of these"
+            )
+        self.batch_size = batch_size
+        self._n_examples = n_examples
+        self._generator = np.random.default_rng(seed)
+        self._order = np.empty(0, np.int64)
+        self._at = 0
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return self
+
+    def __next__(self) -> np.ndarray:
+        """Return the next batch's indices, (batch_size,) int64."""
+        size = min(int(self.batch_size), self._n_examples)
+        if self._at + size > len(self._order):
+            self._order = self._generator.permutation(self._n_examples)
+            self._at = 0
+        chosen = self._order[self._at : self._at + size]
+        self._at += size
+        return chosen
+
+
+def decay_groups(model: nn.Module) -> ParameterGroups:
+    """Return the trainable weights in two groups: matrices decay, biases and norms do not."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [item for item in trainable if item.ndim > 1], "decay": True},
+        {"params": [item for item in trainable if item.ndim <= 1], "decay": False},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def adamw(groups: ParameterGroups) -> torch.optim.Optimizer:
+    """Return PyTorch's AdamW over the groups, in its fused form, which is fastest on a CPU too."""
+    return torch.optim.AdamW(groups, fused=True)
+
+
+@dataclass(frozen=True)
+class TorchSetup:
+    """What a `TorchRun` is made of.
+
+    Attributes:
+        model: Belongs to the run from now on. Weights with ``requires_grad`` are trained.
+        loss: ``loss(model, indices, values)`` returns the mean loss of the training examples with
+            these indices, (n,) int64, as a () tensor with its graph. ``values`` holds the current
+            value of every hyperparameter, for those that act in the loss or on the data
+            (``label_smoothing``, ``mixup``, ...). Randomness comes from torch's global generator.
+        batches: Endless index batches of the training split, see `ShuffledBatches`.
+        evaluate: ``evaluate(model, split)`` returns at least ``"loss"`` and ``"examples"``. It is
+            called with the model in evaluation mode and gradients off.
+        defaults: Value of each hyperparameter where `TorchRun.advance` is given none.
+        groups: Parameter groups for the optimiser; None for `decay_groups`. Two keys of our own:
+            ``lr_ratio`` (1.0 if missing) multiplies the learning rate in this group, and weight
+            decay reaches only groups whose ``decay`` is not False.
+        optimizer: Makes the optimiser from the groups.
+        actuators: For hyperparameters that act on neither optimiser, dropout layers, clipping,
+            batch size nor loss: name -> function that takes the value before each step.
+        splits: The splits that ``evaluate`` knows.
+        monitor: Which of the evaluated values is ``val_loss``.
+        mode: ``"min"`` or ``"max"`` of it; to be maximised, it enters as one minus its value.
+        seed: Seeds dropout and whatever else draws from torch's global generator.
+    """
+
+    model: nn.Module
+    loss: Callable[[nn.Module, np.ndarray, Mapping[str, float]], torch.Tensor]
+    batches: Iterator[np.ndarray]
+    evaluate: Callable[[nn.Module, str], dict[str, float]]
+    defaults: Mapping[str, float]
+    groups: ParameterGroups | None = None
+    optimizer: Callable[[ParameterGroups], torch.optim.Optimizer] = adamw
+    actuators: Mapping[str, Callable[[float], None]] = field(default_factory=dict)
+    splits: tuple[str, ...] = SPLITS
+    monitor: str = "loss"
+    mode: str = "min"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class _Snapshot:
+    weights: list[torch.Tensor]
+    buffers: list[torch.Tensor]
+    optimizer: dict[str, Any]
+
+
+class TorchRun:
+    """A `trimtab.core.protocols.TrainingRun` of a PyTorch model.
+
+    Hyperparameters act by name: ``lr``, ``weight_decay``, ``momentum`` and ``beta1`` in the
+    optimiser, ``dropout`` in every ``nn.Dropout``, ``clip`` on the gradient's norm, ``batch_size``
+    on the batches, all others through `TorchSetup.actuators` or in the loss. The run has a random
+    stream of its own: runs in one process do not disturb each other or the caller.
+
+    Attributes:
+        model: The model being trained.
+        optimizer: Its optimiser.
+        measured: What validation gave after the last window that did not diverge; empty before.
+    """
+
+    def __init__(self, setup: TorchSetup) -> None:
+        """Build the optimiser; nothing is trained yet.
+
+        Raises:
+            SpecError: The model has no trainable weight.
+        """
+        self.model = setup.model
+        self._setup = setup
+        groups = decay_groups(setup.model) if setup.groups is None else setup.groups
+        self._parameters = [item for group in groups for item in group["params"]]
+        if not self._parameters:
+            raise SpecError("model: none of its weights requires a gradient; unfreeze some")
+        self.optimizer = setup.optimizer(groups)
+        self.measured: dict[str, float] = {}
+        self._device = self._parameters[0].device
+        self._statistics = WindowStatistics()
+        self._dropouts = [item for item in self.model.modules() if isinstance(item, nn.Dropout)]
+        self._actuators = self._find_actuators() | dict(setup.actuators)
+        self._random_state = torch.Generator().manual_seed(setup.seed).get_state()
+        self._device_random_state: torch.Tensor | None = None
+        if self._device.type == "cuda":
+            device_generator = torch.Generator(self._device).manual_seed(setup.seed)
+            self._device_random_state = device_generator.get_state()
+
+    def advance(self, values: Mapping[str, np.ndarray], steps: int) -> Metrics:
+        """Train ``steps`` optimiser steps; see `trimtab.core.protocols.TrainingRun.advance`.
+
+        Hyperparameters that are not in ``values`` are at the task's defaults. ``steps`` in the
+        metrics, and the charge, count every batch taken, also the one whose loss was not finite
+        (its update is not done). ``finite`` is 0.0 also when the validation loss is not finite.
+        After a diverged window nothing is evaluated: ``val_loss`` is nan.
+
+        Raises:
+            SpecError: ``steps`` is below 1, or an array does not hold one value a step.
+            UnknownNameError: A name in ``values`` is no hyperparameter of this run.
+        """
+        columns = self._columns(values, steps)
+        self._statistics.begin(steps)
+        examples = 0
+        with self._own_random_stream():
+            self.model.train()
+            for step in range(steps):
+                now = {name: float(column[step]) for name, column in columns.items()}
+                current = dict(self._setup.defaults) | now
+                self._actuate(current)
+                indices = next(self._setup.batches)
+                examples += len(indices)
+                if not self._step(indices, current):
+                    break
+        metrics = self._statistics.finish()._replace(charge=float(examples))
+        return self._validated(metrics) if metrics.finite else metrics
+
+    def evaluate(self, split: str) -> dict[str, float]:
+        """Return the metrics of a split; weights, buffers and random state stay untouched.
+
+        Raises:
+            UnknownNameError: The task has no such split.
+        """
+        if split not in self._setup.splits:
+            raise unknown_name("split", split, self._setup.splits)
+        modes = [(module, module.training) for module in self.model.modules()]
+        devices = [self._device] if self._device.type == "cuda" else []
+        with torch.random.fork_rng(devices), torch.no_grad(), self._optimizer_in_evaluation():
+            self.model.eval()
+            try:
+                return self._setup.evaluate(self.model, split)
+            finally:
+                for module, training in modes:
+                    module.training = training
+
+    def snapshot(self) -> _Snapshot:
+        """Return copies of trainable weights, buffers and optimiser state, on their devices."""
+        return _Snapshot(
+            weights=[parameter.detach().clone() for parameter in self._parameters],
+            buffers=[buffer.detach().clone() for buffer in self.model.buffers()],
+            optimizer=copy.deepcopy(self.optimizer.state_dict()),
+        )
+
+    @torch.no_grad()
+    def restore(self, snapshot: _Snapshot) -> None:
+        """Put back weights, buffers and optimiser; data order and random stream go on.
+
+        The snapshot can be restored any number of times.
+        """
+        for parameter, weight in zip(self._parameters, snapshot.weights, strict=True):
+            parameter.copy_(weight)
+        for buffer, kept in zip(self.model.buffers(), snapshot.buffers, strict=True):
+            buffer.copy_(kept)
+        # load_state_dict keeps references; without a copy the next step would write into them.
+        self.optimizer.load_state_dict(copy.deepcopy(snapshot.optimizer))
+
+    def _step(self, indices: np.ndarray, values: Mapping[str, float]) -> bool:
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self._setup.loss(self.model, indices, values)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if not self._statistics.before_step(loss, self._parameters):
+            return False
+        if "clip" in values:
+            nn.utils.clip_grad_norm_(self._parameters, values["clip"])
+        self.optimizer.step()
+        self._statistics.after_step(self._parameters)
+        return True
+
+    def _validated(self, metrics: Metrics) -> Metrics:
+        validation = self.evaluate("validation")
+        monitor, mode = self._setup.monitor, self._setup.mode
+        self.measured = dict(validation)
+        val_loss, _ = loss_from_validation(validation, monitor=monitor, mode=mode)
+        reward_loss = math.nan
+        if "selection" in self._setup.splits:
+            selection = self.evaluate("selection")
+            reward_loss, _ = loss_from_validation(selection, monitor=monitor, mode=mode)
+        return metrics._replace(
+            val_loss=val_loss,
+            reward_loss=reward_loss,
+            charge=metrics.charge + FORWARD_CHARGE * validation["examples"],
+            finite=1.0 if math.isfinite(val_loss) else 0.0,
+        )
+
+    def _columns(self, values: Mapping[str, np.ndarray], steps: int) -> dict[str, np.ndarray]:
+        if steps < 1:
+            raise SpecError(f"steps: {steps} is below 1; advance by at least one step")
+        columns: dict[str, np.ndarray] = {}
+        for name, value in values.items():
+            if name not in self._setup.defaults and name not in self._actuators:
+                raise unknown_name("hyperparameter", name, self._setup.defaults)
+            columns[name] = np.asarray(value, np.float64)
+            if columns[name].shape != (steps,):
+                raise SpecError(
+                    f"values[{name!r}]: shape {columns[name].shape} is not ({steps},); "
+                    "give one value a step"
+                )
+        return columns
+
+    def _actuate(self, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            if name in self._actuators:
+                self._actuators[name](value)
+
+    def _find_actuators(self) -> dict[str, Callable[[float], None]]:
+        found: dict[str, Callable[[float], None]] = {}
+        group = self.optimizer.param_groups[0]
+        if "lr" in group:
+            found["lr"] = self._set_lr
+        if "weight_decay" in group:
+            found["weight_decay"] = self._set_weight_decay
+        if "betas" in group:
+            found["beta1"] = self._set_beta1
+        if "momentum" in group:
+            found["momentum"] = self._set_momentum
+        if self._dropouts:
+            found["dropout"] = self._set_dropout
+        if isinstance(self._setup.batches, ShuffledBatches):
+            found["batch_size"] = self._set_batch_size
+        return found
+
+    def _set_lr(self, value: float) -> None:
+        for group in self.optimizer.param_groups:
+            scaled = value * group.get("lr_ratio", 1.0)
+            if isinstance(group["lr"], torch.Tensor):
+                group["lr"].fill_(scaled)
+            else:
+                group["lr"] = scaled
+
+    def _set_weight_decay(self, value: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["weight_decay"] = value if group.get("decay", True) else 0.0
+
+    def _set_beta1(self, value: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["betas"] = (value, *group["betas"][1:])
+
+    def _set_momentum(self, value: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["momentum"] = value
+
+    def _set_dropout(self, value: float) -> None:
+        for module in self._dropouts:
+            module.p = value
+
+    def _set_batch_size(self, value: float) -> None:
+        if isinstance(self._setup.batches, ShuffledBatches):
+            self._setup.batches.batch_size = max(1, round(value))
+
+    @contextmanager
+    def _own_random_stream(self) -> Iterator[None]:
+        devices = [self._device] if self._device_random_state is not None else []
+        with torch.random.fork_rng(devices):
+            torch.set_rng_state(self._random_state)
+            if self._device_random_state is not None:
+                torch.cuda.set_rng_state(self._device_random_state, self._device)
+            try:
+                yield
+            finally:
+                self._random_state = torch.get_rng_state()
+                if self._device_random_state is not None:
+                    self._device_random_state = torch.cuda.get_rng_state(self._device)
+
+    @contextmanager
+    def _optimizer_in_evaluation(self) -> Iterator[None]:
+        """Let averaging optimisers such as schedule-free show the weights they would deploy."""
+        enter = getattr(self.optimizer, "eval", None)
+        leave = getattr(self.optimizer, "train", None)
+        if callable(enter) and callable(leave):
+            enter()
+            try:
+                yield
+            finally:
+                leave()
+        else:
+            yield
