@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from trimtab.core.decision import Decision, Recorder, Summary
-from trimtab.core.errors import StoreError
+from trimtab.core.errors import StoreError, TrimtabWarning
 from trimtab.core.hyperparameters import hyperparameter
 from trimtab.core.metrics import Metrics
 from trimtab.core.run_info import RunInfo
@@ -172,6 +172,26 @@ def test_a_resumed_run_replaces_the_decisions_that_it_makes_again(tmp_path):
         StoreRecorder(store, INFO, run=77)
 
 
+def test_a_decision_written_just_before_ctrl_c_is_not_written_twice(tmp_path, monkeypatch):
+    keeper = StoreRecorder(tmp_path / "runs.db", INFO)
+    made = drive(None).summary
+    write = keeper._write
+
+    def interrupted(connection, *, doubtful):
+        write(connection, doubtful=doubtful)
+        connection.commit()
+        raise KeyboardInterrupt
+
+    keeper.decision(made.decisions[0])
+    monkeypatch.setattr(keeper, "_write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        keeper.decision(made.decisions[1])
+    monkeypatch.setattr(keeper, "_write", write)
+    keeper.finish(made, "interrupted")
+    read = load_run("latest", tmp_path / "runs.db")
+    assert ([item.decision for item in read.decisions], read.status) == ([0, 1], "interrupted")
+
+
 def test_appending_a_decision_is_cheap(tmp_path):
     keeper = StoreRecorder(tmp_path / "runs.db", INFO)
     decision = drive(None).summary.decisions[3]
@@ -188,7 +208,7 @@ def test_a_locked_store_costs_one_warning_and_nothing_else(tmp_path, impatient):
     keeper = StoreRecorder(tmp_path / "runs.db", INFO)
     held = lock(tmp_path / "runs.db")
     made = drive(None).summary
-    with pytest.warns(RuntimeWarning, match=r"runs\.db is locked by another process") as caught:
+    with pytest.warns(TrimtabWarning, match=r"runs\.db is locked by another process") as caught:
         keep_all(keeper, made.decisions)
     (warning,) = caught
     assert "training goes on, and decisions wait in memory" in str(warning.message)
@@ -205,7 +225,7 @@ def test_what_a_store_never_took_lies_in_a_file_that_reads_like_a_run(tmp_path, 
     made = drive(None).summary
     keeper.decision(made.decisions[0])
     held = lock(store)
-    with pytest.warns(RuntimeWarning) as caught:
+    with pytest.warns(TrimtabWarning) as caught:
         keep_all(keeper, made.decisions[1:], made)
     held.close()
     said = str(caught[-1].message)
@@ -237,7 +257,7 @@ def test_a_store_that_vanishes_in_the_middle_does_not_stop_training(tmp_path, im
     keeper.decision(made.decisions[0])
     keeper._disconnect()
     shutil.rmtree(folder)
-    with pytest.warns(RuntimeWarning) as caught:
+    with pytest.warns(TrimtabWarning) as caught:
         keep_all(keeper, made.decisions[1:], made)
     assert "cannot be opened" in str(caught[0].message)
     path = Path(str(caught[-1].message).split("they are in ")[1].split(" (trimtab")[0])
@@ -254,7 +274,7 @@ def test_a_full_disk_costs_one_warning_and_loses_nothing(tmp_path, impatient):
     raw.execute(f"PRAGMA max_page_count = {pages}")
     made = drive(None).summary
     many = [Decision(**{**vars(made.decisions[0]), "index": index}) for index in range(40)]
-    with pytest.warns(RuntimeWarning, match="the disk is full; free some space"):
+    with pytest.warns(TrimtabWarning, match="the disk is full; free some space"):
         keep_all(keeper, many)
     keeper.finish(made, "finished")  # a new connection: there is room again
     assert len(load_run("latest", tmp_path / "runs.db").decisions) == 40

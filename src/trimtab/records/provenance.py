@@ -30,9 +30,9 @@ _PACKAGES: dict[str, str] = {
 
 def package_versions() -> dict[str, str]:
     """Return the versions of Python, trimtab and every loaded package that computes, by name."""
-    import trimtab
+    from trimtab import __version__
 
-    versions = {"python": platform.python_version(), "trimtab": trimtab.__version__}
+    versions = {"python": platform.python_version(), "trimtab": __version__}
     for module, package in _PACKAGES.items():
         if module in sys.modules:
             try:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimtab.core.decision import Decision, Recorder, Summary
-from trimtab.core.errors import StoreError
+from trimtab.core.errors import StoreError, TrimtabWarning
 from trimtab.core.run_info import RunInfo
 from trimtab.records.database import (
     BUSY_SECONDS,
@@ -63,8 +63,9 @@ class StoreRecorder(Recorder):
         self._end: dict[str, Any] | None = None
         self._figures: dict[str, Any] = {}
         self._warned = False
-        self._forget_from: int | None = None
-        self._replacing = run is not None
+        # Whether rows that wait may already stand in the store: after a resumption, or when
+        # writing them failed or was interrupted.
+        self._doubtful = run is not None
         self._connection: Connection | None = None
         self._engine = open_engine(self.url, write=True)
         prepare_schema(self._engine, self.url, write=True)
@@ -149,31 +150,30 @@ class StoreRecorder(Recorder):
             self._engine.dispose()
 
     def _add(self, row: dict[str, Any]) -> None:
-        if self._replacing and self._forget_from is None:
-            self._forget_from = row["decision"]
         self._pending.append(row)
         self._try(_BUSY_SECONDS_IN_A_RUN)
 
     def _try(self, busy_seconds: float) -> bool:
         """Write all that waits, in one transaction; say whether that worked."""
+        doubtful, self._doubtful = self._doubtful, True
         try:
             connection = self._connect(busy_seconds)
             with connection.begin():
-                self._write(connection)
+                self._write(connection, doubtful=doubtful)
         except Exception as error:  # noqa: BLE001 - a store must never stop a user's training
             self._disconnect()
             self._warn(explain_failure(error, self.url))
             return False
+        self._doubtful = doubtful and not self._pending
         self._pending.clear()
-        self._forget_from, self._replacing = None, False
         return True
 
-    def _write(self, connection: Connection) -> None:
+    def _write(self, connection: Connection, *, doubtful: bool) -> None:
         from trimtab.records.models import decisions, runs
 
-        if self._forget_from is not None:
+        if doubtful and self._pending:
             mine = decisions.c.run_id == self.run
-            later = decisions.c.decision >= self._forget_from
+            later = decisions.c.decision >= self._pending[0]["decision"]
             connection.execute(decisions.delete().where(mine, later))
         for row in self._pending:
             connection.execute(decisions.insert(), {"run_id": self.run, **row})
@@ -225,8 +225,8 @@ class StoreRecorder(Recorder):
 
     def _say(self, message: str) -> None:
         try:
-            warnings.warn(message, RuntimeWarning, stacklevel=2)
-        except RuntimeWarning:  # warnings are errors here, and training must go on
+            warnings.warn(message, TrimtabWarning, stacklevel=2)
+        except TrimtabWarning:  # warnings are errors here, and training must go on
             logging.getLogger("trimtab").warning(message)
 
 
