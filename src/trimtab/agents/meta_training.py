@@ -316,7 +316,8 @@ def learn(
     )[0]
     learner = _initial(settings, buckets[0][2].properties(probe).shape[1])
     state = load_checkpoint(place, learner) if resume else None
-    first, counts = 0, {"runs": 0, "steps": 0, "seconds": 0.0}
+    first = 0
+    counts: dict[str, Any] = {"runs": 0, "steps": 0, "seconds": 0.0}
     statistics = np.zeros((2, len(GLOBAL_FEATURES)))
     if state is not None:
         learner, first, counts, statistics = state

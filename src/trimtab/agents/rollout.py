@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from trimtab.agents.policy_network import act
-from trimtab.core.references import reference_multipliers
 from trimtab.core.carry import Carry, begin
 from trimtab.core.control import apply, observe
 from trimtab.core.metrics import Metrics
+from trimtab.core.references import reference_multipliers
 from trimtab.core.session import no_action
 from trimtab.core.spec import ControlSpec, window_ends
 from trimtab.envs.simulators.batch import Programs, values_at

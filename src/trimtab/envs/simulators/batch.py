@@ -18,7 +18,6 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from trimtab.core.hyperparameters import Hyperparameter
-from trimtab.core.metrics import Metrics
 from trimtab.envs.simulators.family import Family
 from trimtab.envs.simulators.lockstep import advance_many, evaluate_many
 
@@ -92,14 +91,32 @@ def _choose(flag: Any, first: Any, second: Any) -> Any:
 
 
 def _spread(function: Callable[..., Any], inputs: Sequence[Any]) -> Callable[..., Any]:
-    """Return a jitted function whose batch is split over the devices."""
+    """Return a jitted function whose batch is split over the devices, padded to fit them."""
     devices = jax.devices()
     if len(devices) == 1:
         return jax.jit(function)
     mesh = Mesh(np.array(devices), ("runs",))
-    return jax.jit(
+    split = jax.jit(
         jax.shard_map(function, mesh=mesh, in_specs=tuple(inputs), out_specs=_EACH, check_vma=False)
     )
+    first = list(inputs).index(_EACH)
+
+    def padded(*arguments: Any) -> Any:
+        size = jax.tree.leaves(arguments[first])[0].shape[0]
+        short = -size % len(devices)
+        if not short:
+            return split(*arguments)
+
+        def grow(leaf: Any) -> Any:
+            return jnp.concatenate([leaf, jnp.repeat(leaf[-1:], short, axis=0)])
+
+        grown = [
+            jax.tree.map(grow, argument) if spec == _EACH else argument
+            for argument, spec in zip(arguments, inputs, strict=True)
+        ]
+        return jax.tree.map(lambda leaf: leaf[:size], split(*grown))
+
+    return padded
 
 
 @lru_cache(maxsize=64)

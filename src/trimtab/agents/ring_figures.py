@@ -1,0 +1,248 @@
+"""The figures of a ring, from its rows; definitions in `docs/measures.md`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from math import lgamma
+from typing import Any
+
+import numpy as np
+
+__all__ = [
+    "FACTORS",
+    "best_of_n",
+    "bootstrap",
+    "figures",
+    "interquartile_mean",
+    "probability_of_improvement",
+    "runs_worth",
+]
+
+FACTORS: tuple[float, ...] = (0.01, 0.1, 1.0, 10.0, 100.0)
+"""Start factors at which every figure is reported apart."""
+
+Row = Mapping[str, Any]
+_N_BOOTSTRAP = 1000
+
+
+def interquartile_mean(values: np.ndarray) -> float:
+    """Return the mean of the middle half of (n,) values (Agarwal et al., 2021).
+
+    >>> interquartile_mean(np.array([0.0, 1.0, 2.0, 100.0]))
+    1.5
+    """
+    ordered = np.sort(np.asarray(values, float))
+    cut = len(ordered) // 4
+    return float(ordered[cut : len(ordered) - cut].mean())
+
+
+def best_of_n(validation: np.ndarray, test: np.ndarray) -> np.ndarray:
+    """Return (N,): the expected test loss of the best of n = 1..N runs drawn from a pool.
+
+    ``V(n) = sum_i C(N - i, n - 1) / C(N, n) test_i`` over the pool ranked by validation loss, best
+    first, i = 1..N: draws without replacement, the best chosen on validation.
+
+    Args:
+        validation: (N,) validation losses.
+        test: (N,) test losses.
+    """
+    ranked = np.asarray(test, float)[np.argsort(np.asarray(validation), kind="stable")]
+    size = len(ranked)
+
+    def log_choose(n: int, k: int) -> float:
+        return lgamma(n + 1) - lgamma(k + 1) - lgamma(n - k + 1)
+
+    curve = np.zeros(size)
+    for n in range(1, size + 1):
+        total = log_choose(size, n)
+        for i in range(1, size - n + 2):
+            curve[n - 1] += np.exp(log_choose(size - i, n - 1) - total) * ranked[i - 1]
+    return curve
+
+
+def runs_worth(curve: np.ndarray, loss: float, charge: float = 1.0) -> float:
+    """Return n*: how many random runs a run with this mean test loss is worth.
+
+    Linear in log n between the points of the best-of-n curve, 0 when worse than one run, at most
+    N, divided by the run's charge in whole runs.
+    """
+    lowest = np.minimum.accumulate(curve)
+    if loss > lowest[0]:
+        return 0.0
+    if loss <= lowest[-1]:
+        return len(curve) / charge
+    index = int(np.argmax(lowest < loss))  # the first n that is better
+    above, below = lowest[index - 1], lowest[index]
+    share = (above - loss) / max(above - below, 1e-12)
+    logs = np.log(index) + share * (np.log(index + 1) - np.log(index))
+    return float(np.exp(logs)) / charge
+
+
+def bootstrap(
+    per_task: Sequence[Any], statistic: Callable[[list[Any]], float], seed: int = 0
+) -> dict[str, float]:
+    """Return a statistic over tasks with its 95 % percentile interval from resampled tasks."""
+    generator = np.random.default_rng(seed)
+    size = len(per_task)
+    drawn = [
+        statistic([per_task[i] for i in generator.integers(size, size=size)])
+        for _ in range(_N_BOOTSTRAP)
+    ]
+    low, high = np.nanpercentile(drawn, [2.5, 97.5])
+    return {"value": float(statistic(list(per_task))), "low": float(low), "high": float(high)}
+
+
+def probability_of_improvement(first: np.ndarray, second: np.ndarray) -> float:
+    """Return the share of pairs in which ``first`` has the lower loss, ties one half."""
+    first, second = np.asarray(first, float), np.asarray(second, float)
+    bad = ~np.isfinite(second)
+    wins = np.where(bad, np.isfinite(first), first < second)
+    return float(np.mean(wins + 0.5 * ((first == second) | (bad & ~np.isfinite(first)))))
+
+
+def _by_task(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    tasks: dict[int, dict[str, Any]] = {}
+    for row in rows:
+        task = tasks.setdefault(int(row["task"]), {})
+        method = str(row["method"])
+        task.setdefault(method, {})[(float(row["factor"]), int(row["seed"]))] = row
+    complete = []
+    for number in sorted(tasks):
+        task = tasks[number]
+        if "pool" not in task or "trimtab" not in task or "tuned" not in task:
+            continue
+        pool = sorted(task["pool"].items(), key=lambda item: item[0][1])
+        validation = np.array([row["validation"] for _, row in pool])
+        test = np.array([row["test"] for _, row in pool])
+        worst = np.nanmax(np.where(np.isfinite(test), test, np.nan))
+        test = np.where(np.isfinite(test), test, worst)
+        validation = np.where(np.isfinite(validation), validation, np.inf)
+        task["curve"] = best_of_n(validation, test)
+        task["optimum"] = float(np.mean([row["test"] for row in task["tuned"].values()]))
+        task["median"] = float(np.median(test))
+        complete.append(task)
+    return complete
+
+
+def _worth(task: dict[str, Any], factor: float, method: str = "trimtab") -> float:
+    rows = [row for (f, _), row in task[method].items() if f == factor]
+    loss = float(np.mean([row["test"] for row in rows]))
+    charge = float(np.mean([row["spent"] for row in rows]))
+    return runs_worth(task["curve"], loss, charge)
+
+
+def _regrets(task: dict[str, Any], factor: float, method: str) -> list[float]:
+    scale = max(task["median"] - task["optimum"], 1e-9)
+    return [
+        (row["test"] - task["optimum"]) / scale
+        for (f, _), row in task.get(method, {}).items()
+        if f == factor
+    ]
+
+
+def _harm(task: dict[str, Any], method: str) -> list[float]:
+    limit = 0.05 * max(task["median"] - task["optimum"], 0.0)
+    pairs = [
+        (row["test"], task["zero"][key]["test"])
+        for key, row in task[method].items()
+        if key[0] == 1.0 and key in task["zero"]
+    ]
+    return [float(steered - reference > limit) for steered, reference in pairs]
+
+
+def _pooled(tasks: list[Any], pick: Callable[[Any], list[float]]) -> float:
+    values = [value for task in tasks for value in pick(task)]
+    return interquartile_mean(np.array(values)) if values else float("nan")
+
+
+def _improvement(tasks: list[Any], rival: str) -> float:
+    shares = []
+    for task in tasks:
+        keys = [key for key in task["trimtab"] if key in task.get(rival, {})]
+        if keys:
+            mine = np.array([task["trimtab"][key]["test"] for key in keys])
+            theirs = np.array([task[rival][key]["test"] for key in keys])
+            shares.append(probability_of_improvement(mine, theirs))
+    return float(np.mean(shares)) if shares else float("nan")
+
+
+def _regret(tasks: list[Any], factor: float, method: str) -> float:
+    return _pooled(tasks, lambda task: _regrets(task, factor, method))
+
+
+def _worth_at(tasks: list[Any], factor: float) -> float:
+    return interquartile_mean(np.array([_worth(task, factor) for task in tasks]))
+
+
+def _share(tasks: list[Any], field: str, factor: float | None, method: str = "trimtab") -> float:
+    values = [
+        row[field]
+        for task in tasks
+        for (f, _), row in task[method].items()
+        if factor is None or f == factor
+    ]
+    return float(np.mean(values)) if values else float("nan")
+
+
+def figures(rows: Sequence[Row]) -> dict[str, Any]:
+    """Return every figure of one ring, ``{"value", "low", "high"}`` each, from its rows.
+
+    Rows have ``task``, ``method`` (``trimtab``, ``zero``, ``race``, ``lr-finder``, ``open-loop``,
+    ``shuffled``, ``pool``, ``tuned``, ``floor``), ``factor``, ``seed``, ``validation``, ``test``,
+    ``spent``, ``rollbacks``, ``diverged``, ``frozen`` and ``residual_use``.
+    """
+    tasks = _by_task(rows)
+    if not tasks:
+        return {}
+    mean = {
+        "n_star": lambda some: interquartile_mean(
+            np.array([_worth(task, factor) for task in some for factor in FACTORS])
+        ),
+        "regret": lambda some: _pooled(
+            some, lambda task: [r for f in FACTORS for r in _regrets(task, f, "trimtab")]
+        ),
+        "harm": lambda some: float(np.mean([x for task in some for x in _harm(task, "trimtab")])),
+        "harm_floor": lambda some: float(
+            np.mean([x for task in some for x in _harm(task, "floor")])
+        ),
+        "diverged": lambda some: max(_share(some, "diverged", factor) for factor in FACTORS),
+        "rollbacks": lambda some: _share(some, "rollbacks", None),
+        "frozen": lambda some: float(
+            np.mean([_share(some, "frozen", factor) for factor in FACTORS if factor != 1.0])
+        ),
+        "residual_use": lambda some: _share(some, "residual_use", None),
+    }
+    result: dict[str, Any] = {name: bootstrap(tasks, rule) for name, rule in mean.items()}
+    rivals = {
+        "p_over_reference": "zero",
+        "p_over_open_loop": "open-loop",
+        "p_over_race": "race",
+        "p_over_lr_finder": "lr-finder",
+        "p_over_shuffled": "shuffled",
+    }
+    for name, rival in rivals.items():
+        result[name] = bootstrap(tasks, partial(_improvement, rival=rival))
+    for name, method in (("regret_by_start", "trimtab"), ("regret_reference_by_start", "zero")):
+        result[name] = {
+            f"{factor:g}": bootstrap(
+                tasks,
+                partial(_regret, factor=factor, method=method),
+            )
+            for factor in FACTORS
+        }
+    result["n_star_by_start"] = {
+        f"{factor:g}": bootstrap(
+            tasks,
+            partial(_worth_at, factor=factor),
+        )
+        for factor in FACTORS
+    }
+    result["capped"] = bootstrap(
+        tasks,
+        lambda some: float(
+            np.mean([_worth(t, f) >= 0.99 * len(t["curve"]) for t in some for f in FACTORS])
+        ),
+    )
+    result["tasks"] = len(tasks)
+    return result

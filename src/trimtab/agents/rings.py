@@ -1,0 +1,345 @@
+"""Evaluation in rings: how a policy does on simulated tasks that it never trained on.
+
+Each task gets a tuned learning rate (32-point grid, 3 seeds), a pool of 64 reference runs, and for
+each start factor and seed a steered run and every control. Rows are kept as they come, so that an
+interrupted evaluation goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from trimtab.agents.meta_training import FamilyShare, family_of
+from trimtab.agents.ring_figures import FACTORS, figures
+from trimtab.agents.rollout import Episodes, rollout
+from trimtab.agents.scheduled import lr_finder_runs, race_runs, scheduled_runs
+from trimtab.controllers.learned import PolicyFile
+from trimtab.core.errors import unknown_name
+from trimtab.core.spec import ControlSpec, window_ends
+from trimtab.envs.simulators.batch import Programs, programs
+
+__all__ = ["RINGS", "RingSettings", "evaluate_policy", "ring_definitions", "rings_hash"]
+
+RINGS: tuple[str, ...] = ("a", "b", "c")
+
+_GRID = np.linspace(-2.5, 2.5, 32)
+_GRID_SEEDS, _POOL, _SEEDS = 3, 64, 2
+_BATCH = 32  # batches are cut to this many tasks, to bound memory
+
+
+@dataclass(frozen=True)
+class RingSettings:
+    """What is evaluated.
+
+    Attributes:
+        ring: ``"a"``, ``"b"`` or ``"c"``.
+        tasks: Number of tasks.
+        seed: First task; below 1,000,000 for development, from there on for reports.
+    """
+
+    ring: str
+    tasks: int = 256
+    seed: int = 0
+
+
+class _Bucket(NamedTuple):
+    """One architecture of a ring with its length of run."""
+
+    number: int
+    family: Any
+    programs: Programs
+    steps: int
+    decisions: int
+
+
+def ring_definitions() -> dict[str, Any]:
+    """Return the content of ``rings.toml``."""
+    return tomllib.loads((Path(__file__).parent / "rings.toml").read_text())
+
+
+def rings_hash() -> str:
+    """Return 16 hexadecimal digits that name the rings' definition."""
+    return hashlib.sha256((Path(__file__).parent / "rings.toml").read_bytes()).hexdigest()[:16]
+
+
+def _buckets(ring: str, names: tuple[str, ...]) -> list[_Bucket]:
+    known = ring_definitions()
+    if ring not in known:
+        raise unknown_name("ring", ring, known)
+    buckets: list[_Bucket] = []
+    for entry in known[ring]["families"]:
+        share = FamilyShare(entry["name"], options=entry.get("options", {}))
+        family = family_of(share, names)
+        for variant in entry["variants"]:
+            buckets.append(
+                _Bucket(
+                    len(buckets),
+                    family,
+                    programs(family, variant),
+                    int(entry["steps"]),
+                    int(entry["decisions"]),
+                )
+            )
+    return buckets
+
+
+def _keys(seeds: np.ndarray, salt: int) -> jax.Array:
+    """Return keys of (n,) whole numbers, apart for each salt."""
+    return jax.vmap(lambda s: jax.random.fold_in(jax.random.key(salt), s))(
+        jnp.asarray(seeds, jnp.uint32)
+    )
+
+
+class _Prepared(NamedTuple):
+    tasks: np.ndarray  # (B,)
+    factors: np.ndarray  # (B,)
+    seeds: np.ndarray  # (B,)
+    values: np.ndarray  # (B, H)
+    task_keys: jax.Array
+    run_keys: jax.Array
+
+
+def _prepared(
+    bucket: _Bucket,
+    tasks: np.ndarray,
+    factors: np.ndarray,
+    seeds: np.ndarray,
+    lr: np.ndarray,
+) -> _Prepared:
+    rest = [item.default for item in bucket.family.hyperparameters[1:]]
+    values = np.column_stack([lr, *[np.full(len(lr), value) for value in rest]])
+    return _Prepared(
+        tasks,
+        factors,
+        seeds,
+        values.astype(np.float32),
+        _keys(tasks, 11),
+        _keys(tasks * 1009 + seeds, 13),
+    )
+
+
+def _plain(
+    bucket: _Bucket, ends: np.ndarray, prepared: _Prepared, how: str
+) -> list[dict[str, Any]]:
+    """Return rows of runs without a policy: pool, grid, zero, floor, race or lr-finder."""
+    runs, initial = bucket.programs.prepare(prepared.task_keys, prepared.run_keys)
+    extra = 0
+    if how == "race":
+        outcome, extra = race_runs(
+            bucket.programs, runs, np.asarray(initial), prepared.values, ends
+        )
+    elif how == "lr-finder":
+        outcome = lr_finder_runs(bucket.programs, runs, np.asarray(initial), prepared.values, ends)
+    else:
+        outcome = scheduled_runs(bucket.programs, runs, np.asarray(initial), prepared.values, ends)
+    shown = np.asarray(getattr(runs.draw, "n_validation", np.zeros(len(prepared.tasks))))
+    whole = 32 * bucket.steps + (len(ends) + 1) * shown / 3
+    spent = (whole + extra * shown / 3) / whole
+    return [
+        {
+            "task": int(prepared.tasks[i]),
+            "bucket": bucket.number,
+            "method": how,
+            "factor": float(prepared.factors[i]),
+            "seed": int(prepared.seeds[i]),
+            "validation": float(outcome.validation[i]),
+            "test": float(outcome.test[i]),
+            "accuracy": float(outcome.accuracy[i]),
+            "spent": float(spent[i]),
+            "rollbacks": 0.0,
+            "diverged": float(outcome.diverged[i]),
+            "frozen": 0.0,
+            "residual_use": 0.0,
+            "lr": float(outcome.lr[i]),
+        }
+        for i in range(len(prepared.tasks))
+    ]
+
+
+def _steered(
+    bucket: _Bucket,
+    spec: ControlSpec,
+    parameters: Mapping[str, Any],
+    prepared: _Prepared,
+    method: str,
+    aside: Any = None,
+) -> tuple[list[dict[str, Any]], Episodes]:
+    """Return rows of steered runs, and the runs themselves."""
+    mode = {"trimtab": "greedy", "shuffled": "shuffled", "open-loop": "fixed"}[method]
+    episodes = rollout(
+        bucket.programs,
+        spec,
+        dict(parameters),
+        prepared.task_keys,
+        prepared.run_keys,
+        lambda _: prepared.values,
+        bucket.steps,
+        mode=mode,
+        aside=aside,
+    )
+    used = np.abs(episodes.offset).max(-1) > np.log10(1.05)
+    rows = [
+        {
+            "task": int(prepared.tasks[i]),
+            "bucket": bucket.number,
+            "method": method,
+            "factor": float(prepared.factors[i]),
+            "seed": int(prepared.seeds[i]),
+            "validation": float(episodes.best_val[i]),
+            "test": float(episodes.test_loss[i]),
+            "accuracy": float(episodes.test_accuracy[i]),
+            "spent": float(episodes.spent[i]),
+            "rollbacks": float(episodes.rollbacks[i]),
+            "diverged": float(episodes.diverged[i]),
+            "frozen": float(episodes.novelty[:, i].any()),
+            "residual_use": float(used[:, i].mean()),
+            "lr": float(prepared.values[i, 0]),
+        }
+        for i in range(len(prepared.tasks))
+    ]
+    return rows, episodes
+
+
+def _tuned(
+    bucket: _Bucket, ends: np.ndarray, tasks: np.ndarray
+) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """Return each task's best learning rate by mean validation, and its three runs' rows."""
+    runs, _ = bucket.programs.prepare(_keys(tasks, 11), _keys(tasks, 13))
+    centre = np.asarray(bucket.programs.default_lr(runs))
+    centre = centre / np.asarray(getattr(runs.draw, "lr_factor", np.ones(len(tasks))))
+    rows: list[list[dict[str, Any]]] = []
+    for point in range(len(_GRID)):
+        many = np.repeat(tasks, _GRID_SEEDS)
+        seeds = np.tile(np.arange(900, 900 + _GRID_SEEDS), len(tasks))
+        lr = np.repeat(centre * 10.0 ** _GRID[point], _GRID_SEEDS)
+        prepared = _prepared(bucket, many, np.full(len(many), np.nan), seeds, lr)
+        rows.append(_plain(bucket, ends, prepared, "tuned"))
+    losses = np.array([[row["validation"] for row in point] for point in rows])
+    losses = losses.reshape(len(_GRID), len(tasks), _GRID_SEEDS).mean(-1)
+    chosen = np.argmin(np.where(np.isfinite(losses), losses, np.inf), axis=0)
+    kept = [
+        rows[point][index * _GRID_SEEDS + seed]
+        for index, point in enumerate(chosen)
+        for seed in range(_GRID_SEEDS)
+    ]
+    return centre * 10.0 ** _GRID[chosen], kept
+
+
+def _chunk(
+    bucket: _Bucket,
+    policy: PolicyFile,
+    tasks: np.ndarray,
+    mean_paths: dict[float, np.ndarray] | None,
+) -> Iterator[dict[str, Any]]:
+    """Yield all rows of some tasks of one bucket."""
+    items = bucket.family.hyperparameters
+    spec = ControlSpec(
+        **{
+            **{f: getattr(policy.spec, f) for f in policy.spec.__dataclass_fields__},
+            "hyperparameters": items,
+            "decisions": bucket.decisions,
+        }
+    )
+    ends = window_ends(spec, bucket.steps)
+    best, rows = _tuned(bucket, ends, tasks)
+    yield from rows
+    rng = np.random.default_rng(tasks.tolist())
+    drawn = 10.0 ** rng.uniform(-2, 2, (len(tasks), _POOL))
+    for part in range(0, _POOL, 16):
+        factors = drawn[:, part : part + 16].reshape(-1)
+        many = np.repeat(tasks, 16)
+        seeds = np.tile(np.arange(part, part + 16) + 500, len(tasks))
+        prepared = _prepared(bucket, many, factors, seeds, np.repeat(best, 16) * factors)
+        yield from _plain(bucket, ends, prepared, "pool")
+    many = np.repeat(tasks, len(FACTORS) * _SEEDS)
+    factors = np.tile(np.repeat(FACTORS, _SEEDS), len(tasks))
+    seeds = np.tile(np.arange(_SEEDS), len(FACTORS) * len(tasks))
+    lr = np.repeat(best, len(FACTORS) * _SEEDS) * factors
+    prepared = _prepared(bucket, many, factors, seeds, lr)
+    for how in ("zero", "race", "lr-finder"):
+        yield from _plain(bucket, ends, prepared, how)
+    tuned = factors == 1.0
+    floor = _prepared(bucket, many[tuned], factors[tuned], seeds[tuned] + 700, lr[tuned])
+    for row in _plain(bucket, ends, floor, "floor"):
+        yield {**row, "seed": row["seed"] - 700}
+    parameters = {**policy.parameters, **policy.novelty}
+    rows, episodes = _steered(bucket, spec, parameters, prepared, "trimtab")
+    yield from rows
+    order = np.random.default_rng(int(tasks[0])).permutation(len(many))
+    yield from _steered(bucket, spec, parameters, prepared, "shuffled", aside=order)[0]
+    paths = mean_paths if mean_paths is not None else {}
+    for factor in FACTORS:
+        paths.setdefault(factor, episodes.offset[:, factors == factor].mean(1))
+    replay = np.stack([paths[factor] for factor in factors], axis=1)
+    yield from _steered(bucket, spec, parameters, prepared, "open-loop", aside=replay)[0]
+
+
+def evaluate_policy(
+    policy: PolicyFile,
+    settings: RingSettings,
+    folder: str | Path,
+    *,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Return the figures of one ring; rows are kept in ``folder`` and never made twice.
+
+    Args:
+        policy: What is evaluated.
+        settings: Ring, tasks and seed.
+        folder: Gets ``rows/*.json`` as they come and ``ring-X.parquet`` at the end.
+        on_progress: Told tasks done and in all.
+
+    Raises:
+        UnknownNameError: There is no such ring.
+    """
+    place = Path(folder) / f"ring-{settings.ring}-rows"
+    place.mkdir(parents=True, exist_ok=True)
+    identity = hashlib.sha256(
+        b"".join(
+            np.ascontiguousarray(policy.parameters[k]).tobytes() for k in sorted(policy.parameters)
+        )
+    ).hexdigest()[:12]
+    names = tuple(item.name for item in policy.spec.hyperparameters)
+    buckets = _buckets(settings.ring, names)
+    numbers = settings.seed + np.arange(settings.tasks)
+    rows: list[dict[str, Any]] = []
+    done = 0
+    for bucket in buckets:
+        mine = numbers[np.arange(settings.tasks) % len(buckets) == bucket.number]
+        for first in range(0, len(mine), _BATCH):
+            tasks = mine[first : first + _BATCH]
+            file = place / f"{identity}-{bucket.number}-{tasks[0]}-{len(tasks)}.json"
+            if file.exists():
+                made = json.loads(file.read_text())
+            else:
+                made = list(_chunk(bucket, policy, tasks, None))
+                partial = file.with_suffix(".partial")
+                partial.write_text(json.dumps(made))
+                partial.replace(file)
+            rows += made
+            done += len(tasks)
+            if on_progress is not None:
+                on_progress(done, settings.tasks)
+    _write_parquet(rows, Path(folder) / f"ring-{settings.ring}.parquet")
+    return figures(rows)
+
+
+def _write_parquet(rows: list[dict[str, Any]], path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.Table.from_pylist(rows)
+    for name in ("validation", "test", "accuracy", "spent", "rollbacks", "lr", "factor"):
+        index = table.column_names.index(name)
+        table = table.set_column(index, name, table.column(name).cast(pa.float32()))
+    pq.write_table(table, path, compression="zstd")
