@@ -353,7 +353,7 @@ def learn(
 
 
 def _follow(statistics: np.ndarray, observation: np.ndarray, iteration: int) -> np.ndarray:
-    """Return running mean and mean square (2, n) of the global features, the recent ones heavier."""
+    """Return running mean and mean square (2, n) of the global features, recent ones heavier."""
     flat = observation[..., : len(GLOBAL_FEATURES)].reshape(-1, len(GLOBAL_FEATURES)).astype(float)
     now = np.stack([flat.mean(0), (flat**2).mean(0)])
     weight = max(1.0 / (iteration + 1), 0.02)

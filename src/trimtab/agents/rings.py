@@ -11,7 +11,7 @@ import hashlib
 import json
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,12 +28,20 @@ from trimtab.core.errors import unknown_name
 from trimtab.core.spec import ControlSpec, window_ends
 from trimtab.envs.simulators.batch import Programs, programs
 
-__all__ = ["RINGS", "RingSettings", "evaluate_policy", "ring_definitions", "rings_hash"]
+__all__ = [
+    "RINGS",
+    "RingSettings",
+    "evaluate_policy",
+    "policy_identity",
+    "ring_definitions",
+    "rings_hash",
+]
 
 RINGS: tuple[str, ...] = ("a", "b", "c")
 
 _GRID = np.linspace(-2.5, 2.5, 32)
 _GRID_SEEDS, _POOL, _SEEDS = 3, 64, 2
+_OTHER_ORDER = 700  # added to a seed: the same start with another data order
 _BATCH = 32  # batches are cut to this many tasks, to bound memory
 
 
@@ -235,53 +243,82 @@ def _tuned(
     return centre * 10.0 ** _GRID[chosen], kept
 
 
-def _chunk(
-    bucket: _Bucket,
-    policy: PolicyFile,
-    tasks: np.ndarray,
-    mean_paths: dict[float, np.ndarray] | None,
-) -> Iterator[dict[str, Any]]:
-    """Yield all rows of some tasks of one bucket."""
-    items = bucket.family.hyperparameters
-    spec = ControlSpec(
-        **{
-            **{f: getattr(policy.spec, f) for f in policy.spec.__dataclass_fields__},
-            "hyperparameters": items,
-            "decisions": bucket.decisions,
-        }
+def _spec(policy: PolicyFile, bucket: _Bucket) -> ControlSpec:
+    return replace(
+        policy.spec, hyperparameters=bucket.family.hyperparameters, decisions=bucket.decisions
     )
-    ends = window_ends(spec, bucket.steps)
-    best, rows = _tuned(bucket, ends, tasks)
-    yield from rows
-    rng = np.random.default_rng(tasks.tolist())
-    drawn = 10.0 ** rng.uniform(-2, 2, (len(tasks), _POOL))
-    for part in range(0, _POOL, 16):
-        factors = drawn[:, part : part + 16].reshape(-1)
-        many = np.repeat(tasks, 16)
-        seeds = np.tile(np.arange(part, part + 16) + 500, len(tasks))
-        prepared = _prepared(bucket, many, factors, seeds, np.repeat(best, 16) * factors)
-        yield from _plain(bucket, ends, prepared, "pool")
+
+
+def _crossed(bucket: _Bucket, tasks: np.ndarray, best: np.ndarray) -> _Prepared:
+    """Return every task at every start factor and seed."""
     many = np.repeat(tasks, len(FACTORS) * _SEEDS)
     factors = np.tile(np.repeat(FACTORS, _SEEDS), len(tasks))
     seeds = np.tile(np.arange(_SEEDS), len(FACTORS) * len(tasks))
-    lr = np.repeat(best, len(FACTORS) * _SEEDS) * factors
-    prepared = _prepared(bucket, many, factors, seeds, lr)
-    for how in ("zero", "race", "lr-finder"):
-        yield from _plain(bucket, ends, prepared, how)
-    tuned = factors == 1.0
-    floor = _prepared(bucket, many[tuned], factors[tuned], seeds[tuned] + 700, lr[tuned])
-    for row in _plain(bucket, ends, floor, "floor"):
-        yield {**row, "seed": row["seed"] - 700}
-    parameters = {**policy.parameters, **policy.novelty}
-    rows, episodes = _steered(bucket, spec, parameters, prepared, "trimtab")
+    return _prepared(bucket, many, factors, seeds, np.repeat(best, len(FACTORS) * _SEEDS) * factors)
+
+
+def _unsteered_rows(
+    bucket: _Bucket, ends: np.ndarray, tasks: np.ndarray
+) -> Iterator[dict[str, Any]]:
+    """Yield what does not depend on a policy: tuned rate, pool, reference, race, range test."""
+    best, rows = _tuned(bucket, ends, tasks)
     yield from rows
-    order = np.random.default_rng(int(tasks[0])).permutation(len(many))
-    yield from _steered(bucket, spec, parameters, prepared, "shuffled", aside=order)[0]
-    paths = mean_paths if mean_paths is not None else {}
-    for factor in FACTORS:
-        paths.setdefault(factor, episodes.offset[:, factors == factor].mean(1))
-    replay = np.stack([paths[factor] for factor in factors], axis=1)
-    yield from _steered(bucket, spec, parameters, prepared, "open-loop", aside=replay)[0]
+    drawn = 10.0 ** np.random.default_rng(tasks.tolist()).uniform(-2, 2, (len(tasks), _POOL))
+    for part in range(0, _POOL, 16):
+        factors = drawn[:, part : part + 16].reshape(-1)
+        seeds = np.tile(np.arange(part, part + 16) + 500, len(tasks))
+        lr = np.repeat(best, 16) * factors
+        prepared = _prepared(bucket, np.repeat(tasks, 16), factors, seeds, lr)
+        yield from _plain(bucket, ends, prepared, "pool")
+    crossed = _crossed(bucket, tasks, best)
+    for how in ("zero", "race", "lr-finder"):
+        yield from _plain(bucket, ends, crossed, how)
+    tuned = crossed.factors == 1.0
+    floor = _prepared(
+        bucket,
+        crossed.tasks[tuned],
+        crossed.factors[tuned],
+        crossed.seeds[tuned] + _OTHER_ORDER,
+        crossed.values[tuned, 0],
+    )
+    for row in _plain(bucket, ends, floor, "floor"):
+        yield {**row, "seed": row["seed"] - _OTHER_ORDER}
+
+
+def _policy_rows(
+    bucket: _Bucket, policy: PolicyFile, tasks: np.ndarray, best: np.ndarray
+) -> Iterator[dict[str, Any]]:
+    """Yield what a policy does: steered, shuffled observations, its mean schedule replayed."""
+    spec, crossed = _spec(policy, bucket), _crossed(bucket, tasks, best)
+    parameters = {**policy.parameters, **policy.novelty}
+    rows, episodes = _steered(bucket, spec, parameters, crossed, "trimtab")
+    yield from rows
+    order = np.random.default_rng(int(tasks[0])).permutation(len(crossed.tasks))
+    yield from _steered(bucket, spec, parameters, crossed, "shuffled", aside=order)[0]
+    paths = {f: episodes.offset[:, crossed.factors == f].mean(1) for f in FACTORS}
+    replay = np.stack([paths[factor] for factor in crossed.factors], axis=1)
+    yield from _steered(bucket, spec, parameters, crossed, "open-loop", aside=replay)[0]
+
+
+def _kept(
+    file: Path, make: Callable[..., Iterator[dict[str, Any]]], *arguments: Any
+) -> list[dict[str, Any]]:
+    """Return the rows in a file, made and written at once if it is not there."""
+    if file.exists():
+        return list(json.loads(file.read_text()))
+    rows = list(make(*arguments))
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(rows))
+    partial.replace(file)
+    return rows
+
+
+def policy_identity(policy: PolicyFile) -> str:
+    """Return 12 hexadecimal digits that name a policy's arrays."""
+    arrays = [
+        np.ascontiguousarray(policy.parameters[k]).tobytes() for k in sorted(policy.parameters)
+    ]
+    return hashlib.sha256(b"".join(arrays)).hexdigest()[:12]
 
 
 def evaluate_policy(
@@ -304,29 +341,31 @@ def evaluate_policy(
     """
     place = Path(folder) / f"ring-{settings.ring}-rows"
     place.mkdir(parents=True, exist_ok=True)
-    identity = hashlib.sha256(
-        b"".join(
-            np.ascontiguousarray(policy.parameters[k]).tobytes() for k in sorted(policy.parameters)
-        )
-    ).hexdigest()[:12]
+    identity = policy_identity(policy)
     names = tuple(item.name for item in policy.spec.hyperparameters)
     buckets = _buckets(settings.ring, names)
     numbers = settings.seed + np.arange(settings.tasks)
     rows: list[dict[str, Any]] = []
     done = 0
     for bucket in buckets:
+        ends = window_ends(_spec(policy, bucket), bucket.steps)
+        rhythm = hashlib.sha256(ends.tobytes() + rings_hash().encode()).hexdigest()[:8]
         mine = numbers[np.arange(settings.tasks) % len(buckets) == bucket.number]
         for first in range(0, len(mine), _BATCH):
             tasks = mine[first : first + _BATCH]
-            file = place / f"{identity}-{bucket.number}-{tasks[0]}-{len(tasks)}.json"
-            if file.exists():
-                made = json.loads(file.read_text())
-            else:
-                made = list(_chunk(bucket, policy, tasks, None))
-                partial = file.with_suffix(".partial")
-                partial.write_text(json.dumps(made))
-                partial.replace(file)
-            rows += made
+            part = f"{bucket.number}-{tasks[0]}-{len(tasks)}"
+            plain = _kept(place / f"{rhythm}-{part}.json", _unsteered_rows, bucket, ends, tasks)
+            tuned = {row["task"]: row["lr"] for row in plain if row["method"] == "tuned"}
+            best = np.array([tuned[int(task)] for task in tasks])
+            steered = _kept(
+                place / f"{identity}-{rhythm}-{part}.json",
+                _policy_rows,
+                bucket,
+                policy,
+                tasks,
+                best,
+            )
+            rows += plain + steered
             done += len(tasks)
             if on_progress is not None:
                 on_progress(done, settings.tasks)
