@@ -12,11 +12,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from trimtab.core.array_namespace import namespace_of, quiet
 from trimtab.core.carry import Carry
 from trimtab.core.features import observe_features
 from trimtab.core.guard import Reason, guard_restore, limit_move
 from trimtab.core.metrics import Metrics
-from trimtab.core.rewards import DIVERGENCE_PENALTY, Outcome, normalised, potential, reward
+from trimtab.core.rewards import (
+    DIVERGENCE_PENALTY,
+    Outcome,
+    normalised,
+    potential,
+    potential_of,
+    reward,
+)
 from trimtab.core.spec import MOVES, ControlSpec
 
 __all__ = ["Values", "action_shape", "apply", "decode", "n_discrete_actions", "observe"]
@@ -95,14 +103,15 @@ def observe(spec: ControlSpec, carry: Carry, metrics: Metrics, xp: Any) -> tuple
     Returns:
         The new memory, the (n,) float32 observation and the () float32 reward in nats.
     """
-    metrics = Metrics(*(xp.asarray(value, np.float32) for value in metrics))
-    before = carry
-    carry = _take_losses(spec, carry, metrics, xp)
-    carry, earned = _score(spec, before, carry, metrics, xp)
-    carry = _take_gradients(carry, metrics, xp)
-    carry = _credit(before, carry, xp)
-    carry = carry._replace(started=carry.started * 0 + xp.float32(1.0), reward_last=earned)
-    return carry, observe_features(before, carry, metrics, xp), earned
+    xp = namespace_of(xp)
+    with quiet(xp):
+        metrics = Metrics(*(xp.asarray(value, np.float32) for value in metrics))
+        before = carry
+        carry = _take_losses(spec, carry, metrics, xp)
+        carry, earned = _score(spec, before, carry, metrics, xp)
+        carry = _take_gradients(carry, metrics, xp)
+        carry = _credit(before, carry, xp)
+        return carry, observe_features(before, carry, metrics, xp), earned
 
 
 def _take_losses(spec: ControlSpec, carry: Carry, metrics: Metrics, xp: Any) -> Carry:
@@ -114,29 +123,31 @@ def _take_losses(spec: ControlSpec, carry: Carry, metrics: Metrics, xp: Any) -> 
     train_initial = xp.where(
         xp.isnan(carry.train_initial), metrics.train_loss_first, carry.train_initial
     )
-    s_val = potential(metrics.val_loss, val_initial, xp)
+    n_val = normalised(metrics.val_loss, val_initial, xp)
+    s_val = potential_of(n_val, xp)
     known = xp.isfinite(metrics.train_loss) & xp.isfinite(train_initial)
     s_train = xp.where(known, potential(metrics.train_loss, train_initial, xp), carry.s_train)
     bad = (metrics.finite < 1) | ~xp.isfinite(metrics.val_loss)
     improved = ~bad & (first | (s_val < carry.s_best))
-    diverged = bad | (normalised(metrics.val_loss, val_initial, xp) > f(spec.explosion))
+    s_best = xp.where(improved, s_val, carry.s_best)
+    diverged = bad | (n_val > f(spec.explosion))
     ruined = (s_val - carry.s_best > f(spec.ruin)) & ~first
+    change = xp.where(first, f(0.0), s_val - carry.s_val)
+    weight = xp.where(carry.decision <= 1, f(1.0), f(_TREND_WEIGHT))
+    deviation = xp.abs(change - carry.trend) * (carry.decision > 1)
     carry = carry._replace(
         val_initial=val_initial,
         reward_initial=xp.where(first, reward_loss, carry.reward_initial),
         train_initial=train_initial,
         s_val=s_val,
         s_val_lag=xp.where(first, s_val, carry.s_val),
-        s_best=xp.where(improved, s_val, carry.s_best),
+        s_best=s_best,
         s_train=s_train,
+        trend=carry.trend + weight * (change - carry.trend),
+        noise=carry.noise + weight * (deviation - carry.noise),
         is_best=xp.where(improved, f(1.0), f(0.0)),
         since_best=xp.where(improved, f(0.0), carry.since_best + f(1.0)),
     )
-    change = xp.where(first, f(0.0), s_val - carry.s_val_lag)
-    weight = xp.where(carry.decision <= 1, f(1.0), f(_TREND_WEIGHT))
-    trend = carry.trend + weight * (change - carry.trend)
-    deviation = xp.abs(change - carry.trend) * (carry.decision > 1)
-    carry = carry._replace(trend=trend, noise=carry.noise + weight * (deviation - carry.noise))
     return guard_restore(spec, carry, diverged & ~first, ruined, xp)
 
 
@@ -170,8 +181,15 @@ def _score(
     earned = reward(spec.reward, outcome, xp) - (0 if spec.reward == "function" else penalty)
     earned = xp.where(first, f(0.0), earned)
     reference = xp.where(first, now, reference)
-    carry = carry._replace(reward_now=now, reward_best=best, reward_reference=reference)
-    return carry, xp.asarray(earned, np.float32)
+    earned = xp.asarray(earned, np.float32)
+    carry = carry._replace(
+        started=before.started * 0 + f(1.0),
+        reward_now=now,
+        reward_best=best,
+        reward_reference=reference,
+        reward_last=earned,
+    )
+    return carry, earned
 
 
 def _take_gradients(carry: Carry, metrics: Metrics, xp: Any) -> Carry:
@@ -218,23 +236,25 @@ def apply(spec: ControlSpec, carry: Carry, action: Any, xp: Any) -> tuple[Carry,
         The new memory, the `Values`, and (H,) int32 bits of `Reason`: why what was applied
         differs from what was asked for.
     """
+    xp = namespace_of(xp)
     f = xp.float32
     finite = xp.all(xp.isfinite(xp.asarray(action, np.float32)))
     clean = xp.where(finite, xp.asarray(action, np.float32), f(0.0))
     moves, wanted = decode(spec, clean, xp)
     moves = xp.where(finite, moves, f(0.0))
     wanted = xp.where(finite, wanted, f(0.0))
-    reason = xp.where(finite, 0, int(Reason.INVALID)) + (moves * 0).astype(np.int32)
     moves, limited = limit_move(spec, carry, moves, xp)
-    reason = reason | limited
 
     forced = carry.must_restore > 0
     useful = (carry.s_val > carry.s_best) & (carry.since_restore > f(spec.restore_pause))
     chosen = (wanted > 0) & useful & (carry.guarded > 0) & ~forced
     restore = forced | chosen
-    reason = reason | xp.where(forced, int(Reason.ROLLBACK), 0)
-    reason = reason | xp.where(chosen, int(Reason.RESTORE), 0)
-    reason = reason | xp.where((wanted > 0) & ~restore, int(Reason.RESTORE_REFUSED), 0)
+    common = (
+        xp.where(finite, 0, int(Reason.INVALID))
+        | xp.where(forced, int(Reason.ROLLBACK), 0)
+        | xp.where(chosen, int(Reason.RESTORE), 0)
+        | xp.where((wanted > 0) & ~restore, int(Reason.RESTORE_REFUSED), 0)
+    )
 
     ramping = (carry.decision >= 1) & (carry.decision <= carry.front) & (carry.restores == 0)
     ramp = xp.where(ramping & ~restore & (carry.guarded > 0), f(-spec.entry), f(0.0)) / xp.maximum(
@@ -245,7 +265,7 @@ def apply(spec: ControlSpec, carry: Carry, action: Any, xp: Any) -> tuple[Carry,
     step = xp.where(forced & (carry.is_lr > 0), xp.minimum(step, f(0.0)), step)
     asked = carry.offset + carry.is_lr * ramp + step - cut
     offset = xp.clip(asked, carry.low_offset, carry.high_offset)
-    reason = reason | xp.where(offset != asked, int(Reason.BOUNDS), 0)
+    reason = limited | common | xp.where(offset != asked, int(Reason.BOUNDS), 0)
     reason = reason | xp.where((cut > 0) & forced, int(Reason.CUT), 0)
     carry = _after_apply(carry, offset, restore, xp)
     multiplier = xp.where(_is_log(spec, xp), f(10.0) ** offset, f(1.0))

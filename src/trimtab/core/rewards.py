@@ -74,7 +74,12 @@ def normalised(loss: Any, initial: Any, xp: Any) -> Any:
 
 def potential(loss: Any, initial: Any, xp: Any) -> Any:
     """Return ``log(n + 0.02)`` in nats of a loss, ``n`` being the loss over its initial value."""
-    return xp.log(normalised(loss, initial, xp) + xp.float32(LOSS_FLOOR))
+    return potential_of(normalised(loss, initial, xp), xp)
+
+
+def potential_of(ratio: Any, xp: Any) -> Any:
+    """Return the potential in nats of a loss that is `normalised` already."""
+    return xp.log(ratio + xp.float32(LOSS_FLOOR))
 
 
 def reward(name: str, outcome: Outcome, xp: Any) -> Any:
