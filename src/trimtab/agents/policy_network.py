@@ -63,9 +63,10 @@ def init_critic(seed: int, inputs: int, width: int = 128) -> dict[str, jax.Array
 
 def value(critic: dict[str, jax.Array], inputs: jax.Array) -> jax.Array:
     """Return (...) predicted returns-to-go for (..., n) inputs."""
-    hidden = jnp.tanh(inputs @ critic["w0"] + critic["b0"])
-    hidden = jnp.tanh(hidden @ critic["w1"] + critic["b1"])
-    return (hidden @ critic["w2"] + critic["b2"])[..., 0]
+    hidden = inputs.reshape(-1, inputs.shape[-1])
+    for layer in ("0", "1"):
+        hidden = jnp.tanh(hidden @ critic["w" + layer] + critic["b" + layer][None, :])
+    return (hidden @ critic["w2"] + critic["b2"][None, :])[:, 0].reshape(inputs.shape[:-1])
 
 
 def policy_logits(

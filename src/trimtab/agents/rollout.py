@@ -98,9 +98,8 @@ def _decide(spec: ControlSpec, mode: str) -> Callable[..., Any]:
             action, log_probability, hidden = act(parameters, seen, hidden, key, mode != "sample")
             if "novelty_mean" in parameters:
                 n_global = parameters["novelty_mean"].shape[0]
-                distance = (seen[:, :n_global] - parameters["novelty_mean"]) / parameters[
-                    "novelty_scale"
-                ]
+                mean, scale = parameters["novelty_mean"], parameters["novelty_scale"]
+                distance = (seen[:, :n_global] - mean[None, :]) / scale[None, :]
                 held = ((distance**2).mean(-1) > parameters["novelty_limit"]).astype(jnp.float32)
                 action = jnp.where(held[:, None] > 0, idle, action)
         carry, values, _ = jax.vmap(applied)(carry, action)

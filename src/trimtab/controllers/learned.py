@@ -77,17 +77,17 @@ def forward(
     tokens = observation[_N_GLOBAL:].reshape(-1, TOKEN_BLOCK)  # (H, block)
     shared = observation[:_N_GLOBAL] @ parameters["token_w"][:_N_GLOBAL]
     own = tokens @ parameters["token_w"][_N_GLOBAL:]
-    token = xp.tanh(own + (shared + parameters["token_b"]))  # (H, width)
+    token = xp.tanh(own + (shared + parameters["token_b"])[None, :])  # (H, width)
     mean = xp.mean(token, axis=0) @ parameters["mix_w"][width:]
-    mixed = xp.tanh(token @ parameters["mix_w"][:width] + (mean + parameters["mix_b"]))
-    from_input = mixed @ parameters["gate_x"] + parameters["gate_b"]
+    mixed = xp.tanh(token @ parameters["mix_w"][:width] + (mean + parameters["mix_b"])[None, :])
+    from_input = mixed @ parameters["gate_x"] + parameters["gate_b"][None, :]
     from_hidden = hidden @ parameters["gate_h"]
     gates = _sigmoid(from_input[:, : 2 * width] + from_hidden[:, : 2 * width], xp)
     update, reset = gates[:, :width], gates[:, width:]
     candidate = xp.tanh(from_input[:, 2 * width :] + reset * from_hidden[:, 2 * width :])
     following = update * hidden + (xp.float32(1.0) - update) * candidate
     state = xp.concatenate([following, mixed], axis=-1)  # (H, 2 width)
-    moves = state @ parameters["move_w"] + parameters["move_b"]
+    moves = state @ parameters["move_w"] + parameters["move_b"][None, :]
     restore = xp.mean(state, axis=0) @ parameters["restore_w"] + parameters["restore_b"]
     return moves, restore, following
 

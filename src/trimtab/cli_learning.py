@@ -1,0 +1,144 @@
+"""`trimtab learn` and `trimtab evaluate`: making a policy, and finding out what it is worth."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+__all__ = ["evaluate", "learn", "prepare_jax"]
+
+
+def prepare_jax() -> None:
+    """Set what JAX reads at its import: one device a core, and a cache of compiled programs.
+
+    Values that the user has set already are left alone.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    os.environ.setdefault(
+        "XLA_FLAGS",
+        f"--xla_force_host_platform_device_count={cores or 1} "
+        "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
+    )
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(home / "trimtab" / "jax"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+
+
+def _bar(description: str) -> Any:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    return Progress(
+        TextColumn(description),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=Console(stderr=True),
+    )
+
+
+def learn(
+    config: Annotated[Path, typer.Option(help="TOML file with every setting.")],
+    out: Annotated[Path, typer.Option(help="Folder for checkpoints, curves and the policy.")],
+    minutes: Annotated[float | None, typer.Option(help="Stop after this many minutes.")] = None,
+    resume: Annotated[bool, typer.Option(help="Continue what is in --out.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Meta-train a policy on simulated fine-tuning runs."""
+    prepare_jax()
+    from trimtab.agents.meta_training import Progress, read_settings
+    from trimtab.agents.meta_training import learn as train
+
+    settings = read_settings(config)
+    last: dict[str, Any] = {}
+    with _bar(f"learning {settings.name}") as bar:
+        task = bar.add_task("", total=settings.iterations, note="compiling")
+
+        def show(progress: Progress) -> None:
+            figures = progress.figures
+            last.update(figures, iteration=progress.iteration, runs=progress.runs)
+            last.update(seconds=progress.seconds, inner_steps=progress.steps)
+            note = f"return {figures['return']:+.3f} nats, {progress.runs:,} runs"
+            bar.update(task, completed=progress.iteration, note=note)
+            if not bar.console.is_terminal and progress.iteration % 20 == 0:
+                print(f"{progress.iteration}/{progress.of} {note}", file=sys.stderr)  # noqa: T201
+
+        path = train(settings, out, resume=resume, minutes=minutes, on_progress=show)
+    if as_json:
+        print(json.dumps({"policy": str(path), **last}))  # noqa: T201
+    else:
+        print(f"wrote {path}")  # noqa: T201
+
+
+def evaluate(
+    policy: Annotated[str, typer.Argument(help="A shipped policy's name, or a policy file.")],
+    ring: Annotated[list[str] | None, typer.Option(help="a, b or c; may be repeated.")] = None,
+    tasks: Annotated[int, typer.Option(help="Tasks in each ring.")] = 256,
+    seed: Annotated[int, typer.Option(help="First task; from 1000000 on for reports.")] = 0,
+    jobs: Annotated[int, typer.Option(help="Cores to use; 0: all.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder for the rows.")] = Path("evaluation"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Find out what a policy is worth on simulated tasks that it never trained on."""
+    if jobs:
+        os.environ.setdefault(
+            "XLA_FLAGS",
+            f"--xla_force_host_platform_device_count={jobs} "
+            "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
+        )
+    prepare_jax()
+    from trimtab.agents.rings import RingSettings, evaluate_policy
+    from trimtab.controllers.learned import read_policy
+    from trimtab.core.errors import SpecError
+    from trimtab.defaults import policy_path
+
+    if tasks < 1:
+        raise SpecError(f"tasks: {tasks} is below 1; evaluate at least one task")
+    loaded = read_policy(policy_path(policy))
+    found: dict[str, Any] = {}
+    with _bar("evaluating") as bar:
+        for name in ring or ["a"]:
+            task = bar.add_task("", total=tasks, note=f"ring {name}")
+
+            def show(done: int, total: int, task: Any = task) -> None:
+                bar.update(task, completed=done, total=total)
+
+            settings = RingSettings(name, tasks, seed)
+            found[name] = evaluate_policy(loaded, settings, out, on_progress=show)
+    if as_json:
+        print(json.dumps({"rings": found}))  # noqa: T201
+        return
+    for name, figures in found.items():
+        _print_ring(name, figures)
+
+
+def _print_ring(name: str, figures: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"ring {name}: {figures.get('tasks', 0)} tasks")
+    table.add_column("figure")
+    table.add_column("value", justify="right")
+    table.add_column("95 % interval", justify="right")
+    for key, value in figures.items():
+        if key == "tasks":
+            continue
+        parts = {"": value} if "value" in value else {f" x{f}": v for f, v in value.items()}
+        for label, item in parts.items():
+            interval = f"{item['low']:.3f} .. {item['high']:.3f}"
+            table.add_row(key + label, f"{item['value']:.3f}", interval)
+    Console().print(table)
