@@ -87,8 +87,13 @@ def controller_for(
     return spec, LearnedController(loaded)
 
 
-def recorder_for(store: str | None, info: Any) -> Recorder | None:
+def recorder_for(store: str | None, info: Any, *, run: int | None = None) -> Recorder | None:
     """Return a recorder that writes to a store, or None when no store is asked for.
+
+    Args:
+        store: Database URL or file; None to keep no record.
+        info: The `trimtab.core.run_info.RunInfo` of the run.
+        run: Number of a run in this store that goes on; None for a new one.
 
     Raises:
         StoreError: The store cannot be opened.
@@ -97,4 +102,4 @@ def recorder_for(store: str | None, info: Any) -> Recorder | None:
         return None
     from trimtab.records.store import StoreRecorder
 
-    return StoreRecorder(store, info)
+    return StoreRecorder(store, info, run=run)

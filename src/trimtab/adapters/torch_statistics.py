@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -133,6 +134,24 @@ class WindowStatistics:
             values = torch.stack([self._measured[name].double() for name in names]).tolist()
             fields |= dict(zip(names, values, strict=True))
         return Metrics(**fields)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the open window, to go on with it later: plain values and tensors."""
+        self._read_losses()
+        gradients = self._gradients and [None if g is None else g.clone() for g in self._gradients]
+        return {
+            "window_steps": self._window_steps,
+            "step": self._step,
+            "finite": self._finite,
+            "losses": list(self._losses),
+            "gradients": gradients,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with the window of `state_dict`, between two steps."""
+        self.begin(int(state["window_steps"]))
+        self._step, self._finite = int(state["step"]), bool(state["finite"])
+        self._losses, self._gradients = list(state["losses"]), state["gradients"]
 
     def _take_loss(self, loss: torch.Tensor | float) -> None:
         if isinstance(loss, torch.Tensor) and loss.device.type != "cpu":

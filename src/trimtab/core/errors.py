@@ -9,6 +9,8 @@ TrimtabError
 ├── AdapterError (ValueError)       a framework object cannot be steered as it is
 ├── MissingDependencyError (ImportError)  an optional package is needed for what was asked
 └── StoreError (RuntimeError)       the record of runs cannot be read or written
+
+TrimtabWarning (UserWarning)        what the user can change, said once, in a run that goes on
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ __all__ = [
     "SpecError",
     "StoreError",
     "TrimtabError",
+    "TrimtabWarning",
     "UnknownNameError",
     "unknown_name",
 ]
@@ -64,6 +67,10 @@ class MissingDependencyError(TrimtabError, ImportError):
 
 class StoreError(TrimtabError, RuntimeError):
     """The record of runs cannot be opened, read or written."""
+
+
+class TrimtabWarning(UserWarning):
+    """Something that the user can change, in a run that goes on without it."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:

@@ -114,12 +114,13 @@ def _known(value: Any, xp: Any) -> Any:
 def global_features(before: Carry, carry: Carry, metrics: Any, xp: Any) -> Any:
     """Return (len(GLOBAL_FEATURES),) float32 before clipping; ``before`` is the last memory."""
     f = xp.float32
-    index = carry.decision.astype(np.int32)
+    # A last window that was cut short brings one decision more than there are windows.
+    index = xp.minimum(carry.decision, carry.decisions).astype(np.int32)
     following = xp.minimum(index + 1, carry.decisions.astype(np.int32))
     share = (xp.take(carry.progress_at, following) - xp.take(carry.progress_at, index)) * (
         carry.decisions
     )
-    left = carry.decisions - carry.decision
+    left = xp.maximum(carry.decisions - carry.decision, f(0.0))
     later = carry.decision > 0
     std, mean = _known(metrics.train_loss_std, xp), _known(metrics.train_loss, xp)
     first = _known(metrics.train_loss_first, xp)
@@ -168,7 +169,7 @@ def global_features(before: Carry, carry: Carry, metrics: Any, xp: Any) -> Any:
 def token_features(before: Carry, carry: Carry, xp: Any) -> Any:
     """Return (H, len(TOKEN_FEATURES) + len(KINDS)) float32 before clipping."""
     f = xp.float32
-    index = carry.decision.astype(np.int32)
+    index = xp.minimum(carry.decision, carry.decisions).astype(np.int32)
     reference = xp.take(carry.reference_at, index, axis=0)
     zero = carry.offset * f(0.0)
     credit = (carry.s_val - before.s_val) * xp.sign(carry.move) * f(4.0)

@@ -1,0 +1,30 @@
+"""Telling the user something while their training goes on, whatever they made of warnings."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from pathlib import Path
+from types import FrameType
+
+from trimtab.core.errors import TrimtabWarning
+
+__all__ = ["tell"]
+
+_PACKAGE = str(Path(__file__).parents[1])
+
+
+def tell(message: str) -> None:
+    """Warn at the line of the user's own code; where warnings are errors, log it instead.
+
+    A training run is never stopped by a warning of ours.
+    """
+    level = 1
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        level, frame = level + 1, frame.f_back
+    try:
+        warnings.warn(message, TrimtabWarning, stacklevel=level)
+    except TrimtabWarning:
+        logging.getLogger("trimtab").warning(message)

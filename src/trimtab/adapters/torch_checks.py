@@ -1,0 +1,124 @@
+"""Whether what a user's loop hands over can be steered; said before anything is trained."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from trimtab.core.errors import AdapterError, SpecError
+
+__all__ = [
+    "check_clip",
+    "check_loss",
+    "check_model",
+    "check_optimizer",
+    "check_scaler",
+    "check_total_steps",
+]
+
+
+def check_total_steps(total_steps: Any) -> int:
+    """Return the number of optimiser steps.
+
+    Raises:
+        SpecError: It is not a whole number of at least 1.
+    """
+    whole = isinstance(total_steps, int | float) and not isinstance(total_steps, bool)
+    if not whole or not math.isfinite(total_steps) or total_steps < 1 or total_steps % 1:
+        raise SpecError(
+            f"total_steps: {total_steps!r} is not a whole number of at least 1; "
+            "announce how often the optimiser will step"
+        )
+    return int(total_steps)
+
+
+def check_optimizer(optimizer: Any) -> None:
+    """Raise unless this is one optimiser that steps without a closure.
+
+    Raises:
+        AdapterError: It is several, none at all, has no weights, or needs a closure.
+    """
+    if isinstance(optimizer, list | tuple | dict | set):
+        raise AdapterError(
+            f"optimizer: {len(optimizer)} optimisers in a {type(optimizer).__name__}; one is "
+            "steered at a time, so put their weights into parameter groups of one optimiser"
+        )
+    needed = ("param_groups", "state", "step", "zero_grad")
+    missing = [name for name in needed if not hasattr(optimizer, name)]
+    if missing:
+        raise AdapterError(
+            f"optimizer: {type(optimizer).__name__} has no {', '.join(missing)}; "
+            "give a torch.optim.Optimizer"
+        )
+    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    needs_closure = closure is not None and closure.default is inspect.Parameter.empty
+    if needs_closure or isinstance(optimizer, torch.optim.LBFGS):
+        raise AdapterError(
+            f"optimizer: {type(optimizer).__name__} evaluates the loss itself through a closure; "
+            "such steps cannot be steered, so use one that steps on gradients, such as AdamW"
+        )
+    if not any(group["params"] for group in optimizer.param_groups):
+        raise AdapterError("optimizer: it holds no weights; give it model.parameters()")
+
+
+def check_model(model: Any) -> None:
+    """Raise unless this is a module.
+
+    Raises:
+        AdapterError: It is something else.
+    """
+    if not isinstance(model, nn.Module):
+        raise AdapterError(
+            f"model: {type(model).__name__} is no torch.nn.Module; give the model that is trained "
+            "(several: torch.nn.ModuleList([...]))"
+        )
+
+
+def check_clip(clip: Any) -> float | None:
+    """Return the gradient norm to clip at.
+
+    Raises:
+        AdapterError: It is neither None nor a finite number above 0.
+    """
+    if clip is None:
+        return None
+    if not isinstance(clip, int | float) or not math.isfinite(clip) or clip <= 0:
+        raise AdapterError(
+            f"clip: {clip!r} is not a finite norm above 0; give one, or None to clip nothing"
+        )
+    return float(clip)
+
+
+def check_scaler(scaler: Any) -> None:
+    """Raise unless this is None or a gradient scaler.
+
+    Raises:
+        AdapterError: It is something else.
+    """
+    needed = ("step", "update", "unscale_", "state_dict", "load_state_dict")
+    if scaler is not None and not all(hasattr(scaler, name) for name in needed):
+        raise AdapterError(
+            f"scaler: {type(scaler).__name__} is no gradient scaler; give a torch.amp.GradScaler"
+        )
+
+
+def check_loss(loss: Any) -> None:
+    """Raise unless this is one number.
+
+    Raises:
+        AdapterError: It is something else.
+    """
+    if isinstance(loss, torch.Tensor):
+        if loss.numel() != 1:
+            raise AdapterError(
+                f"step(loss): a tensor of shape {tuple(loss.shape)}; give the mean loss of the "
+                "step, one number"
+            )
+    elif not isinstance(loss, int | float):
+        raise AdapterError(
+            f"step(loss): {loss!r} is no loss; give the mean loss of the step, one number"
+        )

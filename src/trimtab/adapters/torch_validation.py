@@ -1,0 +1,153 @@
+"""Calling the user's ``validate()``: before step 1 it may fail loudly, later it may not at all."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from trimtab.core.errors import MetricError, SpecError
+from trimtab.core.metrics import loss_from_validation
+
+__all__ = ["Validated", "Validation", "left_as_it_was"]
+
+
+@contextmanager
+def _random_state_kept() -> Iterator[None]:
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the user's stream
+    cpu = torch.get_rng_state()
+    on_cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
+    cuda = torch.cuda.get_rng_state_all() if on_cuda else []
+    mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002 - the user's stream
+        torch.set_rng_state(cpu)
+        if cuda:
+            torch.cuda.set_rng_state_all(cuda)
+        if mps is not None:
+            torch.mps.set_rng_state(mps)
+
+
+@contextmanager
+def left_as_it_was(model: nn.Module) -> Iterator[None]:
+    """Put back random state (Python, NumPy, torch), buffers, and every module's mode afterwards.
+
+    Buffers hold BatchNorm's statistics, which a validation in training mode would move.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    versions = [buffer._version for buffer, _ in buffers]
+    try:
+        with _random_state_kept():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        with torch.no_grad():
+            for (buffer, kept), version in zip(buffers, versions, strict=True):
+                if buffer._version != version:
+                    buffer.copy_(kept)
+
+
+@dataclass(frozen=True)
+class Validated:
+    """What one validation gave.
+
+    Attributes:
+        loss: The monitored value turned so that lower is better.
+        measured: All values, by name.
+        monitored: The monitored value in its own unit; None if there was none.
+        problem: What went wrong, in words; ``loss`` is then the last one known.
+    """
+
+    loss: float
+    measured: Mapping[str, float] = field(default_factory=dict)
+    monitored: float | None = None
+    problem: str = ""
+
+
+class Validation:
+    """The user's function, and what it last gave.
+
+    Args:
+        validate: Returns a loss, or a dict of floats that holds ``monitor``.
+        model: Left as it was: mode, buffers, random state.
+        monitor: Key of the value that is watched.
+        mode: ``"min"`` or ``"max"``.
+
+    Raises:
+        MetricError: ``validate`` cannot be called.
+        SpecError: ``mode`` is neither of the two.
+    """
+
+    def __init__(
+        self, validate: Callable[[], Any], model: nn.Module, *, monitor: str, mode: str
+    ) -> None:
+        if not callable(validate):
+            raise MetricError(
+                f"validate: {validate!r} cannot be called; give a function without arguments that "
+                "returns the validation loss"
+            )
+        if mode not in ("min", "max"):
+            raise SpecError(f"mode: {mode!r} is neither 'min' nor 'max'; choose one")
+        self._validate, self._model = validate, model
+        self._monitor, self._mode = monitor, mode
+        self.last_loss = math.nan
+
+    def first(self) -> Validated:
+        """Validate before any step; whatever is wrong is an error now.
+
+        Raises:
+            MetricError: The function raised, gave nothing to steer by, or something not finite.
+        """
+        try:
+            result = self._read(self._call())
+        except MetricError:
+            raise
+        except Exception as error:
+            raise MetricError(
+                f"validate() raised {type(error).__name__}: {error}, before the first step; "
+                "mend it, nothing has been trained yet"
+            ) from error
+        if not math.isfinite(result.loss):
+            raise MetricError(
+                f"validate() returned {result.monitored!r} for {self._monitor!r} before the first "
+                "step; a finite number is needed, so check the model and the validation data"
+            )
+        self.last_loss = result.loss
+        return result
+
+    def later(self) -> Validated:
+        """Validate in mid-run: a failure is told, never raised, and the last loss is used.
+
+        A value that is not finite is no failure but a signal, and is returned as it is.
+        """
+        try:
+            result = self._read(self._call())
+        except MetricError as error:
+            return Validated(self.last_loss, problem=str(error))
+        except Exception as error:  # noqa: BLE001 - the user's run must go on
+            return Validated(
+                self.last_loss, problem=f"validate() raised {type(error).__name__}: {error}"
+            )
+        if math.isfinite(result.loss):
+            self.last_loss = result.loss
+        return result
+
+    def _call(self) -> Any:
+        with left_as_it_was(self._model):
+            return self._validate()
+
+    def _read(self, measured: Any) -> Validated:
+        loss, values = loss_from_validation(measured, monitor=self._monitor, mode=self._mode)
+        return Validated(loss, values, values[self._monitor])
