@@ -26,7 +26,11 @@ def test_expected_to_fail():
 def test_of_the_unit_tier():
     pytest.skip("not on this machine")
 """
-SKIPPED_MODULE = 'import pytest\npytest.importorskip("no_such_package")\n'
+SKIPPED_MODULE = """
+import pytest
+pytest.importorskip("no_such_package")
+pytestmark = pytest.mark.{marker}
+"""
 GOLDEN = 'def test_text(golden):\n    golden("greeting.txt", "hello\\n")\n'
 
 
@@ -61,9 +65,14 @@ def test_a_skipped_framework_test_fails_in_ci(suite: Path, no_skip: str, counts:
     assert counts in run(suite, no_skip=no_skip)
 
 
-@pytest.mark.parametrize(("no_skip", "counts"), [("", "1 skipped"), ("1", "1 error")])
-def test_a_module_skipped_whole_fails_in_ci(suite: Path, no_skip: str, counts: str) -> None:
-    (suite / "test_suite.py").write_text(SKIPPED_MODULE)
+@pytest.mark.parametrize(
+    ("marker", "no_skip", "counts"),
+    [("framework", "", "1 skipped"), ("framework", "1", "1 error"), ("slow", "1", "1 skipped")],
+)
+def test_a_framework_module_skipped_whole_fails_in_ci(
+    suite: Path, marker: str, no_skip: str, counts: str
+) -> None:
+    (suite / "test_suite.py").write_text(SKIPPED_MODULE.format(marker=marker))
     assert counts in run(suite, no_skip=no_skip)
 
 
