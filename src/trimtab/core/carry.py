@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import base64
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from trimtab.core.hyperparameters import KINDS
-from trimtab.core.spec import ControlSpec, window_ends
+from trimtab.core.spec import ControlSpec, short_windows, window_ends
 
-__all__ = ["Carry", "begin", "front_decisions"]
+__all__ = ["Carry", "begin", "pack_array", "unpack_array"]
 
 
 class Carry(NamedTuple):
@@ -75,13 +76,6 @@ class Carry(NamedTuple):
     terminated: Any  # () 1 when one divergence more than allowed was seen
 
 
-def front_decisions(spec: ControlSpec, ends: np.ndarray, total_steps: int) -> int:
-    """Return how many of the first windows are short ones in a run with these window ends."""
-    short = min(spec.front_windows, len(ends) // 3)
-    length = max(2, round(spec.front_share * total_steps))
-    return short if short and len(ends) > short and ends[short - 1] == short * length else 0
-
-
 def begin(
     spec: ControlSpec,
     total_steps: int,
@@ -116,7 +110,7 @@ def begin(
     reference_at[:decisions] = middle[:, None] * is_lr
     reference_at[decisions:] = reference_at[decisions - 1]
     coordinate = [item.to_coordinate(item.default) for item in spec.hyperparameters]
-    front = front_decisions(spec, ends, total_steps)
+    front, _ = short_windows(spec, total_steps)
     offset = is_lr * np.float32(spec.entry if front and guarded else 0.0)
     low = [
         h.to_coordinate(h.low) - c for h, c in zip(spec.hyperparameters, coordinate, strict=True)
@@ -180,3 +174,17 @@ def begin(
         since_restore=number(99.0),
         terminated=zero,
     )
+
+
+def pack_array(value: Any) -> dict[str, Any]:
+    """Return a float32 array or scalar as JSON-able data; `unpack_array` gives back every bit."""
+    array = np.asarray(value, np.float32)
+    data = base64.b64encode(array.tobytes()).decode()
+    return {"shape": list(array.shape), "float32": data}
+
+
+def unpack_array(packed: Mapping[str, Any]) -> Any:
+    """Return the float32 array that was packed, or the scalar, as `begin` makes them."""
+    array = np.frombuffer(base64.b64decode(packed["float32"]), np.float32)
+    shaped = array.reshape(packed["shape"]).copy()
+    return shaped if shaped.ndim else shaped[()]

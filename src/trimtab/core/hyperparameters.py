@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
+from numbers import Real
 from typing import Any
 
 from trimtab.core.errors import SpecError, unknown_name
@@ -88,8 +89,10 @@ class Hyperparameter:
             raise SpecError(f"{self.name}: {unknown_name('scale', self.scale, SCALES)}")
         for field in ("default", "low", "high"):
             value = getattr(self, field)
-            if not isinstance(value, int | float) or not math.isfinite(value):
+            is_number = isinstance(value, Real) and not isinstance(value, bool)
+            if not is_number or not math.isfinite(value):
                 raise SpecError(f"{self.name}: {field}={value!r} is not a finite number; give one")
+            object.__setattr__(self, field, float(value))
         if not self.low < self.high:
             raise SpecError(
                 f"{self.name}: low={self.low:g} is not below high={self.high:g}; swap the bounds"
@@ -125,6 +128,8 @@ class Hyperparameter:
 
     def from_coordinate(self, coordinate: float) -> float:
         """Return the value at a coordinate; the inverse of `to_coordinate`, within bounds."""
+        lowest, highest = self.to_coordinate(self.low), self.to_coordinate(self.high)
+        coordinate = min(max(coordinate, lowest), highest)
         if self.scale == "log":
             value = math.pow(10.0, coordinate)
         elif self.scale == "complement":
@@ -177,6 +182,8 @@ def resolve_hyperparameters(
         SpecError: Nothing is asked for, or one name is asked for twice.
         UnknownNameError: A name is not offered.
     """
+    if isinstance(wanted, str):
+        raise SpecError(f"hyperparameters: {wanted!r} is one text; write ({wanted!r},)")
     have = dict(offered) if isinstance(offered, Mapping) else {item.name: item for item in offered}
     chosen: list[Hyperparameter] = []
     for item in wanted:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -11,9 +12,21 @@ from typing import Any
 import numpy as np
 
 from trimtab.core.errors import IncompatiblePolicyError, SpecError, unknown_name
-from trimtab.core.hyperparameters import Hyperparameter, hyperparameter
+from trimtab.core.hyperparameters import (
+    Hyperparameter,
+    hyperparameter,
+    resolve_hyperparameters,
+)
 
-__all__ = ["ACTION_KINDS", "MOVES", "SPEC_VERSION", "ControlSpec", "window_ends"]
+__all__ = [
+    "ACTION_KINDS",
+    "MOVES",
+    "REWARDS",
+    "SPEC_VERSION",
+    "ControlSpec",
+    "short_windows",
+    "window_ends",
+]
 
 SPEC_VERSION = 1
 """Changes whenever features, action decoding or guard change their meaning."""
@@ -33,6 +46,17 @@ REWARDS: tuple[str, ...] = (
 )
 
 _LR_UNIT, _LOG_UNIT, _LINEAR_UNIT = 1.0, 0.5, 0.2
+
+# Field -> smallest value, and the largest.
+_COUNTS = {"decisions": 1, "front_windows": 0, "max_divergences": 0, "restore_pause": 0}
+_NUMBERS = {
+    "front_share": (0.0, 1.0),
+    "entry": (-math.inf, 0.0),
+    "late_move": (0.0, 1.0),
+    "ruin": (0.0, math.inf),
+    "explosion": (1.0, math.inf),
+    "cut": (0.0, 5.0),
+}
 
 
 @dataclass(frozen=True)
@@ -88,16 +112,27 @@ class ControlSpec:
             raise unknown_name("kind of actions", self.actions, ACTION_KINDS)
         if self.reward not in REWARDS:
             raise unknown_name("reward", self.reward, REWARDS)
-        if not self.hyperparameters:
-            raise SpecError("hyperparameters: () is empty; name at least one, such as ('lr',)")
-        if isinstance(self.decisions, bool) or self.decisions < 1:
-            raise SpecError(f"decisions: {self.decisions!r} is below 1; ask for at least one")
-        if not 0 <= self.front_windows:
-            raise SpecError(f"front_windows: {self.front_windows} is below 0; use 0 for none")
-        if not 0 < self.front_share < 1:
-            raise SpecError(f"front_share: {self.front_share} is outside (0, 1)")
-        if self.entry > 0:
-            raise SpecError(f"entry: {self.entry} is above 0; a run enters at or below its start")
+        # A name stands for its kind's usual bounds; equal specs have equal fields and hashes.
+        items = resolve_hyperparameters(self.hyperparameters)
+        object.__setattr__(self, "hyperparameters", items)
+        for name, least in _COUNTS.items():
+            count = getattr(self, name)
+            if not isinstance(count, int) or isinstance(count, bool) or count < least:
+                raise SpecError(f"{name}: {count!r} is not a whole number of at least {least}")
+        for name, (low, high) in _NUMBERS.items():
+            number = getattr(self, name)
+            is_number = isinstance(number, int | float) and not isinstance(number, bool)
+            if not is_number or not low <= number <= high:
+                raise SpecError(
+                    f"{name}: {number!r} is not a number from {low:g} to {high:g}; "
+                    "choose one or leave it out"
+                )
+            object.__setattr__(self, name, float(number))
+        if not 0 < self.front_share < 1 or math.isinf(self.entry):
+            raise SpecError(
+                f"front_share: {self.front_share} must lie strictly between 0 and 1, "
+                f"and entry: {self.entry} be finite"
+            )
 
     @property
     def move_units(self) -> np.ndarray:
@@ -159,13 +194,26 @@ class ControlSpec:
             raise SpecError(f"not a control spec: {error}; make one with ControlSpec()") from error
 
 
+def short_windows(spec: ControlSpec, total_steps: int) -> tuple[int, int]:
+    """Return how many of the first windows are short in a run of that many steps, and their steps.
+
+    ``min(front_windows, K // 3)`` windows of ``max(2, round(front_share T))`` steps, or (0, 0) if
+    these and one step for each later window would take more than half of the run.
+    """
+    decisions = min(spec.decisions, total_steps)
+    short = min(spec.front_windows, decisions // 3)
+    length = max(2, round(spec.front_share * total_steps))
+    if not short or short * length + decisions - short > total_steps // 2:
+        return 0, 0
+    return short, length
+
+
 def window_ends(spec: ControlSpec, total_steps: int) -> np.ndarray:
     """Return (K,) int64: the step at which each decision's window ends, rising to ``total_steps``.
 
-    Without short windows, window k = 1..K ends at ``floor(k T / K)``. With them, the first
-    ``min(front_windows, K // 3)`` windows take ``max(2, round(front_share T))`` steps each and the
-    rest share what is left in the same even way. A run with fewer steps than decisions has one
-    decision a step.
+    Without short windows, window k = 1..K ends at ``floor(k T / K)``. With `short_windows`, the
+    windows after them share the steps that are left in the same even way. A run with fewer steps
+    than decisions has one decision a step.
 
     Raises:
         SpecError: ``total_steps`` is below 1.
@@ -176,11 +224,8 @@ def window_ends(spec: ControlSpec, total_steps: int) -> np.ndarray:
     if total_steps < 1:
         raise SpecError(f"total_steps: {total_steps} is below 1; announce at least one step")
     decisions = min(spec.decisions, total_steps)
-    short = min(spec.front_windows, decisions // 3)
-    length = max(2, round(spec.front_share * total_steps))
+    short, length = short_windows(spec, total_steps)
     late = decisions - short
-    if short * length + late > total_steps // 2:
-        short, late = 0, decisions
     front = np.arange(1, short + 1) * length
     rest = total_steps - short * length
     return np.concatenate([front, short * length + np.arange(1, late + 1) * rest // late]).astype(
