@@ -14,6 +14,7 @@ import numpy as np
 
 from trimtab.core.array_namespace import namespace_of, quiet
 from trimtab.core.carry import Carry
+from trimtab.core.errors import SpecError
 from trimtab.core.features import observe_features
 from trimtab.core.guard import Reason, guard_restore, limit_move
 from trimtab.core.metrics import Metrics
@@ -27,7 +28,15 @@ from trimtab.core.rewards import (
 )
 from trimtab.core.spec import MOVES, ControlSpec
 
-__all__ = ["Values", "action_shape", "apply", "decode", "n_discrete_actions", "observe"]
+__all__ = [
+    "Values",
+    "action_shape",
+    "apply",
+    "check_action",
+    "decode",
+    "n_discrete_actions",
+    "observe",
+]
 
 _TREND_WEIGHT = 0.4
 _HARM = 0.15  # nats of validation loss that a single window may rise before it counts as harm
@@ -58,6 +67,34 @@ def n_discrete_actions(spec: ControlSpec) -> int:
 def action_shape(spec: ControlSpec) -> tuple[int, ...]:
     """Return the shape of an action: () for discrete, else (H + 1,), restore being the last."""
     return () if spec.actions == "discrete" else (len(spec.hyperparameters) + 1,)
+
+
+def check_action(spec: ControlSpec, action: Any) -> np.ndarray:
+    """Return an action as an array, if `apply` takes it; one that is not finite it takes as none.
+
+    Raises:
+        SpecError: The action has another shape, holds no numbers, or is no index where indices are
+            asked for.
+    """
+    given, shape = np.asarray(action), action_shape(spec)
+    if given.shape != shape:
+        raise SpecError(
+            f"action of shape {given.shape}; {spec.actions} actions have shape {shape} here"
+        )
+    if given.dtype.kind not in "iufb":
+        raise SpecError(f"action {given.tolist()!r} of type {given.dtype} holds no plain numbers")
+    if spec.actions == "continuous" or not np.all(np.isfinite(given)):
+        return given
+    if spec.actions == "discrete":
+        limits = np.asarray(n_discrete_actions(spec))
+    else:
+        limits = np.array([len(MOVES)] * len(spec.hyperparameters) + [2])
+    if np.any((given < 0) | (given >= limits) | (given != np.floor(given))):
+        raise SpecError(
+            f"action {given.tolist()} is outside 0 .. {(limits - 1).tolist()}; "
+            "give whole numbers in that range"
+        )
+    return given
 
 
 def decode(spec: ControlSpec, action: Any, xp: Any) -> tuple[Any, Any]:
@@ -166,6 +203,7 @@ def _score(
         before.reward_reference,
     )
     budget = xp.where(xp.isfinite(carry.budget), xp.maximum(carry.budget, f(1e-9)), f(np.inf))
+    charge = xp.where(xp.isfinite(metrics.charge), metrics.charge, f(0.0))
     outcome = Outcome(
         before=before.reward_now,
         after=now,
@@ -174,7 +212,7 @@ def _score(
         initial=potential(carry.reward_initial, carry.reward_initial, xp),
         reference_before=before.reward_reference,
         reference_after=reference,
-        charge_share=metrics.charge / budget,
+        charge_share=xp.clip(charge / budget, f(0.0), f(1000.0)),
         last=((carry.decision >= carry.decisions) | (carry.terminated > 0)).astype(np.float32),
     )
     penalty = f(DIVERGENCE_PENALTY) * (carry.divergences - before.divergences)
@@ -280,7 +318,7 @@ def _is_log(spec: ControlSpec, xp: Any) -> Any:
 
 
 def _after_apply(carry: Carry, offset: Any, restore: Any, xp: Any) -> Carry:
-    """Return the memory after a decision: what moved, and that a restored run stands at its best."""
+    """Return the memory after a decision: what moved; a restored run stands at its best."""
     f = xp.float32
     move = offset - carry.offset
     return carry._replace(

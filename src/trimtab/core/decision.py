@@ -93,7 +93,7 @@ class Summary:
 
 
 class Recorder:
-    """Where decisions go as they are made; this one keeps nothing. Stores offer the same methods."""
+    """Where decisions go as they are made; this one keeps nothing, and stores do the same calls."""
 
     def decision(self, decision: Decision) -> None:
         """Keep one decision; complete when it returns."""

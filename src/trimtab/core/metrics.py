@@ -75,8 +75,8 @@ def loss_from_validation(
             ) from error
         if monitor not in values:
             raise MetricError(
-                f"validate() returned no {monitor!r}; it has {', '.join(sorted(values)) or 'nothing'};"
-                f" add it, or set monitor= to one of these"
+                f"validate() returned no {monitor!r}; it has "
+                f"{', '.join(sorted(values)) or 'nothing'}; add it, or set monitor= to one of these"
             )
     else:
         try:

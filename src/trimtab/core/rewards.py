@@ -7,12 +7,16 @@ discount: the return of a run is what the run achieved.
 
 | name | reward of decision k | good at | bad at |
 |---|---|---|---|
-| ``log-loss`` | phi(now before) - phi(now after) | dense; telescopes to the last loss | a noisy last loss counts, not the kept best |
-| ``best-so-far`` | phi(best before) - phi(best after) | telescopes to the weights that are kept | blind while nothing improves |
-| ``relative`` | gain over a reference run at the same step, telescoped | same scale on easy and hard tasks | needs the reference run's losses |
-| ``cost-aware`` | best-so-far minus 0.1 times the share of a whole run's charge | stops paying for nothing | the price is a choice |
-| ``final`` | phi(start) - phi(best) at the last decision, else 0 | the true goal | sparse: slow to learn from |
-| ``function`` | the user's own function of the metrics | anything | scale and sign are the user's |
+| ``log-loss`` | phi(before) - phi(after) | dense; sums to the last loss | that loss is noisy |
+| ``best-so-far`` | phi(best before) - phi(best after) | sums to the kept weights | often 0 |
+| ``relative`` | ``log-loss`` minus the reference's | one scale for all tasks | needs its losses |
+| ``cost-aware`` | ``best-so-far`` minus 0.1 a whole run | saves compute | the price is a choice |
+| ``final`` | phi(start) - phi(best) at the last decision, else 0 | the goal itself | sparse |
+| ``function`` | the user's own function of the metrics | anything | the scale is the user's |
+
+Before and after are the weights at the two ends of a window. A restore moves the weights between
+two windows, back to the best ones; no decision is paid for that, so in ``log-loss`` and
+``relative`` what was lost before a restore stays lost.
 
 Best means best on validation; the loss that is scored there comes from the reward's own split.
 Telescoping differences of a potential leave the best policy unchanged when undiscounted

@@ -7,14 +7,13 @@ reached through what it is given.
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from trimtab.core.carry import Carry, begin
-from trimtab.core.control import action_shape, apply, decode, observe
+from trimtab.core.carry import Carry, begin, pack_array, unpack_array
+from trimtab.core.control import action_shape, apply, check_action, decode, observe
 from trimtab.core.decision import Decision, Recorder, Summary
 from trimtab.core.errors import SpecError
 from trimtab.core.guard import Reason
@@ -131,13 +130,14 @@ class Session:
         """Return how many steps to train before the next call of `step` or `observe`."""
         if self.finished or not self.decisions_made:
             return 0
-        index = min(self.decisions_made, len(self.ends)) - 1  # beyond: the last window was cut short
+        # More decisions than windows were made if the last window was cut short.
+        index = min(self.decisions_made, len(self.ends)) - 1
         return max(int(self.ends[index]) - self.steps_done, 0)
 
     def value(self, index: int, step: int) -> float:
         """Return hyperparameter ``index``'s float64 value at ``step``, reference included."""
         item = self.spec.hyperparameters[index]
-        base = self.unscheduled(index, self._offset)
+        base = self._in_force(index)
         if item.kind != "lr":
             return base
         return base * float(self.reference[min(step, self.total_steps - 1)])
@@ -156,9 +156,17 @@ class Session:
         return item.from_coordinate(item.to_coordinate(item.default) + float(moved))
 
     def multiplier(self, index: int) -> float:
-        """Return what hyperparameter ``index``'s reference is multiplied by; exactly 1.0 for none."""
+        """Return what the start of hyperparameter ``index`` is multiplied by; exactly 1.0 for none.
+
+        A start of 0 cannot be multiplied; it gives 1.0.
+        """
+        item = self.spec.hyperparameters[index]
         moved = np.float32(self._offset[index])
-        return 1.0 if moved == 0 else float(np.float32(10.0) ** moved)
+        if moved == 0 or item.default == 0:
+            return 1.0
+        if item.scale == "log":
+            return float(np.float32(10.0) ** moved)
+        return self._in_force(index) / item.default
 
     def values(self, first: int, steps: int) -> dict[str, np.ndarray]:
         """Return name -> (steps,) float64, the values of steps ``first .. first + steps - 1``."""
@@ -200,9 +208,13 @@ class Session:
         return observation, self._reward
 
     def decide(self, action: np.ndarray | None, *, note: str = "", extra: int = 0) -> Decision:
-        """Apply an action (None: no move) to the next window, restore if due, and record it."""
+        """Apply an action (None: no move) to the next window, restore if due, and record it.
+
+        Raises:
+            SpecError: The action is not of the spec's kind (see `check_action`).
+        """
         idle = no_action(self.spec)
-        asked = idle if action is None else np.asarray(action)
+        asked = idle if action is None else check_action(self.spec, action)
         before = self.carry
         self.carry, values, reason = apply(
             self.spec, before, idle if self.watch_only else asked, np
@@ -225,7 +237,7 @@ class Session:
             observation=self._observation,
             action=None if action is None else asked,
             proposed={name: self.unscheduled(h, proposed) for h, name in enumerate(names)},
-            applied={name: self.unscheduled(h, self._offset) for h, name in enumerate(names)},
+            applied={name: self._in_force(h) for h, name in enumerate(names)},
             offset=self._offset,
             reason=bits,
             restored=bool(values.restore),
@@ -276,20 +288,27 @@ class Session:
     def state_dict(self) -> dict[str, Any]:
         """Return everything needed to continue with the same decisions, as JSON-able data.
 
-        Decisions already recorded and the schedule so far are included; snapshots are not.
+        The schedule so far is included; snapshots are not, nor the decisions so far, which the
+        recorder has.
         """
-        carry = {name: _pack(value) for name, value in self.carry._asdict().items()}
+        metrics, measured = self._latest
+        carry = {name: pack_array(value) for name, value in self.carry._asdict().items()}
         return {
             "spec": self.spec.compatibility_hash(),
+            "hyperparameters": [item.to_dict() for item in self.spec.hyperparameters],
             "total_steps": self.total_steps,
+            "decisions": len(self.ends),
             "carry": carry,
-            "offset": _pack(self._offset),
+            "offset": pack_array(self._offset),
             "steps_done": self.steps_done,
             "charge": self._charge,
             "reward": self._reward,
-            "observation": _pack(self._observation),
+            "observation": pack_array(self._observation),
             "schedule": self.summary.schedule,
             "best": self.summary.best,
+            "last": self.summary.last,
+            "metrics": [float(value) for value in metrics],
+            "measured": dict(measured),
             "frozen": self.summary.frozen,
             "controller": None if self.controller is None else self.controller.state_dict(),
             "recorder": self._recorder.state(),
@@ -299,23 +318,19 @@ class Session:
         """Continue from `state_dict`.
 
         Raises:
-            SpecError: The state belongs to a run with another spec or another number of steps.
+            SpecError: The state belongs to a run with another spec, other hyperparameters, or
+                another number of steps or decisions.
         """
-        mine = (self.spec.compatibility_hash(), self.total_steps)
-        theirs = (state["spec"], state["total_steps"])
-        if mine != theirs:
-            raise SpecError(
-                f"the saved state is of spec {theirs[0]} with {theirs[1]} steps, this run of spec "
-                f"{mine[0]} with {mine[1]}; resume with the settings of the first run"
-            )
-        self.carry = Carry(**{name: _unpack(value) for name, value in state["carry"].items()})
-        self._offset = _unpack(state["offset"])
-        self._observation = _unpack(state["observation"])
+        self._require_same_run(state)
+        self.carry = Carry(**{name: unpack_array(value) for name, value in state["carry"].items()})
+        self._offset = unpack_array(state["offset"])
+        self._observation = unpack_array(state["observation"])
         self.steps_done = int(state["steps_done"])
         self._charge = float(state["charge"])
         self._reward = float(state["reward"])
         self.summary.schedule = [dict(row) for row in state["schedule"]]
-        self.summary.best = dict(state["best"])
+        self.summary.best, self.summary.last = dict(state["best"]), dict(state["last"])
+        self._latest = (Metrics(*state["metrics"]), dict(state["measured"]))
         self.summary.frozen = int(state["frozen"])
         self._closed = False
         if self.controller is not None and state["controller"] is not None:
@@ -324,18 +339,38 @@ class Session:
 
     # Inside.
 
+    def _in_force(self, index: int) -> float:
+        """Return hyperparameter ``index``'s float64 value now, within bounds, reference excluded.
+
+        A float32 offset at a bound may pass the bound by its rounding.
+        """
+        item = self.spec.hyperparameters[index]
+        return min(max(self.unscheduled(index, self._offset), item.low), item.high)
+
+    def _require_same_run(self, state: Mapping[str, Any]) -> None:
+        mine = {
+            "spec": self.spec.compatibility_hash(),
+            "total_steps": self.total_steps,
+            "decisions": len(self.ends),
+            "hyperparameters": [item.to_dict() for item in self.spec.hyperparameters],
+        }
+        for name, value in mine.items():
+            if state[name] != value:
+                raise SpecError(
+                    f"the saved state has {name} {state[name]!r}, this run {value!r}; "
+                    "resume with the settings of the first run"
+                )
+
     def _choose(self, observation: np.ndarray) -> tuple[np.ndarray | None, str, int]:
         if self.controller is None:
             return None, "", 0
         novel = getattr(self.controller, "is_novel", None)
         try:
-            action = np.asarray(self.controller.act(observation))
+            # A copy: what the controller does to it must not reach the record.
+            action = self.controller.act(observation.copy())
             if novel is not None and novel(observation):
                 return None, "", int(Reason.FROZEN)
-            if action.shape != action_shape(self.spec):
-                raise SpecError(
-                    f"action of shape {action.shape}, expected {action_shape(self.spec)}"
-                )
+            action = check_action(self.spec, action)
         except Exception as error:  # noqa: BLE001 - a controller must never stop a user's run
             return None, f"{type(error).__name__}: {error}", int(Reason.CONTROLLER_FAILED)
         return action, "", 0
@@ -362,14 +397,3 @@ class Session:
         summary.restores = int(carry.restores)
         summary.diverged = self.terminated or (not carry.guarded and bool(carry.divergences))
         summary.finished = self.steps_done >= self.total_steps
-
-
-def _pack(value: Any) -> dict[str, Any]:
-    array = np.asarray(value, np.float32)
-    data = base64.b64encode(array.tobytes()).decode()
-    return {"shape": list(array.shape), "float32": data}
-
-
-def _unpack(value: Mapping[str, Any]) -> np.ndarray:
-    array = np.frombuffer(base64.b64decode(value["float32"]), np.float32)
-    return array.reshape(value["shape"]).copy()
