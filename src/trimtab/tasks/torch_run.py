@@ -233,7 +233,7 @@ class TorchRun:
     def _step(self, indices: np.ndarray, values: Mapping[str, float]) -> bool:
         self.optimizer.zero_grad(set_to_none=True)
         loss = self._setup.loss(self.model, indices, values)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         if not self._statistics.before_step(loss, self._parameters):
             return False
         if "clip" in values:
