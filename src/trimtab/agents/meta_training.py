@@ -39,12 +39,14 @@ class FamilyShare:
         share: Relative frequency among iterations.
         variants: Shape buckets; empty: all.
         options: Keywords of the family's options.
+        begin: Share of all iterations after which it is first drawn.
     """
 
     name: str
     share: float = 1.0
     variants: tuple[int, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
+    begin: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,9 @@ class LearnSettings:
         siblings: Runs of each task, with common random numbers, other starts and actions.
         decisions: Numbers of decisions that are drawn from.
         steps_per_decision: Range of the mean window length, drawn log-uniformly.
-        start_decades: Starts are drawn up to this many decades off the default, either way.
+        start_decades: Starts are drawn up to this many decades off a fair one, either way.
+        far_share: Share of the starts that are drawn from 1.7 times that range.
+        aversion: Weight of what a run ends below the mean of its siblings, beyond the loss itself.
         withheld: Share of runs whose gradient statistics are withheld.
         width: Of the policy's layers.
         families: What is trained on.
@@ -74,7 +78,9 @@ class LearnSettings:
     siblings: int = 8
     decisions: tuple[int, ...] = (12, 20, 30)
     steps_per_decision: tuple[float, float] = (5.0, 14.0)
-    start_decades: float = 2.6
+    start_decades: float = 2.4
+    far_share: float = 0.15
+    aversion: float = 1.0
     withheld: float = 0.15
     width: int = 64
     families: tuple[FamilyShare, ...] = (FamilyShare("simulated/mlp"),)
@@ -173,13 +179,48 @@ def _initial(settings: LearnSettings, n_properties: int) -> Learner:
     return Learner(policy, critic, moments, policy)
 
 
+@dataclass(frozen=True)
+class _Bucket:
+    """One shape bucket; family and programs are made when it is first drawn."""
+
+    share: float
+    begin: float
+    item: FamilyShare
+    names: tuple[str, ...]
+    variant: int
+
+    def load(self) -> tuple[Any, Any]:
+        family = family_of(self.item, self.names)
+        return family, programs(family, self.variant)
+
+
+def _all_buckets(settings: LearnSettings) -> list[_Bucket]:
+    names = tuple(settings.spec["hyperparameters"])
+    buckets: list[_Bucket] = []
+    for item in settings.families:
+        variants = item.variants or tuple(range(family_of(item, names).n_variants))
+        share = item.share / len(variants)
+        buckets += [_Bucket(share, item.begin, item, names, variant) for variant in variants]
+    if all(bucket.begin > 0 for bucket in buckets):
+        raise SpecError("families: none begins at 0; let one be drawn from the start")
+    return buckets
+
+
+def _count_properties(bucket: _Bucket) -> int:
+    family = family_of(bucket.item, bucket.names)
+    draw = family.draw(bucket.variant, jax.random.key(0))
+    return int(family.properties(draw).shape[0])
+
+
 def _iteration(
-    settings: LearnSettings, buckets: list[Any], learner: Learner, iteration: int
+    settings: LearnSettings, buckets: list[_Bucket], learner: Learner, iteration: int
 ) -> tuple[Learner, dict[str, float], Episodes]:
     """Return the learner after one batch of runs."""
     rng = np.random.default_rng([settings.seed, iteration])
-    shares = np.array([share for share, *_ in buckets])
-    _, family, bucket = buckets[rng.choice(len(buckets), p=shares / shares.sum())]
+    progress = iteration / settings.iterations
+    shares = np.array([item.share * (item.begin <= progress) for item in buckets])
+    drawn = buckets[rng.choice(len(buckets), p=shares / shares.sum())]
+    family, bucket = drawn.load()
     k = int(rng.choice(settings.decisions))
     low, high = np.log(settings.steps_per_decision)
     steps = round(k * float(np.exp(rng.uniform(low, high))))
@@ -191,6 +232,7 @@ def _iteration(
         jax.random.split(jax.random.fold_in(key, 1), settings.tasks), settings.siblings, axis=0
     )
     decades = rng.uniform(-settings.start_decades, settings.start_decades, size)
+    decades = decades * np.where(rng.random(size) < settings.far_share, 1.7, 1.0)
     missing = (rng.random(size) < settings.withheld).astype(np.float32)
     episodes = rollout(
         bucket,
@@ -198,7 +240,7 @@ def _iteration(
         learner.policy,
         task_keys,
         run_keys,
-        lambda default: start_values(family.hyperparameters, default, decades, rng),
+        lambda fair: start_values(family.hyperparameters, fair, decades, rng),
         steps,
         seed=int(rng.integers(2**31)),
         missing=missing,
@@ -233,6 +275,9 @@ def _batch(
     total = reward.sum(0)
     groups = total.reshape(settings.tasks, settings.siblings)
     others = (groups.sum(1, keepdims=True) - groups) / max(settings.siblings - 1, 1)
+    # What a run ends below its siblings counts once more: they bound what the task allowed.
+    shortfall = np.maximum(others - groups, 0.0).reshape(-1)
+    reward[last, np.arange(reward.shape[1])] -= settings.aversion * shortfall
     spread = np.repeat(groups.std(1), settings.siblings)
     hidden = np.column_stack(
         [episodes.properties, decades / 2, others.reshape(-1), spread, np.full(len(decades), 1.0)]
@@ -305,16 +350,8 @@ def learn(
     if (place / "checkpoint.json").exists() and not resume:
         raise SpecError(f"{place} holds a training already; --resume continues it")
     kept.write_text(written)
-    names = settings.spec["hyperparameters"]
-    buckets: list[Any] = []
-    for share in settings.families:
-        made = family_of(share, names)
-        variants = share.variants or tuple(range(made.n_variants))
-        buckets += [(share.share / len(variants), made, programs(made, v)) for v in variants]
-    probe = buckets[0][2].prepare(
-        jax.random.split(jax.random.key(0), 2), jax.random.split(jax.random.key(0), 2)
-    )[0]
-    learner = _initial(settings, buckets[0][2].properties(probe).shape[1])
+    buckets = _all_buckets(settings)
+    learner = _initial(settings, _count_properties(buckets[0]))
     state = load_checkpoint(place, learner) if resume else None
     first = 0
     counts: dict[str, Any] = {"runs": 0, "steps": 0, "seconds": 0.0}

@@ -21,7 +21,7 @@ import numpy as np
 
 from trimtab.agents.meta_training import FamilyShare, family_of
 from trimtab.agents.ring_figures import FACTORS, figures
-from trimtab.agents.rollout import Episodes, rollout
+from trimtab.agents.rollout import Episodes, fair_lr, rollout
 from trimtab.agents.scheduled import lr_finder_runs, race_runs, scheduled_runs
 from trimtab.controllers.learned import PolicyFile
 from trimtab.core.errors import unknown_name
@@ -223,8 +223,7 @@ def _tuned(
 ) -> tuple[np.ndarray, list[dict[str, Any]]]:
     """Return each task's best learning rate by mean validation, and its three runs' rows."""
     runs, _ = bucket.programs.prepare(_keys(tasks, 11), _keys(tasks, 13))
-    centre = np.asarray(bucket.programs.default_lr(runs))
-    centre = centre / np.asarray(getattr(runs.draw, "lr_factor", np.ones(len(tasks))))
+    centre = fair_lr(bucket.programs, runs)
     rows: list[list[dict[str, Any]]] = []
     for point in range(len(_GRID)):
         many = np.repeat(tasks, _GRID_SEEDS)

@@ -22,7 +22,7 @@ from trimtab.core.session import no_action
 from trimtab.core.spec import ControlSpec, window_ends
 from trimtab.envs.simulators.batch import Programs, values_at
 
-__all__ = ["MAX_STEPS", "PAD", "Episodes", "rollout"]
+__all__ = ["MAX_STEPS", "PAD", "Episodes", "fair_lr", "initial_carry", "rollout"]
 
 PAD = 65
 """Decisions of the longest run that the compiled control programs hold, plus one."""
@@ -120,6 +120,12 @@ def _last(spec: ControlSpec) -> Callable[..., Any]:
     return jax.jit(jax.vmap(one))
 
 
+def fair_lr(bucket: Programs, runs: Any) -> np.ndarray:
+    """Return (B,) usual learning rates, divided by the factor that a task hides."""
+    usual = np.asarray(bucket.default_lr(runs))
+    return np.asarray(usual / np.asarray(getattr(runs.draw, "lr_factor", np.ones(len(usual)))))
+
+
 def initial_carry(spec: ControlSpec, total_steps: int, size: int, guarded: bool) -> Carry:
     """Return the memory of ``size`` runs that have not begun, padded to `PAD` decisions."""
     reference = reference_multipliers("warmup-linear", total_steps)
@@ -150,7 +156,7 @@ def rollout(
         parameters: The policy's arrays, with ``novelty_*`` for the fallback to act.
         task_keys: (B,) keys of the tasks.
         run_keys: (B,) keys of initialisation and data order.
-        start: Given the default learning rates (B,), returns the starts (B, H).
+        start: Given fair learning rates (B,), hidden factors accounted for, the starts (B, H).
         total_steps: Steps of each run, at most `MAX_STEPS`.
         seed: Of the actions.
         mode: ``"sample"``, ``"greedy"``, ``"zero"`` (no moves), ``"fixed"`` (offsets replayed from
@@ -162,7 +168,7 @@ def rollout(
     size = len(task_keys)
     ends = window_ends(spec, total_steps)
     runs, val_loss = bucket.prepare(task_keys, run_keys)
-    first_values = np.asarray(start(np.asarray(bucket.default_lr(runs))), np.float32)
+    first_values = np.asarray(start(fair_lr(bucket, runs)), np.float32)
     carry = initial_carry(spec, total_steps, size, guarded)
     schedule = np.zeros(MAX_STEPS, np.float32)
     schedule[:total_steps] = reference_multipliers("warmup-linear", total_steps)
