@@ -1,0 +1,95 @@
+"""Meta-training: settings, interruption and resuming, and that it learns."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("jax")
+
+from trimtab.agents.meta_training import LearnSettings, read_settings
+from trimtab.core.errors import SpecError
+
+SETTINGS = """
+name = "probe"
+seed = 3
+iterations = 4
+tasks = 2
+siblings = 2
+decisions = [6]
+steps_per_decision = [2.0, 2.5]
+width = 16
+[spec]
+hyperparameters = ["lr"]
+[[families]]
+name = "simulated/quadratic"
+[ppo]
+epochs = 1
+minibatches = 1
+"""
+
+CODE = """
+import sys
+from trimtab.agents.meta_training import learn, read_settings
+learn(read_settings(sys.argv[1]), sys.argv[2], resume=True, checkpoint_every=1)
+"""
+
+
+def _learn(config: Path, out: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-c", CODE, str(config), str(out)],
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def test_settings_read_back_from_toml(tmp_path: Path) -> None:
+    file = tmp_path / "probe.toml"
+    file.write_text(SETTINGS)
+    settings = read_settings(file)
+    assert settings.decisions == (6,)
+    assert settings.families[0].name == "simulated/quadratic"
+    assert settings.ppo.epochs == 1
+    assert settings.aversion == LearnSettings().aversion
+
+
+def test_unknown_settings_are_refused_by_name(tmp_path: Path) -> None:
+    file = tmp_path / "probe.toml"
+    file.write_text(SETTINGS.replace("seed = 3", "sede = 3"))
+    with pytest.raises(SpecError, match="sede"):
+        read_settings(file)
+    with pytest.raises(SpecError, match=r"nowhere\.toml"):
+        read_settings(tmp_path / "nowhere.toml")
+
+
+@pytest.mark.slow
+def test_a_killed_training_ends_like_an_uninterrupted_one(tmp_path: Path) -> None:
+    config = tmp_path / "probe.toml"
+    config.write_text(SETTINGS)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert _learn(config, whole).wait(timeout=600) == 0
+    process = _learn(config, killed)
+    pointer = killed / "checkpoint.json"
+    while process.poll() is None and not pointer.exists():
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert json.loads(pointer.read_text())["iteration"] < 4
+    assert _learn(config, killed).wait(timeout=600) == 0
+    first, second = (
+        (folder / "probe.safetensors").read_bytes()[-4096:] for folder in (whole, killed)
+    )
+    assert first == second
+    steps = [
+        [json.loads(line) for line in (folder / "curves.jsonl").read_text().splitlines()]
+        for folder in (whole, killed)
+    ]
+    last = [rows[-1] for rows in steps]
+    assert last[0]["return"] == last[1]["return"]
+    assert np.isfinite(last[0]["return"])
