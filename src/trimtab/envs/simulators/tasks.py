@@ -167,6 +167,27 @@ class SimulatedTask:
         """Return another member of the same family and length."""
         return SimulatedTask(self.family, index, self.variant)
 
+    def drawn(self, number: int, shapes: int | None = None) -> SimulatedTask:
+        """Return the member that a drawn number stands for, among the first shape buckets.
+
+        Args:
+            number: At least 0.
+            shapes: How many buckets to draw from; None: all of the quadratic, one of the others,
+                since each is compiled apart and has pretrained networks of its own.
+
+        Raises:
+            SpecError: The family has not that many.
+        """
+        available = _family(self.family).n_variants
+        usual = available if self.family == QUADRATIC else 1
+        shapes = usual if shapes is None else shapes
+        if not 1 <= shapes <= available:
+            raise SpecError(
+                f"shapes: {shapes!r} is outside 1..{available} of {self.family}; "
+                "choose one of these"
+            )
+        return self.member(number - number % available + number % available % shapes)
+
     @property
     def bucket(self) -> int:
         """Shape bucket of the member."""
