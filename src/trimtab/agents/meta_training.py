@@ -25,7 +25,9 @@ from trimtab.core.rewards import potential
 from trimtab.core.spec import ControlSpec
 from trimtab.envs.simulators.batch import programs
 from trimtab.envs.simulators.family import FamilyOptions
+from trimtab.envs.simulators.narrowed import narrowed
 from trimtab.envs.simulators.registry import make_family
+from trimtab.envs.simulators.tasks import QUADRATIC, compiled_family
 
 __all__ = ["FamilyShare", "LearnSettings", "Progress", "learn", "read_settings"]
 
@@ -140,6 +142,8 @@ def family_of(share: FamilyShare, spec_names: Sequence[str]) -> Any:
     options = {"hyperparameters": tuple(spec_names), **share.options}
     if "optimisers" in options:
         options["optimisers"] = tuple(options["optimisers"])
+    if share.name == QUADRATIC:
+        return narrowed(compiled_family(share.name), spec_names)
     return make_family(share.name, FamilyOptions(**options))
 
 
