@@ -39,6 +39,7 @@ __all__ = [
 ]
 
 _TREND_WEIGHT = 0.4
+_ROUNDING = 1e-5  # coordinate units
 _HARM = 0.15  # nats of validation loss that a single window may rise before it counts as harm
 
 
@@ -302,6 +303,8 @@ def apply(spec: ControlSpec, carry: Carry, action: Any, xp: Any) -> tuple[Carry,
     cut = carry.is_lr * carry.cut_due * f(spec.cut)
     step = xp.where(forced & (carry.is_lr > 0), xp.minimum(step, f(0.0)), step)
     asked = carry.offset + carry.is_lr * ramp + step - cut
+    # Float32 sums of moves that cancel end near zero; zero itself leaves the reference untouched.
+    asked = xp.where(xp.abs(asked) < f(_ROUNDING), f(0.0), asked)
     offset = xp.clip(asked, carry.low_offset, carry.high_offset)
     reason = limited | common | xp.where(offset != asked, int(Reason.BOUNDS), 0)
     reason = reason | xp.where((cut > 0) & forced, int(Reason.CUT), 0)
