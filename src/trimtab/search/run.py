@@ -17,7 +17,7 @@ from trimtab.core.metrics import FORWARD_CHARGE, Metrics, loss_from_validation
 from trimtab.core.protocols import Controller, Snapshot, Task, TrainingRun
 from trimtab.core.references import reference_multipliers
 from trimtab.core.session import Session
-from trimtab.core.spec import ControlSpec, window_ends
+from trimtab.core.spec import ControlSpec
 
 __all__ = ["Progress", "RunResult", "RunSettings", "run_task"]
 
@@ -47,6 +47,7 @@ class Progress:
     Attributes:
         step: Steps done.
         total_steps: Steps of the whole run.
+        total_windows: Windows of the whole run, each followed by a validation.
         metrics: What the window measured.
         measured: All values of the validation, by name.
         values: Value of each steered hyperparameter at the next step, reference included.
@@ -57,6 +58,7 @@ class Progress:
 
     step: int
     total_steps: int
+    total_windows: int
     metrics: Metrics
     measured: Mapping[str, float]
     values: Mapping[str, float]
@@ -228,6 +230,7 @@ class _Driver:
         return Progress(
             step=session.steps_done,
             total_steps=session.total_steps,
+            total_windows=len(session.ends),
             metrics=self._metrics,
             measured=self._measured,
             values={
@@ -274,7 +277,7 @@ class _Driver:
     def _whole_run(self, examples: float) -> float:
         """Return the charge of a reference run; nan, so that steps count, if it is unknown."""
         batch_size = float(getattr(self._task, "batch_size", math.nan))
-        validations = len(window_ends(self.session.spec, self._task.total_steps)) + 1
+        validations = len(self.session.ends) + 1
         return self._task.total_steps * batch_size + validations * FORWARD_CHARGE * examples
 
     def _keep(self) -> None:

@@ -134,6 +134,7 @@ class SolarCells:
         variant: ``"tiny"``, ``"small"`` or ``"default"``.
         hyperparameters: All act: lr, weight_decay, beta1, dropout, label_smoothing, clip.
         total_steps: Optimiser steps of a whole run.
+        batch_size: Training examples a step.
         monitor: ``"loss"``, the log-loss in nats; accuracy and macro-F1 are measured with it.
         mode: ``"min"``.
         kind: What sort of task it is.
@@ -179,6 +180,7 @@ class SolarCells:
         self.variant = variant
         self._settings = _VARIANTS[variant]
         self.total_steps = self._settings.steps
+        self.batch_size = self._settings.batch_size
         self.seconds = self._settings.seconds
         self.tuned_lr = self._settings.tuned_lr
         self.hyperparameters: tuple[Hyperparameter, ...] = tuple(

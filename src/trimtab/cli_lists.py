@@ -1,0 +1,278 @@
+"""What there is: tasks, methods, policies, and the state of this installation."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from trimtab.cli_output import (
+    JSON_HELP,
+    STORE_HELP,
+    find_task,
+    number,
+    one_thread,
+    print_json,
+    print_table,
+    say,
+    store_or_none,
+)
+
+if TYPE_CHECKING:
+    from trimtab.core.protocols import Task
+
+__all__ = ["doctor", "methods", "policies", "tasks"]
+
+# Method -> what it is, and the options of `trimtab run` that are this method.
+_METHODS: dict[str, tuple[str, str]] = {
+    "trimtab": ("the learned policy on the reference schedule", "--policy trimtab-1"),
+    "reference": ("5 % warm-up, then linear decay to zero", "--policy none"),
+    "constant": ("the start value throughout", "--policy none --reference constant"),
+    "cosine": ("half a cosine from the start to zero", "--policy none --reference cosine"),
+    "one-cycle": ("rise over 30 % of the steps, then fall", "--policy none --reference one-cycle"),
+    "zero": ("control: the policy switched off", "--policy zero"),
+    "random": ("control: moves drawn by chance, under the guard", "--policy random"),
+}
+
+
+def tasks(
+    wanted: Annotated[
+        list[str] | None, typer.Argument(metavar="[TASK]...", help="Only these; none for all.")
+    ] = None,
+    variant: Annotated[str | None, typer.Option(help="Size of the tasks.")] = None,
+    time: Annotated[
+        bool, typer.Option("--time", help="Run each once without a policy and take the time.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
+) -> None:
+    """List the tasks, with what they measure and the licence of their data."""
+    from trimtab.core.errors import MissingDependencyError
+    from trimtab.core.registry import names
+
+    one_thread()
+    rows: list[dict[str, Any]] = []
+    for name in wanted or names("task"):
+        try:
+            found = find_task(name, variant)
+            row = _describe(found) | {"name": name}
+            if time:
+                say(f"timing {name} …")
+                row["seconds_here"] = _seconds_of(found)
+        except MissingDependencyError as error:
+            row = {"name": name, "kind": None, "metric": None, "licence": None, "seconds": None}
+            row["needs"] = str(error)
+        rows.append(row)
+    if as_json:
+        print_json(rows)
+        return
+    columns = ["task", "kind", "metric", "seconds", "licence"]
+    print_table(
+        [*columns, *(["seconds here"] if time else [])],
+        [
+            (
+                row["name"],
+                row.get("needs") or row["kind"],
+                row["metric"] or "–",
+                number(row["seconds"]),
+                row["licence"] or "–",
+                *([number(row.get("seconds_here"))] if time else []),
+            )
+            for row in rows
+        ],
+    )
+
+
+def _describe(task: Task) -> dict[str, Any]:
+    """Return what a task says of itself, at least kind, metric, licence and seconds."""
+    described = getattr(task, "describe", None)
+    told = dict(described()) if callable(described) else {}
+    usual = {
+        "kind": getattr(task, "kind", None),
+        "metric": getattr(task, "metric", task.monitor),
+        "licence": getattr(task, "licence", None),
+        "seconds": getattr(task, "seconds", None),
+        "total_steps": task.total_steps,
+        "hyperparameters": [item.to_dict() for item in task.hyperparameters],
+    }
+    return usual | told
+
+
+def _seconds_of(task: Task) -> float:
+    from trimtab.defaults import controller_for
+    from trimtab.search.run import run_task
+
+    spec, controller = controller_for(None, tuple(task.hyperparameters)[:1])
+    return run_task(task, controller, spec).seconds
+
+
+def methods(as_json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False) -> None:
+    """List the ways to choose hyperparameters, and how to run each."""
+    rows = [{"name": k, "what": what, "run": use} for k, (what, use) in _METHODS.items()]
+    if as_json:
+        print_json(rows)
+    else:
+        print_table(
+            ("method", "what it is", "trimtab run TASK ..."), [tuple(row.values()) for row in rows]
+        )
+
+
+def policies(as_json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False) -> None:
+    """List the policies that ship with trimtab, each with its card."""
+    from trimtab.controllers.learned import read_policy_header
+    from trimtab.defaults import DEFAULT_POLICY, shipped_policies
+
+    rows: list[dict[str, Any]] = []
+    for name, path in shipped_policies().items():
+        header = read_policy_header(path)
+        card = path.with_suffix(".md")
+        rows.append(
+            {
+                "name": name,
+                "default": name == DEFAULT_POLICY,
+                "spec_hash": header["spec_hash"],
+                "trained_on": [item.name for item in header["spec"].hyperparameters],
+                "about": header["about"],
+                "bytes": path.stat().st_size,
+                "path": str(path),
+                "card": str(card) if card.exists() else None,
+            }
+        )
+    if as_json:
+        print_json(rows)
+        return
+    if not rows:
+        say("no policy ships with this installation; train one with trimtab learn")
+    print_table(
+        ("policy", "trained on", "contract", "kB", "card"),
+        [
+            (
+                row["name"] + (" (default)" if row["default"] else ""),
+                ", ".join(row["trained_on"]),
+                row["spec_hash"],
+                number(row["bytes"] / 1000),
+                row["card"] or "–",
+            )
+            for row in rows
+        ],
+    )
+
+
+def doctor(
+    store: Annotated[
+        str, typer.Option(help=STORE_HELP, envvar="TRIMTAB_STORE")
+    ] = "sqlite:///trimtab.db",
+    as_json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
+) -> None:
+    """Say what this installation has: versions, extras, threads, store, policy."""
+    report: dict[str, Any] = {
+        "versions": _versions(),
+        "extras": _extras(),
+        "threads": _threads(),
+        "store": _store_state(store_or_none(store)),
+        "policy": _default_policy(),
+    }
+    if as_json:
+        print_json(report)
+        return
+    for heading in ("versions", "threads", "store", "policy"):
+        print_table((heading, ""), report[heading].items())
+    print_table(
+        ("extra", "state"),
+        [
+            (name, "complete" if not missing else f"lacks {', '.join(missing)}")
+            for name, missing in report["extras"].items()
+        ],
+    )
+
+
+def _versions() -> dict[str, str]:
+    import importlib.metadata
+    import platform
+
+    from trimtab import __version__
+
+    found = {"trimtab": __version__, "python": platform.python_version()}
+    found["platform"] = platform.platform()
+    for package in ("numpy", "gymnasium", "torch", "jax", "transformers", "lightning", "keras"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "–"
+    return found
+
+
+def _extras() -> dict[str, list[str]]:
+    """Return extra -> the packages of it that are not installed."""
+    import importlib.metadata
+    import re
+
+    needs: dict[str, list[str]] = {}
+    try:
+        declared = importlib.metadata.requires("trimtab") or []
+    except importlib.metadata.PackageNotFoundError:
+        return {}
+    for line in declared:
+        marker = re.search(r"extra\s*==\s*['\"]([\w-]+)['\"]", line)
+        name = re.match(r"[\w.-]+", line)
+        # An extra made of other extras, or a choice of packages by platform, says nothing itself.
+        if marker and name and name.group() != "trimtab" and "sys_platform" not in line:
+            needs.setdefault(marker.group(1), []).append(name.group())
+    missing: dict[str, list[str]] = {}
+    for extra, packages in sorted(needs.items()):
+        missing[extra] = []
+        for package in packages:
+            try:
+                importlib.metadata.version(package)
+            except importlib.metadata.PackageNotFoundError:
+                missing[extra].append(package)
+    return missing
+
+
+def _threads() -> dict[str, Any]:
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "cores": usable,
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "not set; trimtab takes 1"),
+    }
+
+
+def _store_state(store: str | None) -> dict[str, Any]:
+    from trimtab.core.errors import TrimtabError
+    from trimtab.records.database import file_of, shown, store_url
+    from trimtab.records.store import Store
+
+    if store is None:
+        return {"store": "none", "state": "no record is kept"}
+    try:
+        url = store_url(store)
+        path = file_of(url)
+        if path is not None and not path.exists():
+            return {"store": shown(url), "state": "none yet; the first run creates it"}
+        with Store(url) as opened:
+            state: dict[str, Any] = {"store": shown(url), "state": "readable"}
+            state["runs"] = len(opened.run_ids())
+        if path is not None:
+            state["writable"] = os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)
+            state["megabytes"] = round(Path(path).stat().st_size / 1e6, 2)
+    except TrimtabError as error:
+        return {"store": store, "state": str(error)}
+    return state
+
+
+def _default_policy() -> dict[str, Any]:
+    import warnings
+
+    from trimtab.controllers.learned import read_policy_header
+    from trimtab.core.errors import TrimtabError
+    from trimtab.defaults import DEFAULT_POLICY, policy_path
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            path = policy_path(DEFAULT_POLICY)
+        header = read_policy_header(path)
+    except TrimtabError as error:
+        return {"wanted": DEFAULT_POLICY, "found": str(error)}
+    return {"wanted": DEFAULT_POLICY, "found": header["name"], "contract": header["spec_hash"]}
