@@ -83,7 +83,8 @@ class ControlSpec:
         explosion: Validation loss over its initial value from which a run counts as diverged.
         cut: Decades by which a rollback lowers every learning rate.
         max_divergences: Divergences that are mended; the next one terminates the run.
-        restore_pause: Decisions for which the restore action is masked after a restore.
+        restore_pause: How many decisions more than one the restore action is masked for after a
+            restore.
         version: `SPEC_VERSION` of the code that made the spec.
 
     Raises:
