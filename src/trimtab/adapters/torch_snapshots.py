@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import logging
 import math
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -89,7 +91,8 @@ class Snapshots:
         self._model, self._optimizer, self._scaler = model, optimizer, scaler
         self._clock = clock
         self._folder = folder
-        self._directory: tempfile.TemporaryDirectory[str] | None = None
+        self._directory: Path | None = None
+        self._remove: Callable[[], Any] | None = None
         self._tensors: dict[str, torch.Tensor] | None = None
         self._on_disk: Path | None = None
         self._plain: dict[str, Any] | None = None
@@ -146,10 +149,9 @@ class Snapshots:
     def close(self) -> None:
         """Let go of the kept state and remove what is on disk."""
         self._tensors = self._plain = self._on_disk = None
-        directory, self._directory = self._directory, None
-        if directory is not None:
-            with suppress(OSError):
-                directory.cleanup()
+        if self._remove is not None:
+            self._remove()
+        self._directory = self._remove = None
 
     def state_dict(self) -> dict[str, Any] | None:
         """Return the kept state as tensors in main memory and plain values, or None."""
@@ -262,10 +264,10 @@ class Snapshots:
 
     def _to_disk(self, live: dict[str, torch.Tensor]) -> None:
         if self._directory is None:
-            self._directory = tempfile.TemporaryDirectory(
-                prefix="trimtab-", dir=self._folder, ignore_cleanup_errors=True
-            )
-        path = Path(self._directory.name) / "best.safetensors"
+            self._directory = Path(tempfile.mkdtemp(prefix="trimtab-", dir=self._folder))
+            # Also when nobody closes: at the latest when the process ends.
+            self._remove = weakref.finalize(self, shutil.rmtree, self._directory, True)
+        path = self._directory / "best.safetensors"
         partial = path.with_suffix(".partial")
         # Clones: safetensors refuses tensors that share memory, such as tied buffers.
         flat = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in live.items()}

@@ -117,7 +117,17 @@ class Steering:
         stepper = self._stepper
         if stepper.scaler is None:
             return False
-        return stepper.clip is not None or self._position + 2 >= self._window
+        return stepper.clip is not None or self.measures_gradients
+
+    @property
+    def measures_gradients(self) -> bool:
+        """Whether the coming step's gradients are measured, which has to be before clipping."""
+        return not self._coasting and self._position + 2 >= self._window
+
+    @property
+    def validates_next(self) -> bool:
+        """Whether the coming `after_update` ends a window, and calls ``validate()``."""
+        return not self._coasting and not self._cut_short and self._position == self._window
 
     def before_update(self, loss: torch.Tensor | float) -> bool:
         """Take in a step's loss and gradients; return whether its update may be done."""
@@ -177,10 +187,12 @@ class Steering:
         """
         if self.session is None:
             raise AdapterError("state_dict: the run has not begun; call it inside the with block")
+        session = self.session.state_dict()
+        session["schedule"] = list(session["schedule"])  # the live one grows on
         return {
             "format": _STATE_FORMAT,
             "hyperparameters": [item.to_dict() for item in self.spec.hyperparameters],
-            "session": self.session.state_dict(),
+            "session": session,
             "rates": self._rates.state_dict(),
             "actuators": [None if a is None else a.starts() for a in self._actuators],
             "position": self._position,
@@ -317,7 +329,8 @@ class Steering:
             self._rates.hold()
         elif not self._rates.intact():
             self._warn("lr overwritten", _OVERWRITTEN)
-        return not self._guarded or math.isfinite(float(loss))
+        with torch.no_grad():
+            return not self._guarded or math.isfinite(float(loss))
 
     def _warn(self, topic: str, message: str) -> None:
         """Say something once a topic."""

@@ -46,7 +46,6 @@ def left_as_it_was(model: nn.Module) -> Iterator[None]:
     """
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    versions = [buffer._version for buffer, _ in buffers]
     try:
         with _random_state_kept():
             yield
@@ -54,9 +53,9 @@ def left_as_it_was(model: nn.Module) -> Iterator[None]:
         for module, training in modes:
             module.training = training
         with torch.no_grad():
-            for (buffer, kept), version in zip(buffers, versions, strict=True):
-                if buffer._version != version:
-                    buffer.copy_(kept)
+            for buffer, kept in buffers:
+                # Always: batch_norm on a CPU moves its statistics without raising their version.
+                buffer.copy_(kept)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,254 @@
+"""Runs that go wrong: rolled back, cut, finished, reported; never a crash."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import pytest
+import torch
+
+from trimtab.controllers.fixed import RandomController, ReplayController
+from trimtab.core.errors import AdapterError, TrimtabWarning
+from trimtab.core.guard import Reason
+from trimtab.core.session import no_action
+from trimtab.core.spec import ControlSpec
+
+SGD = partial(torch.optim.SGD, momentum=0.9)
+PLAIN = ControlSpec(decisions=10, front_windows=0)
+
+
+def idle(spec: ControlSpec = PLAIN) -> ReplayController:
+    """A guarded controller that moves nothing, under windows of six steps."""
+    controller = ReplayController(spec, [], name="idle")
+    controller.spec = spec  # type: ignore[attr-defined]
+    return controller
+
+
+def finite(state: list[torch.Tensor]) -> bool:
+    return all(bool(torch.isfinite(tensor).all()) for tensor in state)
+
+
+@pytest.mark.parametrize("place", ["memory", "cpu", "disk"])
+@pytest.mark.parametrize("bad", [0, 13, 17, 59], ids="step {}".format)
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_rolls_back_and_the_run_is_finished(loop, place, bad, value):
+    it = loop(wrecked={bad: value})
+    summary = it.run_steered(policy=idle(), decisions=10, snapshots=place, keep_best=False).summary
+
+    assert summary.rollbacks == 1
+    assert not summary.diverged
+    assert summary.finished
+    assert summary.spent_steps == 60
+    assert len(summary.schedule) == 60
+    assert finite(it.state())
+    if bad < 59:
+        back = next(d for d in summary.decisions if d.restored)
+        assert back.step == bad + 1, "the window did not end at once"
+        assert back.reason["lr"] & Reason.CUT
+        assert back.applied["lr"] == pytest.approx(1e-2 * 10**-0.7, rel=1e-5)
+
+
+def test_the_weights_and_the_optimiser_go_back_to_the_best(loop, equal):
+    it = loop(wrecked={32: math.nan})
+    best: list[torch.Tensor] = []
+    controller = it.controller(policy=idle(), decisions=10)
+    it.begin()
+    with controller:
+        for step, loss in enumerate(it.losses()):
+            loss.backward()
+            controller.step(loss)
+            if controller.summary.best["step"] == step + 1:
+                best = it.state()
+            if step == 32:
+                break
+        assert controller.summary.decisions[-1].restored
+        assert equal(it.state(), best)
+
+
+def test_an_update_that_would_not_be_finite_is_never_made(loop):
+    it = loop(wrecked={10: math.nan})
+    seen = []
+    it.optimizer.register_step_pre_hook(
+        lambda *_: seen.append(all(torch.isfinite(w.grad).all() for w in it.model.parameters()))
+    )
+    it.run_steered(policy=idle(), decisions=10)
+
+    assert len(seen) == 59
+    assert all(seen)
+
+
+def test_an_exploding_rate_is_rolled_back_and_cut_until_training_works(loop):
+    it = loop(make_optimizer=SGD, learning_rate=300.0, steps=120)
+    spec = ControlSpec(decisions=20, front_windows=0)
+    controller = it.run_steered(policy=idle(spec), decisions=20)
+    summary = controller.summary
+
+    assert summary.rollbacks >= 1
+    assert summary.decisions[-1].applied["lr"] < 300.0
+    assert summary.best["loss"] < summary.decisions[0].measured["loss"]
+    assert finite(it.state())
+
+
+def test_the_fourth_divergence_gives_up_and_the_loop_goes_on(loop, equal, listener):
+    it = loop(wrecked=dict.fromkeys((7, 14, 21, 28, 40), math.nan))
+    states: list[list[torch.Tensor]] = []
+
+    def note(step: int) -> None:
+        states.append([weight.detach().clone() for weight in it.model.parameters()])
+
+    with pytest.warns(TrimtabWarning, match="diverged 4 times") as said:
+        summary = it.run_steered(policy=idle(), decisions=10, after=note).summary
+
+    assert summary.diverged
+    assert summary.rollbacks == 4
+    assert summary.spent_steps == 60
+    assert summary.finished
+    assert listener.status == "diverged"
+    assert not equal(states[35], states[30]), "the loop did not go on"
+    assert equal(states[40], states[39]), "a loss that was not finite moved the weights"
+    held = {row["lr"] / (1 - row["step"] / 60) for row in summary.schedule[29:]}
+    assert max(held) == pytest.approx(min(held), rel=1e-9)
+    assert len(said) == 1
+    assert finite(it.state())
+    assert it.validate()["loss"] == summary.best["loss"]
+
+
+@pytest.mark.parametrize("place", ["memory", "cpu", "disk"])
+@pytest.mark.parametrize("policy", [None, "random"])
+def test_the_best_weights_are_back_at_the_end(loop, place, policy):
+    it = loop(learning_rate=0.3)
+    summary = it.run_steered(policy=policy, snapshots=place).summary
+
+    assert it.validate()["loss"] == summary.best["loss"]
+
+
+def test_without_keep_best_the_last_weights_stay(loop, equal):
+    it, other = loop(learning_rate=0.3), loop(learning_rate=0.3)
+    kept = it.run_steered(keep_best=True).summary
+    last = other.run_steered(keep_best=False).summary
+
+    assert kept.best == last.best
+    assert kept.best["step"] < 60, "the last weights are the best; the test proves nothing"
+    assert not equal(it.state(), other.state())
+    assert other.validate()["loss"] == last.last["loss"]
+
+
+def test_the_initial_weights_are_a_candidate_for_the_best(loop, equal):
+    it = loop(learning_rate=100.0, make_optimizer=SGD)
+    before = [tensor.clone() for tensor in it.model.state_dict().values()]
+    it.run_steered(reference="constant")
+
+    assert equal(list(it.model.state_dict().values()), before)
+    assert not it.optimizer.state, "the best optimiser had no state yet"
+
+
+def test_more_steps_than_announced_stay_at_the_last_values(loop):
+    it = loop()
+    rates = []
+    it.optimizer.register_step_pre_hook(lambda *_: rates.append(it.rates()[0]))
+    with pytest.warns(TrimtabWarning, match="total_steps=60") as said:
+        summary = it.run_steered(train_for=70).summary
+
+    assert len(said) == 1
+    assert rates[60:] == [rates[59]] * 10
+    assert summary.spent_steps == 70
+    assert summary.finished
+
+
+def test_more_steps_than_a_scheduler_was_made_for_stay_at_its_last_values(loop):
+    it = loop()
+    rates = []
+    it.optimizer.register_step_pre_hook(lambda *_: rates.append(it.rates()[0]))
+    one_cycle = torch.optim.lr_scheduler.OneCycleLR(it.optimizer, max_lr=0.1, total_steps=60)
+    with pytest.warns(TrimtabWarning, match="total_steps=60"):
+        it.run_steered(train_for=63, reference=one_cycle)
+
+    assert rates[60:] == [rates[59]] * 3
+
+
+def test_leaving_the_block_early_finishes_the_record(loop, listener):
+    it = loop()
+    it.run_steered(train_for=33, policy=idle(), decisions=10)
+
+    assert listener.status == "stopped"
+    assert len(listener.decisions) == 6
+    assert listener.summary.spent_steps == 33
+    assert len(listener.summary.schedule) == 33
+    assert not listener.summary.finished
+    assert it.validate()["loss"] == listener.summary.best["loss"]
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(RuntimeError("no data"), "failed"), (KeyboardInterrupt(), "stopped")]
+)
+def test_an_error_in_the_block_finishes_the_record_and_goes_on(
+    loop, equal, listener, error, status
+):
+    it = loop(learning_rate=0.5)
+    state = []
+
+    def break_off(step: int) -> None:
+        if step == 19:
+            state.extend(it.state())
+            raise error
+
+    with pytest.raises(type(error)):
+        it.run_steered(policy=idle(), decisions=10, after=break_off)
+
+    assert listener.status == status
+    assert listener.summary.spent_steps == 20
+    assert equal(it.state(), state), "the weights were changed although an error left the block"
+
+
+def test_a_closed_run_takes_no_step(loop):
+    it = loop()
+    controller = it.run_steered(train_for=3)
+
+    with pytest.raises(AdapterError, match="closed"):
+        controller.step(1.0)
+
+
+def test_a_run_without_a_block_is_closed_by_hand(loop, listener):
+    it = loop()
+    it.begin()
+    controller = it.controller()
+    for loss in it.losses():
+        loss.backward()
+        controller.step(loss)
+    summary = controller.close()
+
+    assert summary.finished
+    assert controller.close() is summary
+    assert listener.status == "finished"
+    assert it.validate()["loss"] == summary.best["loss"]
+
+
+def test_a_failing_controller_never_stops_the_run(loop):
+    class Failing(RandomController):
+        def act(self, observation):
+            raise ZeroDivisionError("no idea")
+
+    it = loop()
+    summary = it.run_steered(policy=Failing(ControlSpec())).summary
+
+    assert summary.finished
+    assert all("ZeroDivisionError: no idea" in d.why() for d in summary.decisions)
+
+
+def test_the_scaler_survives_a_loss_that_is_not_finite(loop):
+    it = loop(wrecked={20: math.nan, 33: math.inf})
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    it.begin()
+    with it.controller(policy=idle(), decisions=10, scaler=scaler, clip=1.0) as controller:
+        for loss in it.losses():
+            scaler.scale(loss).backward()
+            controller.step(loss)
+
+    assert controller.summary.rollbacks == 2
+    assert controller.summary.finished
+    assert scaler.get_scale() == 8.0, "the scaler was not restored with the weights"
+
+
+def test_no_action_is_what_the_idle_controller_answers():
+    assert (idle().act(None) == no_action(PLAIN)).all()
