@@ -202,7 +202,9 @@ def _draw_samples(source: _Source, pool: Pool) -> dict[str, jax.Array]:
         source.decimal("imbalance_amount", table["imbalance_log10"]),
         1.0,
     )
-    keep = imbalance ** (jnp.arange(MAX_CLASSES, dtype=jnp.float32) / jnp.maximum(classes - 1, 1).astype(jnp.float32))
+    keep = imbalance ** (
+        jnp.arange(MAX_CLASSES, dtype=jnp.float32) / jnp.maximum(classes - 1, 1).astype(jnp.float32)
+    )
 
     n_rows = int(stack.sizes.max())
     position = jnp.arange(n_rows, dtype=jnp.int32)
@@ -253,7 +255,9 @@ def _split_counts(source: _Source, table: dict[str, Any], n_kept: jax.Array) -> 
 def _slot_positions(counts: list[jax.Array], n_rows: int) -> jax.Array:
     """Return (2124,) int32 places in the shuffled rows; idle slots repeat their split's first."""
     blocks, start = [], jnp.int32(0)
-    for split, count in zip(("test", "selection", "validation", "train"), counts[::-1], strict=True):
+    for split, count in zip(
+        ("test", "selection", "validation", "train"), counts[::-1], strict=True
+    ):
         offset = jnp.arange(SLOTS[split][1], dtype=jnp.int32)
         blocks.append(start + jnp.where(offset < count, offset, 0))
         start = start + count

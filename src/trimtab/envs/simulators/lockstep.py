@@ -17,10 +17,13 @@ from jax import lax
 from trimtab.core.metrics import Metrics
 from trimtab.envs.simulators.family import Family
 
-__all__ = ["CHUNK", "advance_many", "evaluate_many"]
+__all__ = ["CHUNK", "EVALUATION_CHUNK", "advance_many", "evaluate_many"]
 
 CHUNK = 16
 """Runs that are advanced together; must divide the number of runs, else all are one chunk."""
+
+EVALUATION_CHUNK = 128
+"""The same for evaluation, which reads its weights once and wants longer batches."""
 
 
 def advance_many(
@@ -71,7 +74,7 @@ def evaluate_many(
     states: Any,
     split: str,
     *,
-    chunk: int = CHUNK,
+    chunk: int = EVALUATION_CHUNK,
 ) -> tuple[jax.Array, jax.Array]:
     """Return (N,) losses and accuracies of N runs on one split."""
 
