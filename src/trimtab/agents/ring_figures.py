@@ -206,6 +206,10 @@ def figures(rows: Sequence[Row]) -> dict[str, Any]:
         "harm_floor": lambda some: float(
             np.mean([x for task in some for x in _harm(task, "floor")])
         ),
+        "harm_over_floor": lambda some: float(
+            np.mean([x for task in some for x in _harm(task, "trimtab")])
+            - np.mean([x for task in some for x in _harm(task, "floor")])
+        ),
         "diverged": lambda some: max(_share(some, "diverged", factor) for factor in FACTORS),
         "rollbacks": lambda some: _share(some, "rollbacks", None),
         "frozen": lambda some: float(
