@@ -172,7 +172,7 @@ def _take_losses(spec: ControlSpec, carry: Carry, metrics: Metrics, xp: Any) -> 
     ruined = (s_val - carry.s_best > f(spec.ruin)) & ~first
     change = xp.where(first, f(0.0), s_val - carry.s_val)
     weight = xp.where(carry.decision <= 1, f(1.0), f(_TREND_WEIGHT))
-    deviation = xp.abs(change - carry.trend) * (carry.decision > 1)
+    deviation = xp.where(carry.decision > 1, xp.abs(change - carry.trend), f(0.0))
     carry = carry._replace(
         val_initial=val_initial,
         reward_initial=xp.where(first, reward_loss, carry.reward_initial),
@@ -333,7 +333,7 @@ def _after_apply(carry: Carry, offset: Any, restore: Any, xp: Any) -> Carry:
         since_move=xp.where(xp.abs(move) > 0, f(0.0), carry.since_move + f(1.0)),
         s_val=xp.where(restore, carry.s_best, carry.s_val),
         reward_now=xp.where(restore, carry.reward_best, carry.reward_now),
-        restores=carry.restores + restore,
+        restores=carry.restores + xp.where(restore, f(1.0), f(0.0)),
         since_restore=xp.where(restore, f(0.0), carry.since_restore + f(1.0)),
         must_restore=carry.must_restore * f(0.0),
         cut_due=carry.cut_due * f(0.0),

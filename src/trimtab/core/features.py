@@ -136,7 +136,7 @@ def global_features(before: Carry, carry: Carry, metrics: Any, xp: Any) -> Any:
             xp.log(f(1.0) + left) / f(3.4),
             f(1.0) / (f(1.0) + left),
             xp.log10(xp.maximum(share, f(1e-2))) + zero,
-            f(1.0) - later + zero,
+            xp.where(later, zero, zero + f(1.0)),
             carry.s_train,
             carry.s_val,
             carry.s_best,

@@ -73,13 +73,14 @@ def guard_restore(spec: ControlSpec, carry: Carry, diverged: Any, ruined: Any, x
     ruined run is rolled back without counting as a divergence. An unguarded run is only counted.
     """
     f = xp.float32
-    divergences = carry.divergences + diverged
+    divergences = carry.divergences + xp.where(diverged, f(1.0), f(0.0))
     act = (diverged | ruined) & (carry.guarded > 0)
+    acted = xp.where(act, f(1.0), f(0.0))
     over = (carry.guarded > 0) & (divergences > f(spec.max_divergences))
     return carry._replace(
-        divergences=xp.asarray(divergences, np.float32),
-        rollbacks=carry.rollbacks + act,
-        must_restore=xp.where(act, f(1.0), f(0.0)),
-        cut_due=xp.where(act, f(1.0), f(0.0)),
+        divergences=divergences,
+        rollbacks=carry.rollbacks + acted,
+        must_restore=acted,
+        cut_due=acted,
         terminated=xp.where(over, f(1.0), carry.terminated),
     )
