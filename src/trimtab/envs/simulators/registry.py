@@ -9,7 +9,7 @@ from trimtab.envs.simulators.family import Family, FamilyOptions
 
 __all__ = ["FAMILIES", "make_family"]
 
-FAMILIES: tuple[str, ...] = ("simulated/mlp",)
+FAMILIES: tuple[str, ...] = ("simulated/mlp", "simulated/transformer")
 """Every name that `make_family` knows."""
 
 
@@ -24,4 +24,8 @@ def make_family(name: str, options: FamilyOptions | None = None) -> Family:
         from trimtab.envs.simulators.mlp import mlp_family
 
         return cast(Family, mlp_family(options))
+    if name == "simulated/transformer":
+        from trimtab.envs.simulators.transformer import transformer_family
+
+        return cast(Family, transformer_family(options))
     raise unknown_name("family", name, FAMILIES)

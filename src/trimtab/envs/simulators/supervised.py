@@ -12,22 +12,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from trimtab.core.errors import SpecError, unknown_name
-from trimtab.core.hyperparameters import Hyperparameter, hyperparameter
+from trimtab.core.hyperparameters import Hyperparameter
 from trimtab.core.metrics import Metrics
 from trimtab.envs.simulators.datasets import MAX_CLASSES
 from trimtab.envs.simulators.descent import Effects, State, descend
 from trimtab.envs.simulators.distributions import distributions
-from trimtab.envs.simulators.draws import EVENT_KINDS, SLOTS, Draw, draw_task, property_vector
+from trimtab.envs.simulators.draws import SLOTS, Draw, draw_task, property_vector
+from trimtab.envs.simulators.effects import Interpreter, usual_effects, usual_hyperparameters
+from trimtab.envs.simulators.events import disturbed_batch, disturbed_gradient
 from trimtab.envs.simulators.family import OPTIMISERS, SPLITS, FamilyOptions
-from trimtab.envs.simulators.hashing import batch_positions, mixed, uniform_hash
+from trimtab.envs.simulators.hashing import batch_positions, mixed
 from trimtab.envs.simulators.layouts import Layout, Tensor
 from trimtab.envs.simulators.networks import Architecture, Dropout, merged
 from trimtab.envs.simulators.pretraining import pretrained
 
-__all__ = ["Bank", "SupervisedFamily", "usual_hyperparameters"]
+__all__ = ["Bank", "SupervisedFamily"]
 
-_COUPLED = np.float32(0.1)  # a decay inside the gradient is this much weaker than a decoupled one
-_DROPOUT_STREAM, _EVENT_STREAM = np.uint32(0x5BD1E995), np.uint32(0x27D4EB2F)
+_DROPOUT_STREAM = np.uint32(0x5BD1E995)
 
 
 class Bank(NamedTuple):
@@ -40,21 +41,6 @@ class Bank(NamedTuple):
 
     rows: jax.Array
     networks: jax.Array
-
-
-def usual_hyperparameters() -> tuple[Hyperparameter, ...]:
-    """Return what every supervised family offers, the learning rate first."""
-    return (
-        hyperparameter("lr", 1e-3),
-        hyperparameter("weight_decay", 1e-2),
-        hyperparameter("momentum", 0.9, high=0.99),
-        hyperparameter("dropout", 0.0),
-        hyperparameter("label_smoothing", 0.0),
-        hyperparameter("clip", 10.0, low=1e-2, high=1e3),
-        hyperparameter("batch_size", 32.0, low=8.0, high=64.0),
-        hyperparameter("layer_decay", 1.0),
-        hyperparameter("frozen_depth", 0.0),
-    )
 
 
 @dataclass(frozen=True)
@@ -70,14 +56,18 @@ class SupervisedFamily:
         name: Registered name.
         architecture: Network shapes and data.
         options: What is offered and drawn.
+        offered: Every hyperparameter of the family, the learning rate first.
+        interpret: What they come to.
     """
 
     name: str
     architecture: Architecture
     options: FamilyOptions = field(default_factory=FamilyOptions)
+    offered: tuple[Hyperparameter, ...] = field(default_factory=usual_hyperparameters)
+    interpret: Interpreter = usual_effects
 
     def __post_init__(self) -> None:
-        offered = {item.name for item in usual_hyperparameters()}
+        offered = {item.name for item in self.offered}
         for wanted in self.options.hyperparameters or ():
             if wanted not in offered:
                 raise unknown_name("hyperparameter", wanted, offered)
@@ -85,8 +75,8 @@ class SupervisedFamily:
     @property
     def hyperparameters(self) -> tuple[Hyperparameter, ...]:
         """Those that act, the learning rate first."""
-        usual = {item.name: item for item in usual_hyperparameters()}
-        return tuple(usual[name] for name in self.options.hyperparameters or usual)
+        items = {item.name: item for item in self.offered}
+        return tuple(items[name] for name in self.options.hyperparameters or items)
 
     @property
     def n_variants(self) -> int:
@@ -217,7 +207,7 @@ class SupervisedFamily:
             )
 
     def _offers(self, name: str) -> bool:
-        return any(item.name == name for item in self.hyperparameters)
+        return any(item.kind == name for item in self.hyperparameters)
 
     def _base(self, bank: Bank, draw: Draw) -> jax.Array:
         pool = self.architecture.pool(held_out=self.options.held_out)
@@ -245,28 +235,7 @@ class SupervisedFamily:
     def _effects(self, variant: int, draw: Draw, values: jax.Array) -> Effects:
         layout = self.layout(variant)
         given = {item.name: values[index] for index, item in enumerate(self.hyperparameters)}
-
-        def value(name: str, rest: float | jax.Array) -> jax.Array:
-            return jnp.asarray(given.get(name, rest), jnp.float32)
-
-        depth = layout.n_layers - 1
-        height = (depth - layout.layer_of_element).astype(np.float32)
-        trained = layout.layer_of_element >= jnp.round(value("frozen_depth", draw.frozen) * depth)
-        rate = jnp.where(trained, value("layer_decay", 1.0) ** height, 0.0)
-        decay = value("weight_decay", 1e-2) * draw.decay_factor * layout.decays
-        decoupled = draw.optimiser == OPTIMISERS.index("adamw")
-        inside = _COUPLED * draw.loss_scale * self._scales(layout, draw) ** 2
-        return Effects(
-            lr=values[0] * draw.lr_factor,
-            rate=rate,
-            decay=jnp.where(decoupled, decay, decay * inside),
-            decay_lr=draw.scale,
-            momentum=value("momentum", 0.9),
-            dropout=jnp.full(layout.n_layers, value("dropout", 0.0), jnp.float32),
-            smoothing=value("label_smoothing", 0.0),
-            clip=value("clip", 1.0),
-            batch=jnp.round(value("batch_size", 32.0)).astype(jnp.int32),
-        )
+        return self.interpret(layout, draw, self._scales(layout, draw), given)
 
     def _step(
         self,
@@ -289,7 +258,7 @@ class SupervisedFamily:
         labels = draw.labels[place]
         code = mixed(seed ^ (step.astype(jnp.uint32) * np.uint32(0x9E3779B9)))
         if self.options.events:
-            inputs, labels = _disturbed(draw, inputs, labels, place, code, step)
+            inputs, labels = disturbed_batch(draw, inputs, labels, place, code, step)
         dropout = None
         if self._offers("dropout"):
             dropout = Dropout(effects.dropout, code ^ _DROPOUT_STREAM)
@@ -307,11 +276,7 @@ class SupervisedFamily:
         gradient = layout.join(by_tensor, jnp) * scales
         if not self.options.events:
             return loss, gradient
-        now = step == draw.event_step
-        spike = now & (draw.event == EVENT_KINDS.index("gradient-spike"))
-        broken = now & (draw.event == EVENT_KINDS.index("nan"))
-        factor = jnp.where(spike, distributions()["events"]["spike"], 1.0)
-        return jnp.where(broken, jnp.nan, loss), gradient * factor
+        return disturbed_gradient(draw, loss, gradient, step)
 
     def _losses(
         self, logits: jax.Array, labels: jax.Array, draw: Draw, smoothing: jax.Array
@@ -334,34 +299,6 @@ class SupervisedFamily:
 def _masked(logits: jax.Array, classes: jax.Array) -> jax.Array:
     present = jnp.arange(MAX_CLASSES, dtype=jnp.int32) < classes
     return jnp.where(present[None, :], logits, np.float32(-1e4))
-
-
-def _disturbed(
-    draw: Draw,
-    inputs: jax.Array,
-    labels: jax.Array,
-    place: jax.Array,
-    code: jax.Array,
-    step: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-    """Return the batch after corrupted-batch and label-flip events."""
-    table = distributions()["events"]
-    since = step - draw.event_step
-    kind = draw.event
-    corrupt = (kind == EVENT_KINDS.index("corrupted-batch")) & (since >= 0)
-    corrupt = corrupt & (since < table["corrupted_steps"])
-    flips = (kind == EVENT_KINDS.index("label-flip")) & (since >= 0)
-    number = uniform_hash(code ^ _EVENT_STREAM, 0, labels.shape)
-    wrong = (number * draw.classes.astype(jnp.float32)).astype(jnp.int32)
-    chosen = mixed(place.astype(jnp.uint32) + np.uint32(77)) < np.uint32(
-        table["flipped_share"] * 2**32
-    )
-    rolled = (labels + 1) % draw.classes
-    labels = jnp.where(flips & chosen, rolled, labels)
-    labels = jnp.where(corrupt, jnp.minimum(wrong, draw.classes - 1), labels)
-    if jnp.issubdtype(inputs.dtype, jnp.floating):
-        inputs = inputs * jnp.where(corrupt, table["corrupted_scale"], 1.0)
-    return inputs, labels
 
 
 @cache
