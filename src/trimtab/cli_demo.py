@@ -187,6 +187,9 @@ def _work(name: str, request: Request, events: Any) -> None:
         os._exit(130)
     except Exception as error:  # noqa: BLE001 - the parent raises it again
         events.put(("error", name, _portable(error)))
+    finally:
+        # What is left is to hand over the events; being ended there is no interruption.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _portable(error: Exception) -> Exception:
@@ -195,7 +198,7 @@ def _portable(error: Exception) -> Exception:
 
     if isinstance(error, TrimtabError):
         return type(error)(str(error))
-    return RuntimeError(f"{type(error).__name__}: {error}")
+    return TrimtabError(f"{type(error).__name__}: {error}")
 
 
 def _end(processes: Mapping[str, BaseProcess]) -> None:

@@ -136,15 +136,20 @@ class Display:
         )
 
     def _render(self) -> Group:
-        from rich.columns import Columns
         from rich.console import Group
+        from rich.table import Table
         from rich.text import Text
 
         panels = [
             self._panel(name, _STYLES[index % len(_STYLES)])
             for index, name in enumerate(self._watched)
         ]
-        body = Columns(panels, equal=True, expand=True) if len(panels) > 1 else panels[0]
+        body: Any = panels[0]
+        if len(panels) > 1:
+            body = Table.grid(expand=True)
+            for _ in panels:
+                body.add_column(ratio=1)
+            body.add_row(*panels)
         return Group(*([Text(self._title, style="bold")] if self._title else []), body)
 
     def _panel(self, name: str, style: str) -> Panel:
@@ -174,11 +179,17 @@ class Display:
                     for key, value in progress.values.items()
                 ),
                 Text(_moves(progress), style="dim"),
-                ProgressBar(progress.total_steps, progress.step, complete_style=style),
                 Text(
                     f"step {progress.step} of {progress.total_steps} · "
-                    f"{_clock(seconds_left(self._told[name]))} left",
+                    f"{_clock(seconds_left(told))} left",
                     style="dim",
+                ),
+                # Last, for it ends no line of its own.
+                ProgressBar(
+                    progress.total_steps,
+                    progress.step,
+                    complete_style=style,
+                    finished_style=style,
                 ),
             ]
         return Panel(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Mapping
+from itertools import zip_longest
 from typing import Any
 
 from trimtab.core.errors import UnknownNameError
@@ -107,7 +108,7 @@ def move_points(record: RunRecord, run: str, name: str) -> list[Row]:
     """Return a row for each decision: where it put the value, why, and what it had earned."""
     factors = _multipliers(record, name)
     rows: list[Row] = []
-    for item, following in zip(record.decisions, [*record.decisions[1:], None], strict=True):
+    for item, following in zip_longest(record.decisions, record.decisions[1:]):
         at = min(item.step, len(factors) - 1) if factors else 0
         factor = factors[at] if factors else 1.0
         earned = following.reward if following else (record.figures.get("last") or {}).get("reward")

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Iterable, Mapping
 from functools import cache
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -232,7 +233,7 @@ def _decisions(record: RunRecord) -> str:
     columns += "".join(f'<th class="n">{_text(name)}</th>' for name in names) + "<th>why</th>"
     rows: list[str] = []
     held: Mapping[str, float] = record.head["start"]
-    for item, following in zip(record.decisions, [*record.decisions[1:], None], strict=True):
+    for item, following in zip_longest(record.decisions, record.decisions[1:]):
         earned = following.reward if following else (record.figures.get("last") or {}).get("reward")
         rows.append(_decision(item, earned, names, held))
         held = item.applied
