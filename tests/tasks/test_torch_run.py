@@ -206,7 +206,7 @@ def test_weights_ruined_by_the_last_step_count_as_diverged() -> None:
 def test_evaluation_leaves_random_state_batchnorm_and_modes_alone() -> None:
     run = make_run()
     run.advance({}, 2)
-    run.model.layers[1].eval()  # a layer that its owner froze
+    run.model.layers[3].eval()  # a layer that its owner froze
     modes = [module.training for module in run.model.modules()]
     state, before = torch.get_rng_state(), weights(run)
     results = [run.evaluate(split) for split in SIZES for _ in range(2)]
