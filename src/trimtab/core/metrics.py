@@ -59,8 +59,8 @@ def loss_from_validation(
 ) -> tuple[float, dict[str, float]]:
     """Return the value to be minimised, and all measured values, from what ``validate()`` gave.
 
-    A metric to be maximised becomes ``1 - value`` when it lies in the unit interval, else
-    ``-value``.
+    A metric to be maximised becomes ``1 - value``: 0 for a perfect share, and lower for better
+    whatever the metric's range.
 
     Raises:
         MetricError: Nothing numeric was returned, or the monitored key is missing.
@@ -87,5 +87,5 @@ def loss_from_validation(
             ) from error
     value = values[monitor]
     if mode == "max":
-        return (1.0 - value if 0.0 <= value <= 1.0 else -value), values
+        return 1.0 - value, values
     return value, values
