@@ -48,12 +48,45 @@ PROPERTIES: tuple[str, ...] = (
 )
 """What each element of `property_vector` is."""
 
-_ORDER = (
-    "data_set classes grouping n_train n_validation noise noise_amount noise_draw noisy_validation "
-    "imbalance imbalance_amount thinning split scale shift shifted rotation rotation_share "
-    "rotation_pick rotation_angle network same_set head_scale head frozen frozen_amount optimiser lr_factor "
-    "decay_factor weight_scale tensor_scale loss_scale ratio clip event event_kind event_step"
-).split()
+_ORDER = [
+    "data_set",
+    "classes",
+    "grouping",
+    "n_train",
+    "n_validation",
+    "noise",
+    "noise_amount",
+    "noise_draw",
+    "noisy_validation",
+    "imbalance",
+    "imbalance_amount",
+    "thinning",
+    "split",
+    "scale",
+    "shift",
+    "shifted",
+    "rotation",
+    "rotation_share",
+    "rotation_pick",
+    "rotation_angle",
+    "network",
+    "same_set",
+    "head_scale",
+    "head",
+    "frozen",
+    "frozen_amount",
+    "optimiser",
+    "lr_factor",
+    "decay_factor",
+    "weight_scale",
+    "tensor_scale",
+    "loss_scale",
+    "ratio",
+    "clip",
+    "event",
+    "event_kind",
+    "event_step",
+]
 _KEY_OF = {name: index for index, name in enumerate(_ORDER)}
 
 

@@ -22,7 +22,6 @@ from trimtab.envs.simulators.networks import (
     table_pool,
     transformed,
 )
-
 from trimtab.envs.simulators.supervised import SupervisedFamily
 
 __all__ = ["HELD_OUT_SHAPES", "SHAPES", "Perceptrons", "Shape", "mlp_family"]

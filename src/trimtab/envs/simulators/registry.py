@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import cast
 
 from trimtab.core.errors import unknown_name
@@ -9,7 +10,14 @@ from trimtab.envs.simulators.family import Family, FamilyOptions
 
 __all__ = ["FAMILIES", "make_family"]
 
-FAMILIES: tuple[str, ...] = ("simulated/mlp", "simulated/transformer")
+_PLACES = {
+    "simulated/mlp": ("mlp", "mlp_family"),
+    "simulated/transformer": ("transformer", "transformer_family"),
+    "simulated/cnn": ("cnn", "cnn_family"),
+    "simulated/wide": ("wide", "wide_family"),
+}
+
+FAMILIES: tuple[str, ...] = tuple(_PLACES)
 """Every name that `make_family` knows."""
 
 
@@ -19,13 +27,8 @@ def make_family(name: str, options: FamilyOptions | None = None) -> Family:
     Raises:
         UnknownNameError: There is no such family, or it lacks a hyperparameter asked for.
     """
-    options = options or FamilyOptions()
-    if name == "simulated/mlp":
-        from trimtab.envs.simulators.mlp import mlp_family
-
-        return cast(Family, mlp_family(options))
-    if name == "simulated/transformer":
-        from trimtab.envs.simulators.transformer import transformer_family
-
-        return cast(Family, transformer_family(options))
-    raise unknown_name("family", name, FAMILIES)
+    if name not in _PLACES:
+        raise unknown_name("family", name, FAMILIES)
+    module, function = _PLACES[name]
+    make = getattr(import_module(f"trimtab.envs.simulators.{module}"), function)
+    return cast(Family, make(options or FamilyOptions()))

@@ -106,8 +106,9 @@ class Transformers:
         )
 
     def inputs(self, rows: jax.Array, draw: Draw) -> jax.Array:
-        """Return (B, 8) int32 tokens; in half of the tasks the vocabulary is renamed in a circle."""
-        moved = jnp.round(jnp.abs(draw.shift[0] / draw.gain[0]) * 8.0).astype(jnp.int32)
+        """Return (B, 8) int32 tokens; where features would be shifted, their names move on."""
+        scale = jnp.sqrt(draw.gain[0] ** 2 + draw.turn[0] ** 2)
+        moved = jnp.round(jnp.abs(draw.shift[0]) / scale * 8.0).astype(jnp.int32)
         return (rows + moved) % VOCABULARY
 
     def layout(self, variant: int) -> Layout:
