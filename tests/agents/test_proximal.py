@@ -8,9 +8,9 @@ pytest.importorskip("jax")
 import jax
 import jax.numpy as jnp
 
-from trimtab.agents.policy_network import evaluate_actions, init_policy, policy_logits
+from trimtab.agents.policy_network import act, evaluate_actions, init_policy, policy_logits
 from trimtab.agents.proximal import advantages
-from trimtab.controllers.learned import forward
+from trimtab.controllers.learned import LearnedController, PolicyFile, forward
 from trimtab.core.features import observation_size
 from trimtab.core.hyperparameters import hyperparameter
 from trimtab.core.spec import MOVES, ControlSpec
@@ -52,6 +52,22 @@ def test_numpy_and_jax_policies_agree(count: int) -> None:
             )
             assert np.argmax(logits, -1).tolist() == np.argmax(moves[run], -1).tolist()
             assert np.argmax(back) == int(jnp.argmax(restore[run]))
+
+
+def test_the_controller_answers_the_mean_that_was_evaluated() -> None:
+    parameters = init_policy(3)
+    parameters = {name: value * 3 for name, value in parameters.items()}
+    plain = {name: np.asarray(value) for name, value in parameters.items()}
+    controller = LearnedController(PolicyFile("probe", _spec(2), plain, {}, {}))
+    controller.reset(seed=0)
+    generator = np.random.default_rng(0)
+    hidden = jnp.zeros((1, 2, 64))
+    for _ in range(5):
+        seen = generator.normal(size=observation_size(_spec(2))).astype(np.float32)
+        expected, _, hidden = act(
+            parameters, jnp.asarray(seen[None]), hidden, jax.random.key(0), "mean"
+        )
+        assert controller.act(seen) == pytest.approx(np.asarray(expected[0]), abs=1e-4)
 
 
 def test_tokens_in_another_order_give_moves_in_that_order() -> None:

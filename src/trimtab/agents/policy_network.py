@@ -86,11 +86,22 @@ def _picked(log_probability: jax.Array, index: jax.Array) -> jax.Array:
 
 
 def act(
-    parameters: Any, observation: jax.Array, hidden: jax.Array, key: jax.Array, greedy: bool
+    parameters: Any, observation: jax.Array, hidden: jax.Array, key: jax.Array, how: str
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Return actions (B, H + 1) int32, their log-probability (B,) and the next hidden state."""
+    """Return actions (B, H + 1), their log-probability (B,) and the next hidden state.
+
+    ``how`` is ``"sample"`` or ``"greedy"`` (int32 actions), or ``"mean"``: the expected move, as a
+    float32 index between those of the two moves around it, and the likelier restore.
+    """
     moves, restore, hidden = policy_logits(parameters, observation, hidden)
-    if greedy:
+    if how == "mean":
+        table = jnp.asarray(MOVES, jnp.float32)
+        places = jnp.arange(len(MOVES), dtype=jnp.float32)
+        expected = (jnp.exp(moves) * table[None, None, :]).sum(-1)
+        back = jnp.argmax(restore, -1).astype(jnp.float32)
+        action = jnp.concatenate([jnp.interp(expected, table, places), back[:, None]], axis=-1)
+        return action, jnp.zeros(observation.shape[0]), hidden
+    if how == "greedy":
         move, back = jnp.argmax(moves, -1), jnp.argmax(restore, -1)
     else:
         first, second = jax.random.split(key)

@@ -21,7 +21,7 @@ import numpy as np
 
 from trimtab.agents.meta_training import FamilyShare, family_of
 from trimtab.agents.ring_figures import FACTORS, figures
-from trimtab.agents.rollout import Episodes, fair_lr, rollout
+from trimtab.agents.rollout import STEERING, Episodes, fair_lr, rollout
 from trimtab.agents.scheduled import lr_finder_runs, race_runs, scheduled_runs
 from trimtab.controllers.learned import PolicyFile
 from trimtab.core.errors import unknown_name
@@ -183,7 +183,7 @@ def _steered(
     aside: Any = None,
 ) -> tuple[list[dict[str, Any]], Episodes]:
     """Return rows of steered runs, and the runs themselves."""
-    mode = {"trimtab": "greedy", "shuffled": "shuffled", "open-loop": "fixed"}[method]
+    mode = {"trimtab": STEERING, "shuffled": "shuffled", "open-loop": "fixed"}[method]
     episodes = rollout(
         bucket.programs,
         spec,

@@ -22,7 +22,10 @@ from trimtab.core.session import no_action
 from trimtab.core.spec import ControlSpec, window_ends
 from trimtab.envs.simulators.batch import Programs, values_at
 
-__all__ = ["MAX_STEPS", "PAD", "Episodes", "fair_lr", "initial_carry", "rollout"]
+__all__ = ["MAX_STEPS", "PAD", "STEERING", "Episodes", "fair_lr", "initial_carry", "rollout"]
+
+STEERING = "mean"
+"""How a policy answers in use; see `trimtab.agents.policy_network.act`."""
 
 PAD = 65
 """Decisions of the longest run that the compiled control programs hold, plus one."""
@@ -93,9 +96,11 @@ def _decide(spec: ControlSpec, mode: str) -> Callable[..., Any]:
         log_probability = jnp.zeros(observation.shape[0])
         action = jnp.broadcast_to(idle, (observation.shape[0], *idle.shape))
         held = jnp.zeros(observation.shape[0])
-        if mode in ("sample", "greedy", "shuffled"):
+        if mode in ("sample", "greedy", "mean", "shuffled"):
             seen = observation[aside] if mode == "shuffled" else observation
-            action, log_probability, hidden = act(parameters, seen, hidden, key, mode != "sample")
+            action, log_probability, hidden = act(
+                parameters, seen, hidden, key, STEERING if mode == "shuffled" else mode
+            )
             if "novelty_mean" in parameters:
                 n_global = parameters["novelty_mean"].shape[0]
                 mean, scale = parameters["novelty_mean"], parameters["novelty_scale"]
@@ -159,8 +164,9 @@ def rollout(
         start: Given fair learning rates (B,), hidden factors accounted for, the starts (B, H).
         total_steps: Steps of each run, at most `MAX_STEPS`.
         seed: Of the actions.
-        mode: ``"sample"``, ``"greedy"``, ``"zero"`` (no moves), ``"fixed"`` (offsets replayed from
-            ``aside`` (K, B, H)) or ``"shuffled"`` (the observations of run ``aside[b]``).
+        mode: ``"sample"``, ``"greedy"`` or ``"mean"`` as in `act`, ``"zero"`` (no moves),
+            ``"fixed"`` (offsets replayed from ``aside`` (K, B, H)) or ``"shuffled"`` (the
+            observations of run ``aside[b]``).
         guarded: Whether the guard acts.
         aside: See ``mode``.
         missing: (B,) 1 where gradient statistics are withheld, as by trainers without them.

@@ -38,6 +38,7 @@ __all__ = [
 POLICY_FORMAT = "trimtab-policy-1"
 TOKEN_BLOCK = len(TOKEN_FEATURES) + len(KINDS)
 _N_GLOBAL = len(GLOBAL_FEATURES)
+_MOVES = np.asarray(MOVES, np.float32)
 _EXTRA = ("novelty_mean", "novelty_scale", "novelty_limit")
 
 
@@ -213,7 +214,10 @@ def read_policy(path: str | Path) -> PolicyFile:
 
 
 class LearnedController:
-    """A policy from a file, choosing the likeliest move of each hyperparameter.
+    """A policy from a file, making the mean of its distribution over moves.
+
+    The mean was measured to do less harm at a tuned start than the likeliest move (see
+    ``benchmarks/learning``).
 
     Raises:
         SpecError: The policy was not made for ``multi-discrete`` actions.
@@ -234,17 +238,20 @@ class LearnedController:
         self._hidden: np.ndarray | None = None
 
     def reset(self, *, seed: int) -> None:
-        """Forget the last run; the seed is not used, since the likeliest move is taken."""
+        """Forget the last run; the seed is not used, since nothing is drawn."""
         del seed
         self._hidden = None
 
     def act(self, observation: np.ndarray) -> np.ndarray:
-        """Return (H + 1,) int64: an index into ``MOVES`` each, then 1 to restore or 0."""
+        """Return (H + 1,) float32: a place among ``MOVES`` each, then 1 to restore or 0."""
         n_tokens = (len(observation) - _N_GLOBAL) // TOKEN_BLOCK
         if self._hidden is None or len(self._hidden) != n_tokens:
             self._hidden = np.zeros((n_tokens, self._width), np.float32)
         moves, restore, self._hidden = forward(self._parameters, observation, self._hidden, np)
-        return np.append(np.argmax(moves, axis=-1), np.argmax(restore)).astype(np.int64)
+        likely = np.exp(moves - moves.max(axis=-1, keepdims=True))
+        expected = (likely * _MOVES).sum(-1) / likely.sum(-1)
+        places = np.interp(expected, _MOVES, np.arange(len(_MOVES)))
+        return np.append(places, np.argmax(restore)).astype(np.float32)
 
     def is_novel(self, observation: np.ndarray) -> bool:
         """Return whether the global features look like nothing met in training.

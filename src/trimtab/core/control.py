@@ -104,6 +104,7 @@ def decode(spec: ControlSpec, action: Any, xp: Any) -> tuple[Any, Any]:
     * ``discrete``: 0 nothing; ``1 + 6 h + j`` the j-th non-zero move of hyperparameter h alone;
       the last one restores.
     * ``multi-discrete``: (H + 1,) integers, an index into `MOVES` each, then 0 or 1 for restore.
+      An index between two integers is the move in between, for policies that answer their mean.
     * ``continuous``: (H + 1,) floats in [-1, 1], the move itself, then restore if above 0.5.
 
     An action that is not finite is no move and is reported by `apply`.
@@ -111,8 +112,11 @@ def decode(spec: ControlSpec, action: Any, xp: Any) -> tuple[Any, Any]:
     width = len(spec.hyperparameters)
     moves = xp.asarray(MOVES, np.float32)
     if spec.actions == "multi-discrete":
-        index = xp.clip(xp.asarray(action), 0, len(MOVES) - 1).astype(np.int32)
-        return xp.take(moves, index[:width]), (index[width] > 0).astype(np.float32)
+        place = xp.clip(xp.asarray(action, np.float32), 0, len(MOVES) - 1)
+        below = place[:width].astype(np.int32)
+        share = place[:width] - below.astype(np.float32)
+        lower, upper = xp.take(moves, below), xp.take(moves, xp.minimum(below + 1, len(MOVES) - 1))
+        return lower + share * (upper - lower), (place[width] >= 1).astype(np.float32)
     if spec.actions == "continuous":
         value = xp.asarray(action, np.float32)
         return xp.clip(value[:width], -1.0, 1.0), (value[width] > 0.5).astype(np.float32)
