@@ -11,7 +11,7 @@ import gymnasium
 import numpy as np
 from gymnasium.error import ResetNeeded
 
-from trimtab.core.control import action_shape
+from trimtab.core.control import check_action
 from trimtab.core.errors import SpecError, unknown_name
 from trimtab.core.features import observation_table
 from trimtab.core.hyperparameters import Hyperparameter
@@ -50,7 +50,7 @@ class HyperparamEnv(gymnasium.Env[np.ndarray, Any]):
     | ``reference`` | ``"warmup-linear"`` | schedule that the learning rates follow, or a function of progress in [0, 1) |
     | ``starts`` | None | see *Start* |
     | ``variant`` | None | ``"tiny"``, ``"small"`` or ``"default"``: size of the task |
-    | ``shapes`` | None | how many network shapes of a simulated family members are drawn from; None: all four sizes of the quadratic, one shape of the others, since each compiles for itself |
+    | ``shapes`` | None | how many network shapes of a simulated family members are drawn from; None: one, since each is compiled and pretrained for itself |
     | ``reward_split`` | ``"selection"`` | split that the reward is computed from, where the task has it; or ``"validation"``, as in a live run |
     | ``control`` | None | further fields of `ControlSpec` by name, such as ``{"front_windows": 0}`` |
     | ``render_mode`` | None | ``"ansi"`` (a table in text) or ``"rgb_array"`` (the run so far as a picture) |
@@ -146,7 +146,7 @@ class HyperparamEnv(gymnasium.Env[np.ndarray, Any]):
             decisions=decisions,
             actions=actions,
             reward=reward,
-            hyperparameters=tuple(hyperparameters),
+            hyperparameters=hyperparameters,
             reference=reference,
             starts=starts,
             variant=variant,
@@ -202,7 +202,7 @@ class HyperparamEnv(gymnasium.Env[np.ndarray, Any]):
         episode = self.episode
         if episode.over:
             raise ResetNeeded("the episode is over; call reset() before the next step()")
-        asked = self._checked(action)
+        asked = check_action(self.control_spec, action)
         reward = episode.step(asked)
         self._actions.append(asked.tolist())
         terminated = episode.session.terminated
@@ -263,7 +263,7 @@ class HyperparamEnv(gymnasium.Env[np.ndarray, Any]):
         number, drawn, factor, others, seed = state["begin"]
         self._start(Begin(number, drawn, factor, tuple(others), seed))
         for action in state["actions"]:
-            asked = self._checked(action)
+            asked = check_action(self.control_spec, action)
             self.episode.step(asked)
             self._actions.append(asked.tolist())
         self.np_random.bit_generator.state = state["generator"]
@@ -280,25 +280,6 @@ class HyperparamEnv(gymnasium.Env[np.ndarray, Any]):
     def _start(self, begin: Begin) -> None:
         self._episode = Episode(self.settings, begin)
         self._actions = []
-
-    def _checked(self, action: Any) -> np.ndarray:
-        """Return the action as an array; values that are not finite are left to the guard."""
-        kind = np.float32 if self.control_spec.actions == "continuous" else np.int64
-        space: Any = self.action_space
-        try:
-            asked = np.asarray(action, kind)
-        except (TypeError, ValueError):
-            asked = np.empty(0)
-        shape = action_shape(self.control_spec)
-        allowed = asked.shape == shape and (
-            kind is np.float32 or self.action_space.contains(asked if shape else int(asked))
-        )
-        if not allowed:
-            raise SpecError(
-                f"action: {action!r} is not in {space} of actions="
-                f"{self.control_spec.actions!r}; give one of that space"
-            )
-        return asked
 
     def _info(self) -> dict[str, Any]:
         episode = self.episode

@@ -74,6 +74,8 @@ class EnvSettings:
     control: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.hyperparameters, str):
+            object.__setattr__(self, "hyperparameters", tuple(self.hyperparameters))
         if self.reward_split not in _SPLITS:
             raise unknown_name("reward_split", self.reward_split, _SPLITS)
         object.__setattr__(self, "made", self._make_task())

@@ -16,8 +16,10 @@ __all__ = ["batch_positions", "mixed", "uniform_hash"]
 _GOLDEN = np.uint32(0x9E3779B9)
 # Primes above every training-set size: multiplying by one permutes the positions modulo n.
 _PRIMES = np.asarray(
-    [4099, 4591, 5237, 5939, 6619, 7321, 8011, 8719, 9433, 10159, 10883, 11587, 12301, 13007, 13709]
-    + [14423, 15131, 15823],
+    [
+        *(4099, 4591, 5237, 5939, 6619, 7321, 8011, 8719, 9433),
+        *(10159, 10883, 11587, 12301, 13007, 13709, 14423, 15131, 15823),
+    ],
     np.uint32,
 )
 

@@ -37,13 +37,14 @@ from trimtab.envs.simulators.quadratic_draws import SPLITS, Draw, draw_quadratic
 
 __all__ = ["Moments", "Quadratics", "State"]
 
-_PADS = (32, 64, 128, 256)
+_PAD = 256
 _HYPERPARAMETERS = (
     hyperparameter("lr", 1e-2),
     hyperparameter("momentum", 0.9, high=0.99),
     hyperparameter("weight_decay", 1e-2),
     hyperparameter("batch_size", 32.0),
 )
+_LEAST_NOISE = 1e-4  # of a loss, relative: it outweighs rounding, which differs between backends
 _BIGGEST = 1e30  # losses beyond count as infinite, before a square overflows in one place only
 _STEP_STREAM, _WEIGHT_STREAM, _START_STREAM = 101, 102, 103
 
@@ -88,7 +89,7 @@ class _Window(NamedTuple):
     earlier: Any
     alpha_earlier: Any
     origin: Any
-    total: Any
+    mean: Any
     squares: Any
     halves: Any
     steps: Any
@@ -100,7 +101,7 @@ class Quadratics:
     """The family of noisy quadratics; see `trimtab.envs.simulators.family.Family`.
 
     Distributions stand in ``distributions.toml``, table ``quadratic``; every property of a task is
-    drawn from a stream of its own. Variants are the padded sizes 32, 64, 128 and 256.
+    drawn from a stream of its own. There is one variant: all tasks are padded to 256 dimensions.
 
     Attributes:
         array: ``"numpy"``, or ``"jax"`` to be traced; both give the same numbers up to rounding.
@@ -125,8 +126,8 @@ class Quadratics:
 
     @property
     def n_variants(self) -> int:
-        """Number of padded sizes."""
-        return len(_PADS)
+        """One: every task is padded to the same size."""
+        return 1
 
     def bank(self, variant: int) -> tuple[()]:
         """Return nothing: a quadratic needs no pretrained networks."""
@@ -135,14 +136,15 @@ class Quadratics:
 
     def draw(self, variant: int, key: Any) -> Draw:
         """Return a task's properties from a key of two uint32 words."""
-        return draw_quadratic(seed_of(key, self.xp), _PADS[variant], self.xp)
+        del variant
+        return draw_quadratic(seed_of(key, self.xp), _PAD, self.xp)
 
     def start(self, variant: int, bank: Any, draw: Draw, key: Any) -> State:
         """Return the state before the first step: 10 % off the task's begin, by the key."""
-        del bank
+        del variant, bank
         xp = self.xp
         seed = seed_of(key, xp)
-        each = xp.arange(_PADS[variant], dtype=np.uint32)
+        each = xp.arange(_PAD, dtype=np.uint32)
         varied = np.float32(1.0) + np.float32(0.1) * normal(seed, _START_STREAM, each, xp)
         mean = draw.begin * varied
         still = mean * np.float32(0.0)
@@ -183,6 +185,10 @@ class Quadratics:
             moved = self._moved(draw, window.moments, alpha, setting)
             origin = self._choose(i == 0, loss, window.origin)
             excess = self._choose(active, loss - origin, zero)
+            steps = window.steps + active.astype(np.int32)
+            # running mean and sum of squares (Welford, 1962), which keep their digits
+            off = self._choose(active, excess - window.mean, zero)
+            mean = window.mean + off / xp.maximum(steps, 1).astype(np.float32)
             sign = (i >= count - half).astype(np.float32) - (i < half).astype(np.float32)
             return _Window(
                 moments=self._choose_moments(sound, moved, window.moments),
@@ -190,10 +196,10 @@ class Quadratics:
                 earlier=self._choose_moments(sound, window.before, window.earlier),
                 alpha_earlier=self._choose(active & (i < count - 1), alpha, window.alpha_earlier),
                 origin=origin,
-                total=window.total + excess,
-                squares=window.squares + excess * excess,
+                mean=mean,
+                squares=window.squares + self._choose(active, off * (excess - mean), zero),
                 halves=window.halves + excess * sign,
-                steps=window.steps + active.astype(np.int32),
+                steps=steps,
                 finite=window.finite & (fine | (i >= count)),
             )
 
@@ -204,7 +210,7 @@ class Quadratics:
             earlier=moments,
             alpha_earlier=zero,
             origin=zero,
-            total=zero,
+            mean=zero,
             squares=zero,
             halves=zero,
             steps=zero.astype(np.int32),
@@ -275,8 +281,7 @@ class Quadratics:
         momentum, batch = values[1], values[3]
         first_step, count, half = when
         done = xp.maximum(window.steps, 1).astype(np.float32)
-        mean = window.total / done
-        deviation = xp.sqrt(xp.maximum(window.squares / done - mean * mean, np.float32(0.0)))
+        deviation = xp.sqrt(window.squares / done)
         now, was, last = window.before, window.earlier, window.moments
         h2 = draw.curvature * draw.curvature
         shaken = xp.sum(draw.noise) / batch
@@ -288,14 +293,16 @@ class Quadratics:
         echo = a * xp.dot(draw.rate, draw.noise) / batch
         product = xp.dot(h2, was.mean * now.mean + shared) - echo
         alpha = alpha_at[first_step + count - 1]
-        step2 = xp.sum((last.mean - now.mean) ** 2 + alpha * alpha * last.velocity_var)
+        # not last.mean - now.mean, which would lose its digits at small rates
+        moved = last.velocity + values[2] * (now.mean - draw.origin)
+        step2 = alpha * alpha * xp.sum(moved * moved + last.velocity_var)
         weight2 = xp.sum((now.mean - draw.origin) ** 2 + now.var)
         whole, missing = window.finite, np.float32(np.nan)
         scale = draw.loss_scale
         change = window.halves / xp.maximum(half, 1).astype(np.float32)
         cosine = xp.clip(product / xp.sqrt(norm2 * norm2_was), -1.0, 1.0)
         return Metrics(
-            train_loss=(window.origin + mean) * scale,
+            train_loss=(window.origin + window.mean) * scale,
             train_loss_first=window.origin * scale,
             train_loss_change=xp.where(whole & (half > 0), change * scale, missing),
             train_loss_std=xp.where(whole, deviation * scale, missing),
@@ -332,6 +339,7 @@ class Quadratics:
         luck = normal(state.seed, _WEIGHT_STREAM, state.clock.astype(np.uint32), xp)[0]
         # log-normal with this mean and variance: positive, as a sum of squares is
         log_var = xp.log1p(spread2 / xp.maximum(removable * removable, np.float32(1e-30)))
+        log_var = log_var + np.float32(_LEAST_NOISE**2)
         chance = xp.exp(luck * xp.sqrt(log_var) - np.float32(0.5) * log_var)
         loss = (draw.floor + removable * chance) * draw.loss_scale
         fine = removable < np.float32(_BIGGEST)

@@ -98,11 +98,11 @@ def draw_quadratic(seed: Any, pad: int, xp: Any) -> Draw:
 
     Args:
         seed: (1,) uint32.
-        pad: Padded number of dimensions; the real one lies between half of it and it.
+        pad: Padded number of dimensions, at least the largest real one.
         xp: ``numpy`` or ``jax.numpy``.
     """
     f, source = np.float32, _Source(seed, pad, xp)
-    dims = xp.minimum(xp.floor(source.within("dims", (pad / 2, pad + 1))), f(pad))
+    dims = xp.minimum(xp.floor(source.decimal("dims")), f(pad))
     place = source.places.astype(f)
     real = (place < dims).astype(f)
     condition = source.within("condition", distributions()["quadratic"]["condition_log10"])

@@ -26,6 +26,12 @@ _PRIMES = (4099, 4591, 5237, 5939, 6619, 7321, 8011, 8719, 9433, 10159, 10883, 1
 _PRIMES += (13007, 13709, 14423, 15131, 15823)
 
 
+_BLOCK = (
+    *("attend.gain", "attend.shift", "query", "key", "value", "mix"),
+    *("feed.gain", "feed.shift", "up", "up.bias", "down", "down.bias"),
+)
+
+
 def _hash(value: int) -> int:
     value &= _MASK
     value ^= value >> 16
@@ -123,11 +129,6 @@ def transformer_logits(
         pooled = _normalised(stream.mean(0), 0) * tensors["last.gain"] + tensors["last.shift"]
         scores.append(pooled @ tensors["head.weight"] + tensors["head.bias"])
     return np.asarray(scores)
-
-
-_BLOCK = (
-    "attend.gain attend.shift query key value mix feed.gain feed.shift up up.bias down down.bias"
-).split()
 
 
 def classification_loss(

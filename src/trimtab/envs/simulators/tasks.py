@@ -172,15 +172,14 @@ class SimulatedTask:
 
         Args:
             number: At least 0.
-            shapes: How many buckets to draw from; None: all of the quadratic, one of the others,
-                since each is compiled apart and has pretrained networks of its own.
+            shapes: How many buckets to draw from; None: one, since each is compiled apart and has
+                pretrained networks of its own.
 
         Raises:
             SpecError: The family has not that many.
         """
         available = _family(self.family).n_variants
-        usual = available if self.family == QUADRATIC else 1
-        shapes = usual if shapes is None else shapes
+        shapes = 1 if shapes is None else shapes
         if not 1 <= shapes <= available:
             raise SpecError(
                 f"shapes: {shapes!r} is outside 1..{available} of {self.family}; "
