@@ -211,10 +211,12 @@ def _end(processes: Mapping[str, BaseProcess]) -> None:
 
 
 def _print_outcome(results: dict[str, dict[str, Any]]) -> None:
+    from trimtab.records.chart_data import spelled
+
     tests = {name: result["test"] for name, result in results.items()}
     metrics = [key for key in next(iter(tests.values())) if key != "examples"]
     rows: list[tuple[Any, ...]] = [
-        (f"test {_metric_name(key)}", *(number(test.get(key)) for test in tests.values()))
+        (f"test {spelled(key)}", *(number(test.get(key)) for test in tests.values()))
         for key in metrics
     ]
     rows += [
@@ -226,7 +228,3 @@ def _print_outcome(results: dict[str, dict[str, Any]]) -> None:
         )
     ]
     print_table(("one seed", *results), rows)
-
-
-def _metric_name(key: str) -> str:
-    return {"loss": "log-loss", "macro_f1": "macro-F1"}.get(key, key)

@@ -75,13 +75,13 @@ def learn(
             note = f"return {figures['return']:+.3f} nats, {progress.runs:,} runs"
             bar.update(task, completed=progress.iteration, note=note)
             if not bar.console.is_terminal and progress.iteration % 20 == 0:
-                print(f"{progress.iteration}/{progress.of} {note}", file=sys.stderr)  # noqa: T201
+                print(f"{progress.iteration}/{progress.of} {note}", file=sys.stderr)
 
         path = train(settings, out, resume=resume, minutes=minutes, on_progress=show)
     if as_json:
-        print(json.dumps({"policy": str(path), **last}))  # noqa: T201
+        print(json.dumps({"policy": str(path), **last}))
     else:
-        print(f"wrote {path}")  # noqa: T201
+        print(f"wrote {path}")
 
 
 def evaluate(
@@ -120,7 +120,7 @@ def evaluate(
             settings = RingSettings(name, tasks, seed)
             found[name] = evaluate_policy(loaded, settings, out, on_progress=show)
     if as_json:
-        print(json.dumps({"rings": found}))  # noqa: T201
+        print(json.dumps({"rings": found}))
         return
     for name, figures in found.items():
         _print_ring(name, figures)

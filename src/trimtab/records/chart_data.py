@@ -23,6 +23,7 @@ __all__ = [
     "metric_rows",
     "move_points",
     "reference_path",
+    "spelled",
     "steered_names",
     "value_domain",
 ]
@@ -31,6 +32,12 @@ Row = dict[str, Any]
 
 _NOT_METRICS = ("step", "train_loss", "reward", "examples", "loss")
 _MOST_POINTS = 400
+_SPELLED = {"loss": "log-loss", "macro_f1": "macro-F1"}
+
+
+def spelled(name: str) -> str:
+    """Return a metric's name as people write it."""
+    return _SPELLED.get(name, name)
 
 
 def label_of(record: RunRecord, other: RunRecord | None = None) -> str:

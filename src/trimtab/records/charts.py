@@ -219,7 +219,7 @@ def _metric_chart(runs: Runs, name: str) -> Any:
         base.mark_line(strokeWidth=2),
         base.mark_point(filled=True, size=26, opacity=1).encode(tooltip=tip),
         ring,
-    ).properties(title=_title(name, "on validation"))
+    ).properties(title=_title(chart_data.spelled(name), "on validation"))
 
 
 def _path_chart(runs: Runs, name: str) -> Any:

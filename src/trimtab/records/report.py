@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.core.errors import SpecError
-from trimtab.records.chart_data import figures_of, label_of, steered_names
+from trimtab.records.chart_data import figures_of, label_of, spelled, steered_names
 from trimtab.records.charts import THEMES, charts_of, require_report_extra
 from trimtab.records.rows import DecisionRecord, RunRecord
 
@@ -22,7 +22,6 @@ __all__ = ["report_html", "write_picture", "write_report"]
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
 _POLICY += "script-src 'unsafe-inline' 'unsafe-eval'"  # Vega compiles its expressions
 _EXPORTS = "window.vegaEmbed = vegaEmbed;"
-_NAMES = {"loss": "log-loss", "macro_f1": "macro-F1"}
 
 
 def write_report(path: Path, record: RunRecord, other: RunRecord | None = None) -> None:
@@ -201,7 +200,7 @@ def _figures(record: RunRecord, other: RunRecord | None) -> str:
     split = "test" if record.figures.get("test") else "validation"
     beside = {} if other is None else figures_of(other)
     cards = [
-        (f"{split} {_NAMES.get(name, name)}", _number(value), beside.get(name))
+        (f"{split} {spelled(name)}", _number(value), beside.get(name))
         for name, value in figures_of(record).items()
         if name not in ("examples", "step")
     ][:4]
