@@ -8,10 +8,10 @@ interrupted evaluation goes on where it stopped.
 from __future__ import annotations
 
 import hashlib
-import json
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ import numpy as np
 
 from trimtab.agents.meta_training import FamilyShare, family_of
 from trimtab.agents.ring_figures import FACTORS, figures
+from trimtab.agents.ring_files import kept_rows, policy_identity, write_parquet
 from trimtab.agents.rollout import STEERING, Episodes, fair_lr, rollout
 from trimtab.agents.scheduled import lr_finder_runs, race_runs, scheduled_runs
 from trimtab.controllers.learned import PolicyFile
@@ -32,7 +33,6 @@ __all__ = [
     "RINGS",
     "RingSettings",
     "evaluate_policy",
-    "policy_identity",
     "ring_definitions",
     "rings_hash",
 ]
@@ -42,7 +42,8 @@ RINGS: tuple[str, ...] = ("a", "b", "c")
 _GRID = np.linspace(-2.5, 2.5, 32)
 _GRID_SEEDS, _POOL, _SEEDS = 3, 64, 2
 _OTHER_ORDER = 700  # added to a seed: the same start with another data order
-_BATCH = 32  # batches are cut to this many tasks, to bound memory
+_BATCH = 32  # tasks at a time
+_SIZE = _BATCH * len(FACTORS) * _SEEDS  # runs at a time
 
 
 @dataclass(frozen=True)
@@ -136,10 +137,32 @@ def _prepared(
     )
 
 
+def _picked(field: Any, index: np.ndarray) -> Any:
+    return field[index]
+
+
+def _slices(prepared: _Prepared) -> Iterator[tuple[int, _Prepared]]:
+    """Yield pieces of `_SIZE` runs, the last one filled up, so that one compilation serves all."""
+    total = len(prepared.tasks)
+    for first in range(0, total, _SIZE):
+        index = np.minimum(np.arange(first, first + _SIZE), total - 1)
+        yield min(_SIZE, total - first), jax.tree.map(partial(_picked, index=index), prepared)
+
+
 def _plain(
     bucket: _Bucket, ends: np.ndarray, prepared: _Prepared, how: str
 ) -> list[dict[str, Any]]:
-    """Return rows of runs without a policy: pool, grid, zero, floor, race or lr-finder."""
+    """Return rows of any number of runs without a policy."""
+    rows: list[dict[str, Any]] = []
+    for count, piece in _slices(prepared):
+        rows += _plain_rows(bucket, ends, piece, how)[:count]
+    return rows
+
+
+def _plain_rows(
+    bucket: _Bucket, ends: np.ndarray, prepared: _Prepared, how: str
+) -> list[dict[str, Any]]:
+    """Return rows of `_SIZE` runs: pool, grid, zero, floor, race or lr-finder."""
     runs, initial = bucket.programs.prepare(prepared.task_keys, prepared.run_keys)
     extra = 0
     if how == "race":
@@ -222,23 +245,21 @@ def _tuned(
     bucket: _Bucket, ends: np.ndarray, tasks: np.ndarray
 ) -> tuple[np.ndarray, list[dict[str, Any]]]:
     """Return each task's best learning rate by mean validation, and its three runs' rows."""
-    runs, _ = bucket.programs.prepare(_keys(tasks, 11), _keys(tasks, 13))
-    centre = fair_lr(bucket.programs, runs)
-    rows: list[list[dict[str, Any]]] = []
-    for point in range(len(_GRID)):
-        many = np.repeat(tasks, _GRID_SEEDS)
-        seeds = np.tile(np.arange(900, 900 + _GRID_SEEDS), len(tasks))
-        lr = np.repeat(centre * 10.0 ** _GRID[point], _GRID_SEEDS)
-        prepared = _prepared(bucket, many, np.full(len(many), np.nan), seeds, lr)
-        rows.append(_plain(bucket, ends, prepared, "tuned"))
-    losses = np.array([[row["validation"] for row in point] for point in rows])
-    losses = losses.reshape(len(_GRID), len(tasks), _GRID_SEEDS).mean(-1)
+    nothing = np.zeros(len(tasks))
+    _, first = next(_slices(_prepared(bucket, tasks, nothing, nothing.astype(int), nothing)))
+    runs, _ = bucket.programs.prepare(first.task_keys, first.run_keys)
+    centre = fair_lr(bucket.programs, runs)[: len(tasks)]
+    many = np.tile(np.repeat(tasks, _GRID_SEEDS), len(_GRID))
+    seeds = np.tile(np.arange(900, 900 + _GRID_SEEDS), len(tasks) * len(_GRID))
+    decades = np.repeat(_GRID, len(tasks) * _GRID_SEEDS)
+    lr = np.tile(np.repeat(centre, _GRID_SEEDS), len(_GRID)) * 10.0**decades
+    prepared = _prepared(bucket, many, np.full(len(many), np.nan), seeds, lr)
+    rows = _plain(bucket, ends, prepared, "tuned")
+    shape = (len(_GRID), len(tasks), _GRID_SEEDS)
+    losses = np.array([row["validation"] for row in rows]).reshape(shape).mean(-1)
     chosen = np.argmin(np.where(np.isfinite(losses), losses, np.inf), axis=0)
-    kept = [
-        rows[point][index * _GRID_SEEDS + seed]
-        for index, point in enumerate(chosen)
-        for seed in range(_GRID_SEEDS)
-    ]
+    place = np.arange(len(rows)).reshape(shape)
+    kept = [rows[i] for index, point in enumerate(chosen) for i in place[point, index]]
     return centre * 10.0 ** _GRID[chosen], kept
 
 
@@ -263,12 +284,10 @@ def _unsteered_rows(
     best, rows = _tuned(bucket, ends, tasks)
     yield from rows
     drawn = 10.0 ** np.random.default_rng(tasks.tolist()).uniform(-2, 2, (len(tasks), _POOL))
-    for part in range(0, _POOL, 16):
-        factors = drawn[:, part : part + 16].reshape(-1)
-        seeds = np.tile(np.arange(part, part + 16) + 500, len(tasks))
-        lr = np.repeat(best, 16) * factors
-        prepared = _prepared(bucket, np.repeat(tasks, 16), factors, seeds, lr)
-        yield from _plain(bucket, ends, prepared, "pool")
+    lr = np.repeat(best, _POOL) * drawn.reshape(-1)
+    seeds = np.tile(np.arange(_POOL) + 500, len(tasks))
+    many = np.repeat(tasks, _POOL)
+    yield from _plain(bucket, ends, _prepared(bucket, many, drawn.reshape(-1), seeds, lr), "pool")
     crossed = _crossed(bucket, tasks, best)
     for how in ("zero", "race", "lr-finder"):
         yield from _plain(bucket, ends, crossed, how)
@@ -288,36 +307,19 @@ def _policy_rows(
     bucket: _Bucket, policy: PolicyFile, tasks: np.ndarray, best: np.ndarray
 ) -> Iterator[dict[str, Any]]:
     """Yield what a policy does: steered, shuffled observations, its mean schedule replayed."""
-    spec, crossed = _spec(policy, bucket), _crossed(bucket, tasks, best)
+    spec = _spec(policy, bucket)
+    whole = _crossed(bucket, tasks, best)
+    real = len(whole.tasks)
+    _, crossed = next(_slices(whole))
     parameters = {**policy.parameters, **policy.novelty}
     rows, episodes = _steered(bucket, spec, parameters, crossed, "trimtab")
-    yield from rows
-    order = np.random.default_rng(int(tasks[0])).permutation(len(crossed.tasks))
-    yield from _steered(bucket, spec, parameters, crossed, "shuffled", aside=order)[0]
-    paths = {f: episodes.offset[:, crossed.factors == f].mean(1) for f in FACTORS}
+    yield from rows[:real]
+    order = np.arange(_SIZE)
+    order[:real] = np.random.default_rng(int(tasks[0])).permutation(real)
+    yield from _steered(bucket, spec, parameters, crossed, "shuffled", aside=order)[0][:real]
+    paths = {f: episodes.offset[:, :real][:, whole.factors == f].mean(1) for f in FACTORS}
     replay = np.stack([paths[factor] for factor in crossed.factors], axis=1)
-    yield from _steered(bucket, spec, parameters, crossed, "open-loop", aside=replay)[0]
-
-
-def _kept(
-    file: Path, make: Callable[..., Iterator[dict[str, Any]]], *arguments: Any
-) -> list[dict[str, Any]]:
-    """Return the rows in a file, made and written at once if it is not there."""
-    if file.exists():
-        return list(json.loads(file.read_text()))
-    rows = list(make(*arguments))
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(rows))
-    partial.replace(file)
-    return rows
-
-
-def policy_identity(policy: PolicyFile) -> str:
-    """Return 12 hexadecimal digits that name a policy's arrays."""
-    arrays = [
-        np.ascontiguousarray(policy.parameters[k]).tobytes() for k in sorted(policy.parameters)
-    ]
-    return hashlib.sha256(b"".join(arrays)).hexdigest()[:12]
+    yield from _steered(bucket, spec, parameters, crossed, "open-loop", aside=replay)[0][:real]
 
 
 def evaluate_policy(
@@ -353,10 +355,10 @@ def evaluate_policy(
         for first in range(0, len(mine), _BATCH):
             tasks = mine[first : first + _BATCH]
             part = f"{bucket.number}-{tasks[0]}-{len(tasks)}"
-            plain = _kept(place / f"{rhythm}-{part}.json", _unsteered_rows, bucket, ends, tasks)
+            plain = kept_rows(place / f"{rhythm}-{part}.json", _unsteered_rows, bucket, ends, tasks)
             tuned = {row["task"]: row["lr"] for row in plain if row["method"] == "tuned"}
             best = np.array([tuned[int(task)] for task in tasks])
-            steered = _kept(
+            steered = kept_rows(
                 place / f"{identity}-{rhythm}-{part}.json",
                 _policy_rows,
                 bucket,
@@ -368,16 +370,5 @@ def evaluate_policy(
             done += len(tasks)
             if on_progress is not None:
                 on_progress(done, settings.tasks)
-    _write_parquet(rows, Path(folder) / f"ring-{settings.ring}.parquet")
+    write_parquet(rows, Path(folder) / f"ring-{settings.ring}.parquet")
     return figures(rows)
-
-
-def _write_parquet(rows: list[dict[str, Any]], path: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    table = pa.Table.from_pylist(rows)
-    for name in ("validation", "test", "accuracy", "spent", "rollbacks", "lr", "factor"):
-        index = table.column_names.index(name)
-        table = table.set_column(index, name, table.column(name).cast(pa.float32()))
-    pq.write_table(table, path, compression="zstd")
