@@ -12,34 +12,11 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 __all__ = ["SCALAR_NUMPY", "ScalarNumpy", "namespace_of", "quiet"]
-
-
-class ArrayNamespace(Protocol):
-    """The functions that the core asks of an array namespace; each as in NumPy."""
-
-    float32: Any
-    all: Any
-    asarray: Any
-    isfinite: Any
-    isnan: Any
-    where: Any
-    minimum: Any
-    maximum: Any
-    clip: Any
-    abs: Any
-    sign: Any
-    log: Any
-    log10: Any
-    exp: Any
-    tanh: Any
-    take: Any
-    stack: Any
-    concatenate: Any
 
 
 class ScalarNumpy:

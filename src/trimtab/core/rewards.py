@@ -34,6 +34,7 @@ __all__ = [
     "Outcome",
     "normalised",
     "potential",
+    "potential_of",
     "reward",
 ]
 
