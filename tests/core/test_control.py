@@ -101,7 +101,8 @@ def test_idle_action_decodes_to_nothing(actions: str, width: int) -> None:
         ("multi-discrete", [3], r"shape \(1,\); multi-discrete actions have shape \(2,\)"),
         ("multi-discrete", [7, 0], r"\[7, 0\] is outside 0 .. \[6, 1\]"),
         ("multi-discrete", [-1, 0], r"\[-1, 0\] is outside"),
-        ("multi-discrete", [3.5, 0], r"\[3.5, 0.0\] is outside"),
+        ("multi-discrete", [3, 0.5], r"\[3.0, 0.5\] is outside"),
+        ("discrete", 2.5, "2.5 is outside 0 .. 7"),
         ("multi-discrete", [3, 2], r"\[3, 2\] is outside"),
         ("discrete", 8, "8 is outside 0 .. 7"),
         ("discrete", [1], r"shape \(1,\)"),
@@ -112,6 +113,14 @@ def test_idle_action_decodes_to_nothing(actions: str, width: int) -> None:
 def test_actions_of_another_kind_are_refused(actions: str, action: Any, message: str) -> None:
     with pytest.raises(SpecError, match=message):
         check_action(spec_of(1, actions=actions), action)
+
+
+def test_a_place_between_two_moves_is_the_move_in_between() -> None:
+    moves, restore = decode(spec_of(), check_action(spec_of(), [3.5, 0.0]), np)
+    assert moves[0] == pytest.approx(0.1)
+    assert restore == 0
+    whole = [float(decode(spec_of(), np.array([i, 0]), np)[0][0]) for i in range(len(MOVES))]
+    assert whole == pytest.approx(list(MOVES))
 
 
 def test_action_that_is_not_finite_is_left_to_the_guard() -> None:

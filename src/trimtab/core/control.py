@@ -90,10 +90,12 @@ def check_action(spec: ControlSpec, action: Any) -> np.ndarray:
         limits = np.asarray(n_discrete_actions(spec))
     else:
         limits = np.array([len(MOVES)] * len(spec.hyperparameters) + [2])
-    if np.any((given < 0) | (given >= limits) | (given != np.floor(given))):
+    # A move may lie between two (see `decode`); a joint move and restore may not.
+    whole = given if spec.actions == "discrete" else given[-1:]
+    if np.any((given < 0) | (given > limits - 1)) or np.any(whole != np.floor(whole)):
         raise SpecError(
             f"action {given.tolist()} is outside 0 .. {(limits - 1).tolist()}; "
-            "give whole numbers in that range"
+            "give numbers in that range, whole ones for joint moves and restore"
         )
     return given
 
