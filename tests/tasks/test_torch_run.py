@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 
@@ -105,6 +106,7 @@ def test_runs_in_one_process_do_not_disturb_each_other_or_the_caller() -> None:
 
 def test_metrics_report_losses_charge_and_both_splits() -> None:
     run = make_run()
+    run.measure_selection = True
     metrics = run.advance(lr(1e-2, 3), 3)
 
     assert metrics.val_loss == run.evaluate("validation")["loss"] == run.measured["loss"]
@@ -114,8 +116,23 @@ def test_metrics_report_losses_charge_and_both_splits() -> None:
     assert np.isfinite([metrics.grad_norm, metrics.grad_cosine, metrics.update_ratio]).all()
 
 
+def test_the_selection_split_is_evaluated_only_when_it_is_asked_for() -> None:
+    seen: list[str] = []
+    run = make_run()
+    usual = run.setup.evaluate
+
+    def evaluate(model: nn.Module, split: str) -> dict[str, float]:
+        seen.append(split)
+        return usual(model, split)
+
+    quiet = TorchRun(dataclasses.replace(run.setup, evaluate=evaluate))
+    assert math.isnan(quiet.advance({}, 2).reward_loss)
+    assert seen == ["validation"]
+
+
 def test_without_a_selection_split_the_reward_loss_is_not_measured() -> None:
     run = make_run(splits=("train", "validation", "test"))
+    run.measure_selection = True
 
     assert math.isnan(run.advance({}, 1).reward_loss)
     with pytest.raises(UnknownNameError, match="unknown split 'selection'"):

@@ -30,7 +30,8 @@ class TrainingRun(Protocol):
 
         On a non-finite loss the run stops, returns metrics with ``finite=0.0`` and the steps that
         it did, and never raises. The metrics' ``val_loss`` is the validation loss after the
-        window; ``reward_loss`` that of the selection split, where the task has one.
+        window; ``reward_loss`` that of the selection split, where the task has one. A run for which
+        that takes a pass of its own has an attribute ``measure_selection``: nan unless it is true.
         """
         ...
 

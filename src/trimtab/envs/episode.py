@@ -24,13 +24,26 @@ def _minimised(run: TrainingRun, task: Task, split: str) -> tuple[float, dict[st
     return loss_from_validation(measured, monitor=task.monitor, mode=task.mode)
 
 
+def _started(task: Task, seed: int, reward_split: str) -> TrainingRun:
+    """Return a fresh run that measures the loss which the reward is computed from."""
+    run = task.start(seed=seed)
+    if hasattr(run, "measure_selection"):
+        run.measure_selection = reward_split == "selection"
+    return run
+
+
 def _reward_loss(metrics: Metrics) -> float:
     loss = float(metrics.reward_loss)
     return float(metrics.val_loss) if math.isnan(loss) else loss
 
 
 def reference_losses(
-    task: Task, spec: ControlSpec, multipliers: np.ndarray, seed: int
+    task: Task,
+    spec: ControlSpec,
+    multipliers: np.ndarray,
+    seed: int,
+    *,
+    reward_split: str = "selection",
 ) -> list[float]:
     """Return the reward's loss at each window's end of the run that nobody steers.
 
@@ -42,8 +55,9 @@ def reference_losses(
         spec: With the start values of the run that is compared.
         multipliers: (T,) of the reference schedule.
         seed: Of the same initialisation and data order.
+        reward_split: ``"selection"``, or ``"validation"``.
     """
-    run, first, losses = task.start(seed=seed), 0, []
+    run, first, losses = _started(task, seed, reward_split), 0, []
     ends = window_ends(spec, task.total_steps)
     for end in ends:
         steps = int(end) - first
@@ -55,6 +69,8 @@ def reference_losses(
         metrics = run.advance(values, steps)
         if metrics.finite < 1:
             break
+        if reward_split == "validation":
+            metrics = metrics._replace(reward_loss=math.nan)
         losses.append(_reward_loss(metrics))
         first = int(end)
     return losses + [math.nan] * (len(ends) - len(losses))
@@ -74,11 +90,17 @@ class Episode:
         self.task, self.begin = settings.task_of(begin), begin
         self._settings = settings
         spec = settings.start_spec(begin, self.task.hyperparameters)
-        self._run = self.task.start(seed=begin.seed)
+        self._run = _started(self.task, begin.seed, settings.reward_split)
         self._best: Snapshot = None
         self._twin: Sequence[float] = ()
         if spec.reward == "relative":
-            self._twin = reference_losses(self.task, spec, settings.multipliers, begin.seed)
+            self._twin = reference_losses(
+                self.task,
+                spec,
+                settings.multipliers,
+                begin.seed,
+                reward_split=settings.reward_split,
+            )
         loss, self._measured = _minimised(self._run, self.task, "validation")
         examples = float(self._measured.get("examples", math.nan))
         budget = self._whole_run(spec, examples)

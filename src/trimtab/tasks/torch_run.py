@@ -137,6 +137,9 @@ class TorchRun:
         model: The model being trained.
         optimizer: Its optimiser.
         measured: What validation gave after the last window that did not diverge; empty before.
+        measure_selection: Whether each window also evaluates the selection split, if there is
+            one, for ``reward_loss``. False, since a live run takes no reward from it; environments
+            set it.
     """
 
     def __init__(self, setup: TorchSetup) -> None:
@@ -153,6 +156,7 @@ class TorchRun:
             raise SpecError("model: none of its weights requires a gradient; unfreeze some")
         self.optimizer = setup.optimizer(groups)
         self.measured: dict[str, float] = {}
+        self.measure_selection = False
         self._device = self._parameters[0].device
         self._statistics = WindowStatistics()
         self._dropouts = [item for item in self.model.modules() if isinstance(item, nn.Dropout)]
@@ -162,6 +166,11 @@ class TorchRun:
         if self._device.type == "cuda":
             device_generator = torch.Generator(self._device).manual_seed(setup.seed)
             self._device_random_state = device_generator.get_state()
+
+    @property
+    def setup(self) -> TorchSetup:
+        """What the run was made of, for those who write a loop of their own around its model."""
+        return self._setup
 
     def advance(self, values: Mapping[str, np.ndarray], steps: int) -> Metrics:
         """Train ``steps`` optimiser steps; see `trimtab.core.protocols.TrainingRun.advance`.
@@ -248,7 +257,7 @@ class TorchRun:
         self.measured = dict(validation)
         val_loss, _ = loss_from_validation(validation, monitor=monitor, mode=mode)
         reward_loss = math.nan
-        if "selection" in self._setup.splits:
+        if self.measure_selection and "selection" in self._setup.splits:
             selection = self.evaluate("selection")
             reward_loss, _ = loss_from_validation(selection, monitor=monitor, mode=mode)
         return metrics._replace(
