@@ -26,7 +26,7 @@ class State(NamedTuple):
         params: (P,) float32, trainable weights divided by the task's scales.
         first: (P,) float32, first moment or momentum buffer.
         second: (P,) float32, second moment.
-        count: () int32, updates since the moments were cleared.
+        updates: () int32, since the moments were cleared.
         clip_unit: () float32, norm of the first gradient; 0 before the first step.
         seed: () uint32, data order and dropout.
     """
@@ -34,7 +34,7 @@ class State(NamedTuple):
     params: jax.Array
     first: jax.Array
     second: jax.Array
-    count: jax.Array
+    updates: jax.Array
     clip_unit: jax.Array
     seed: jax.Array
 
@@ -105,7 +105,7 @@ def direction(
     """Return the step direction and the new first and second moments, each (P,)."""
     first = optimiser.momentum * state.first + optimiser.gain * gradient
     second = optimiser.beta2 * state.second + (1.0 - optimiser.beta2) * gradient * gradient
-    count = (state.count + 1).astype(jnp.float32)
+    count = (state.updates + 1).astype(jnp.float32)
     corrects = optimiser.corrects > 0
     bias1 = jnp.where(corrects, 1.0 - optimiser.momentum**count, 1.0)
     bias2 = jnp.where(corrects, 1.0 - optimiser.beta2**count, 1.0)
@@ -134,7 +134,18 @@ class _Window(NamedTuple):
 def _empty_window(size: int) -> _Window:
     zero = jnp.float32(0)
     return _Window(
-        *[zero] * 4, jnp.int32(0), jnp.bool_(True), jnp.zeros(size, jnp.float32), *[zero] * 5
+        origin=zero,
+        total=zero,
+        squares=zero,
+        halves=zero,
+        steps=jnp.int32(0),
+        finite=jnp.bool_(True),
+        gradient=jnp.zeros(size, jnp.float32),
+        norm2=zero,
+        previous2=zero,
+        product=zero,
+        update2=zero,
+        weight2=zero,
     )
 
 
@@ -206,7 +217,7 @@ def descend(
             jnp.where(sound, state.params - update, state.params),
             jnp.where(sound, first, state.first),
             jnp.where(sound, second, state.second),
-            state.count + sound.astype(jnp.int32),
+            state.updates + sound.astype(jnp.int32),
             clip_unit,
             state.seed,
         )

@@ -69,8 +69,7 @@ class Family(Protocol):
 
     Every method is a pure function of one run, to be batched by ``jax.vmap``; ``variant`` is a
     Python int that fixes all shapes. Draws and states are named tuples of float32, int32 and
-    uint32 arrays. A state has fields ``first``, ``second`` and ``count`` of its optimiser, which
-    `forget` clears.
+    uint32 arrays. A state holds the optimiser's moments, which `forget` clears.
 
     Attributes:
         name: Such as ``"simulated/mlp"``.

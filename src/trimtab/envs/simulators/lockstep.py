@@ -57,8 +57,10 @@ def advance_many(
     def group(item: tuple[Any, ...]) -> tuple[Any, Metrics]:
         longest = item[-1].max()
 
-        def one(draw: Any, state: Any, *rest: Any) -> tuple[Any, Metrics]:
-            return family.advance(variant, bank, draw, state, *rest, longest)
+        def one(
+            draw: Any, state: Any, values: Any, reference: Any, first: Any, n: Any
+        ) -> tuple[Any, Metrics]:
+            return family.advance(variant, bank, draw, state, values, reference, first, n, longest)
 
         return jax.vmap(one)(*item)
 

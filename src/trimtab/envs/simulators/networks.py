@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import NamedTuple, Protocol
 
 import jax
@@ -42,8 +42,8 @@ class Dropout(NamedTuple):
     seed: jax.Array
 
 
-class Architecture(Protocol):
-    """A kind of network in several shapes, as pure functions of named tensors."""
+class Architecture(Hashable, Protocol):
+    """A kind of network in several shapes, as pure functions of named tensors; hashable."""
 
     @property
     def n_variants(self) -> int:

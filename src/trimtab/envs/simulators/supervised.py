@@ -17,7 +17,7 @@ from trimtab.core.metrics import Metrics
 from trimtab.envs.simulators.datasets import MAX_CLASSES
 from trimtab.envs.simulators.descent import Effects, State, descend
 from trimtab.envs.simulators.distributions import distributions
-from trimtab.envs.simulators.draws import SLOTS, Draw, draw_task, property_vector
+from trimtab.envs.simulators.draws import SLOTS, Draw, draw_task
 from trimtab.envs.simulators.effects import Interpreter, usual_effects, usual_hyperparameters
 from trimtab.envs.simulators.events import disturbed_batch, disturbed_gradient
 from trimtab.envs.simulators.family import OPTIMISERS, SPLITS, FamilyOptions
@@ -25,6 +25,7 @@ from trimtab.envs.simulators.hashing import batch_positions, mixed
 from trimtab.envs.simulators.layouts import Layout, Tensor
 from trimtab.envs.simulators.networks import Architecture, Dropout, merged
 from trimtab.envs.simulators.pretraining import pretrained
+from trimtab.envs.simulators.properties import property_vector
 
 __all__ = ["Bank", "SupervisedFamily"]
 
@@ -182,7 +183,7 @@ class SupervisedFamily:
         return draw.loss_scale * (losses * weights).sum(), (hits * weights).sum()
 
     def properties(self, draw: Draw) -> jax.Array:
-        """Return (19,) float32 hidden properties, named by `draws.PROPERTIES`."""
+        """Return (19,) float32 hidden properties, named by `properties.PROPERTIES`."""
         return property_vector(draw)
 
     def default_lr(self, draw: Draw) -> jax.Array:
@@ -197,7 +198,7 @@ class SupervisedFamily:
     def forget(self, state: State) -> State:
         """Return the state with the optimiser's moments cleared."""
         empty = jnp.zeros_like(state.first)
-        return state._replace(first=empty, second=empty, count=jnp.zeros_like(state.count))
+        return state._replace(first=empty, second=empty, updates=jnp.zeros_like(state.updates))
 
     def _check(self, variant: int) -> None:
         if not 0 <= variant < self.n_variants:
