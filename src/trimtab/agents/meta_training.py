@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 import tomllib
@@ -29,7 +28,17 @@ from trimtab.envs.simulators.narrowed import narrowed
 from trimtab.envs.simulators.registry import make_family
 from trimtab.envs.simulators.tasks import QUADRATIC, compiled_family
 
-__all__ = ["FamilyShare", "LearnSettings", "Progress", "learn", "read_settings"]
+__all__ = [
+    "FamilyShare",
+    "LearnSettings",
+    "Progress",
+    "control_spec",
+    "family_of",
+    "final_correction",
+    "learn",
+    "read_settings",
+    "start_values",
+]
 
 
 @dataclass(frozen=True)
@@ -399,9 +408,3 @@ def _follow(statistics: np.ndarray, observation: np.ndarray, iteration: int) -> 
     now = np.stack([flat.mean(0), (flat**2).mean(0)])
     weight = max(1.0 / (iteration + 1), 0.02)
     return np.asarray(statistics + weight * (now - statistics))
-
-
-def settings_hash(settings: LearnSettings) -> str:
-    """Return 16 hexadecimal digits that name the settings."""
-    text = json.dumps(asdict(settings), sort_keys=True, default=list)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
