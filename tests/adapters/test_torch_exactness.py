@@ -6,6 +6,7 @@ import math
 from functools import partial
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch.optim import lr_scheduler
 
 from trimtab.adapters.torch import TorchController
 from trimtab.controllers.fixed import RandomController, ReplayController
+from trimtab.core.decision import Summary
 from trimtab.core.hyperparameters import hyperparameter
 from trimtab.core.metrics import Metrics
 from trimtab.core.references import reference_multipliers
@@ -277,72 +279,93 @@ def test_groups_keep_their_ratios_and_their_zeros(loop):
     assert len(np.unique(decays[:, 1])) > 2
 
 
-HYPERPARAMETERS = ("lr", "weight_decay", "beta1", "dropout")
+STARTS = {"lr": 3e-2, "weight_decay": 0.02, "beta1": 0.9, "dropout": 0.1}
 
 
-@pytest.mark.parametrize("wrecked", [None, 47], ids=["smooth", "one loss is not finite"])
-def test_a_loop_and_a_training_run_under_one_policy_are_one(loop, wrecked):
-    """Observations, actions and values of 20 decisions agree bit for bit."""
-    steps = 200
+class Twins:
+    """The same training as a loop of the user's own, as a training run, and as a task."""
 
-    def parts() -> tuple[Any, ShuffledBatches]:
-        it = loop(steps=steps, learning_rate=3e-2, options={"weight_decay": 0.02})
+    name, total_steps, monitor, mode = "own/twins", 200, "loss", "min"
+    hyperparameters = tuple(hyperparameter(name, start) for name, start in STARTS.items())
+
+    def __init__(self, loop: Any, wrecked: int | None) -> None:
+        self._loop, self._wrecked = loop, wrecked
+
+    def parts(self) -> tuple[Any, ShuffledBatches]:
+        self._steps = 0
+        it = self._loop(learning_rate=STARTS["lr"], options={"weight_decay": 0.02})
         return it, ShuffledBatches(200, 16, seed=5)
 
-    def loss_of(it: Any, indices: np.ndarray, count: list[int]) -> torch.Tensor:
-        count[0] += 1
+    def loss(self, it: Any, indices: np.ndarray) -> torch.Tensor:
+        self._steps += 1
         loss = it.loss_fn(it.model(it.inputs[indices]), it.labels[indices])
-        return loss * math.nan if count[0] == wrecked else loss
+        return loss * math.nan if self._steps == self._wrecked else loss
 
-    it, batches = parts()
-    controller = TorchController(
-        it.optimizer,
-        total_steps=steps,
-        validate=lambda: {"loss": it.validate()["loss"]},
-        model=it.model,
-        hyperparameters=HYPERPARAMETERS,
-        policy="random",
-        seed=3,
-    )
-    torch.manual_seed(11)
-    it.model.train()
-    count = [0]
-    with controller:
-        for indices in batches:
-            loss = loss_of(it, indices, count)
-            loss.backward()
-            controller.step(loss)
-            if controller.summary.finished:
-                break
-    live = controller.summary
-
-    it, batches = parts()
-    count2 = [0]
-    run = TorchRun(
-        TorchSetup(
+    def start(self, *, seed: int) -> TorchRun:
+        it, batches = self.parts()
+        setup = TorchSetup(
             model=it.model,
-            loss=lambda _, indices, __: loss_of(it, indices, count2),
+            loss=lambda _, indices, __: self.loss(it, indices),
             batches=batches,
             evaluate=lambda *_: {"loss": it.validate()["loss"], "examples": 40.0},
-            defaults={"lr": 3e-2, "weight_decay": 0.02, "beta1": 0.9, "dropout": 0.1},
+            defaults=STARTS,
             groups=[{"params": list(it.model.parameters())}],
             optimizer=lambda groups: torch.optim.AdamW(groups, lr=3e-2, weight_decay=0.02),
             splits=("train", "validation"),
             seed=11,
         )
-    )
-    spec = ControlSpec(
-        hyperparameters=tuple(
-            hyperparameter(name, start)
-            for name, start in zip(HYPERPARAMETERS, (3e-2, 0.02, 0.9, 0.1), strict=True)
+        return TorchRun(setup)
+
+    def run_live(self) -> Summary:
+        it, batches = self.parts()
+        controller = TorchController(
+            it.optimizer,
+            total_steps=self.total_steps,
+            validate=lambda: it.validate()["loss"],
+            model=it.model,
+            hyperparameters=tuple(STARTS),
+            policy="random",
+            seed=3,
         )
-    )
+        torch.manual_seed(11)
+        it.model.train()
+        with controller:
+            for indices in batches:
+                loss = self.loss(it, indices)
+                loss.backward()
+                controller.step(loss)
+                if controller.summary.finished:
+                    break
+        return controller.summary
+
+
+def assert_same_decisions(left: Summary, right: Summary) -> None:
+    assert len(left.decisions) == len(right.decisions)
+    assert len(left.decisions) >= 20
+    for mine, theirs in zip(left.decisions, right.decisions, strict=True):
+        assert np.array_equal(mine.observation, theirs.observation)
+        assert np.array_equal(mine.action, theirs.action)
+        assert mine.applied == theirs.applied
+        assert mine.restored == theirs.restored
+    assert left.schedule == right.schedule
+
+
+WRECKED = pytest.mark.parametrize("wrecked", [None, 47], ids=["smooth", "one loss is not finite"])
+
+
+@WRECKED
+def test_a_loop_and_a_training_run_under_one_policy_are_one(loop, wrecked):
+    """Observations, actions and values of 20 decisions agree bit for bit."""
+    twins = Twins(loop, wrecked)
+    live = twins.run_live()
+    run = twins.start(seed=0)
+    spec = ControlSpec(hyperparameters=twins.hyperparameters)
     kept: list[Any] = []
     session = Session(
         spec,
         RandomController(spec),
-        total_steps=steps,
-        reference=reference_multipliers("warmup-linear", steps),
+        total_steps=twins.total_steps,
+        reference=reference_multipliers("warmup-linear", twins.total_steps),
         keep=lambda: kept.append(run.snapshot()),
         restore=lambda: run.restore(kept[-1]),
         seed=3,
@@ -352,15 +375,33 @@ def test_a_loop_and_a_training_run_under_one_policy_are_one(loop, wrecked):
         window = session.window()
         session.step(run.advance(session.values(session.steps_done, window), window))
 
-    assert len(live.decisions) == len(session.summary.decisions)
-    assert len(live.decisions) >= 20
-    for left, right in zip(live.decisions, session.summary.decisions, strict=True):
-        assert np.array_equal(left.observation, right.observation)
-        assert np.array_equal(left.action, right.action)
-        assert left.applied == right.applied
-        assert left.restored == right.restored
-    assert live.schedule == session.summary.schedule
+    assert_same_decisions(live, session.summary)
     assert (live.rollbacks > 0) or wrecked is None
+
+
+@WRECKED
+def test_the_environment_and_a_loop_under_one_policy_are_one(loop, wrecked):
+    """The environment, given the live run's actions, sees and applies the very same."""
+    twins = Twins(loop, wrecked)
+    live = twins.run_live()
+    env = gymnasium.make(
+        "Hyperparam-v0",
+        task=twins,
+        actions="multi-discrete",
+        hyperparameters=tuple(STARTS),
+        starts="default",
+        reward_split="validation",
+        disable_env_checker=True,
+    )
+    observation, _ = env.reset(seed=0)
+    ended = False
+    for decision in live.decisions:
+        assert np.array_equal(observation, decision.observation)
+        observation, _, terminated, truncated, _ = env.step(decision.action)
+        ended = terminated or truncated
+
+    assert ended
+    assert_same_decisions(live, env.unwrapped.episode.session.summary)
 
 
 def test_windows_end_where_the_spec_says(loop):

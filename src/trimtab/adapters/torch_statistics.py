@@ -23,8 +23,10 @@ class WindowStatistics:
 
     Gradients and weights are touched on the window's last two steps only: the last but one keeps
     a copy of the gradients, the last one swaps it for a copy of the weights. So at most one copy
-    of the trainable weights is held, and only for a moment. All other steps cost the reading of
-    one loss; on an accelerator the losses stay there and are read every `CHECK_EVERY` steps.
+    of the trainable weights is held: on an accelerator only for a moment; in main memory its room
+    is kept from window to window, for new pages cost several times what the copy does. All other
+    steps cost the reading of one loss; on an accelerator the losses stay there and are read every
+    `CHECK_EVERY` steps.
 
     One window is ``begin``, then ``before_step`` and ``after_step`` around each optimiser step,
     then ``finish``:
@@ -47,6 +49,7 @@ class WindowStatistics:
     """
 
     def __init__(self) -> None:
+        self._room: list[torch.Tensor | None] = []
         self.begin(1)
 
     def begin(self, window_steps: int) -> None:
@@ -63,10 +66,9 @@ class WindowStatistics:
         self._losses: list[float] = []
         self._unread: list[torch.Tensor] = []
         self._gradients: list[torch.Tensor | None] | None = None
-        self._weights: list[torch.Tensor] | None = None
+        self._weights: list[torch.Tensor | None] | None = None
         self._measured: dict[str, torch.Tensor] = {}
 
-    @torch.no_grad()
     def before_step(self, loss: torch.Tensor | float, parameters: Sequence[torch.Tensor]) -> bool:
         """Take in a step's loss and gradients; return whether training may go on.
 
@@ -86,11 +88,13 @@ class WindowStatistics:
         if not self._finite:
             self._drop_copies()
             return False
-        if self._step == self._window_steps - 1:
-            self._gradients = [_copy(parameter.grad) for parameter in parameters]
-        elif self._step == self._window_steps:
-            self._measure_gradients(parameters)
-            self._weights = [parameter.detach().clone() for parameter in parameters]
+        if self._step >= self._window_steps - 1:
+            with torch.no_grad():
+                if self._step < self._window_steps:
+                    self._gradients = self._copies([parameter.grad for parameter in parameters])
+                else:
+                    self._measure_gradients(parameters)
+                    self._weights = self._copies([p.detach() for p in parameters])
         return True
 
     @torch.no_grad()
@@ -102,10 +106,11 @@ class WindowStatistics:
         """
         if self._weights is None:
             return
-        weights, self._weights = self._weights, None
+        weights = [weight for weight in self._weights if weight is not None]
+        self._weights = None
         norm = _norm(weights)
-        update = torch._foreach_sub([parameter.detach() for parameter in parameters], weights)
-        self._measured["update_ratio"] = _norm(list(update)) / norm
+        torch._foreach_sub_(weights, [parameter.detach() for parameter in parameters])
+        self._measured["update_ratio"] = _norm(weights) / norm
 
     def finish(self) -> Metrics:
         """Return the window's metrics; validation and charge are left to the caller.
@@ -160,7 +165,7 @@ class WindowStatistics:
             if len(self._unread) >= CHECK_EVERY:
                 self._read_losses()
             return
-        value = float(loss)
+        value = float(loss.item() if isinstance(loss, torch.Tensor) else loss)
         self._losses.append(value)
         self._finite = self._finite and math.isfinite(value)
 
@@ -187,8 +192,16 @@ class WindowStatistics:
             dot = torch.stack([item.to(norm.device) for item in dots]).sum()
             self._measured["grad_cosine"] = (dot / lengths).clamp(-1.0, 1.0)
 
+    def _copies(self, tensors: list[torch.Tensor | None]) -> list[torch.Tensor | None]:
+        """Return dense copies, in the room of the last ones where they fit."""
+        room = self._room + [None] * (len(tensors) - len(self._room))
+        self._room = [_copy(tensor, into) for tensor, into in zip(tensors, room, strict=False)]
+        return list(self._room)
+
     def _drop_copies(self) -> None:
         self._gradients = self._weights = None
+        if any(room is not None and room.device.type != "cpu" for room in self._room):
+            self._room = []
 
 
 def _dense(gradient: torch.Tensor | None) -> torch.Tensor | None:
@@ -197,10 +210,15 @@ def _dense(gradient: torch.Tensor | None) -> torch.Tensor | None:
     return gradient.to_dense() if gradient.is_sparse else gradient
 
 
-def _copy(gradient: torch.Tensor | None) -> torch.Tensor | None:
-    if gradient is None:
+def _copy(tensor: torch.Tensor | None, into: torch.Tensor | None) -> torch.Tensor | None:
+    if tensor is None:
         return None
-    return gradient.to_dense() if gradient.is_sparse else gradient.clone()
+    if tensor.is_sparse:
+        return tensor.to_dense()
+    fits = into is not None and (into.shape, into.dtype) == (tensor.shape, tensor.dtype)
+    if into is None or not fits or into.device != tensor.device:
+        return tensor.clone()
+    return into.copy_(tensor)
 
 
 def _single(tensor: torch.Tensor) -> torch.Tensor:
