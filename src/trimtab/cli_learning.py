@@ -60,7 +60,8 @@ def learn(
 ) -> None:
     """Meta-train a policy on simulated fine-tuning runs."""
     prepare_jax()
-    from trimtab.agents.meta_training import Progress, read_settings
+    from trimtab.agents.learn_settings import read_settings
+    from trimtab.agents.meta_training import Progress
     from trimtab.agents.meta_training import learn as train
 
     settings = read_settings(config)

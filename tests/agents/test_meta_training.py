@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("jax")
 
-from trimtab.agents.meta_training import LearnSettings, read_settings
+from trimtab.agents.learn_settings import LearnSettings, read_settings
 from trimtab.core.errors import SpecError
 
 SETTINGS = """
@@ -36,7 +36,8 @@ minibatches = 1
 
 CODE = """
 import sys
-from trimtab.agents.meta_training import learn, read_settings
+from trimtab.agents.learn_settings import read_settings
+from trimtab.agents.meta_training import learn
 learn(read_settings(sys.argv[1]), sys.argv[2], resume=True, checkpoint_every=1)
 """
 

@@ -19,7 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trimtab.agents.meta_training import FamilyShare, family_of
+from trimtab.agents.learn_settings import FamilyShare
+from trimtab.agents.meta_training import family_of
 from trimtab.agents.ring_figures import FACTORS, figures
 from trimtab.agents.ring_files import kept_rows, policy_identity, write_parquet
 from trimtab.agents.rollout import STEERING, Episodes, fair_lr, rollout

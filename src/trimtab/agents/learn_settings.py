@@ -1,0 +1,97 @@
+"""Everything that a policy depends on, in one TOML file."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trimtab.agents.proximal import PPOSettings
+from trimtab.core.errors import SpecError
+
+__all__ = ["FamilyShare", "LearnSettings", "read_settings"]
+
+
+@dataclass(frozen=True)
+class FamilyShare:
+    """A family of simulated runs and how often it is drawn.
+
+    Attributes:
+        name: Such as ``"simulated/mlp"``.
+        share: Relative frequency among iterations.
+        variants: Shape buckets; empty: all.
+        options: Keywords of the family's options.
+        begin: Share of all iterations after which it is first drawn.
+    """
+
+    name: str
+    share: float = 1.0
+    variants: tuple[int, ...] = ()
+    options: dict[str, Any] = field(default_factory=dict)
+    begin: float = 0.0
+
+
+@dataclass(frozen=True)
+class LearnSettings:
+    """Everything that a policy depends on; reads from and writes to TOML.
+
+    Attributes:
+        name: Of the policy.
+        seed: Of everything.
+        iterations: Batches of runs learned from.
+        tasks: Tasks in a batch.
+        siblings: Runs of each task, with common random numbers, other starts and actions.
+        decisions: Numbers of decisions that are drawn from.
+        steps_per_decision: Range of the mean window length, drawn log-uniformly.
+        start_decades: Starts are drawn up to this many decades off a fair one, either way.
+        far_share: Share of the starts that are drawn from 1.7 times that range.
+        aversion: Weight of what a run ends below the mean of its siblings, beyond the loss itself.
+        withheld: Share of runs whose gradient statistics are withheld.
+        width: Of the policy's layers.
+        families: What is trained on.
+        ppo: Of the update.
+        spec: Fields of the `ControlSpec`, hyperparameters by name.
+    """
+
+    name: str = "policy"
+    seed: int = 0
+    iterations: int = 600
+    tasks: int = 32
+    siblings: int = 8
+    decisions: tuple[int, ...] = (12, 20, 30)
+    steps_per_decision: tuple[float, float] = (5.0, 14.0)
+    start_decades: float = 2.4
+    far_share: float = 0.15
+    aversion: float = 1.0
+    withheld: float = 0.15
+    width: int = 64
+    families: tuple[FamilyShare, ...] = (FamilyShare("simulated/mlp"),)
+    ppo: PPOSettings = field(default_factory=PPOSettings)
+    spec: dict[str, Any] = field(default_factory=lambda: {"hyperparameters": ["lr"]})
+
+
+def read_settings(path: str | Path) -> LearnSettings:
+    """Return the settings in a TOML file.
+
+    Raises:
+        SpecError: The file cannot be read, or holds a setting that does not exist.
+    """
+    try:
+        fields = tomllib.loads(Path(path).read_text())
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise SpecError(f"settings {path}: {error}; name a readable TOML file") from error
+    try:
+        fields["families"] = tuple(
+            FamilyShare(**{**item, "variants": tuple(item.get("variants", ()))})
+            for item in fields.pop("families")
+        )
+        fields["ppo"] = PPOSettings(**fields.pop("ppo", {}))
+        for name in ("decisions", "steps_per_decision"):
+            if name in fields:
+                fields[name] = tuple(fields[name])
+        return LearnSettings(**fields)
+    except (KeyError, TypeError) as error:
+        raise SpecError(
+            f"settings {path}: {error}; see the file beside a shipped policy"
+        ) from error
