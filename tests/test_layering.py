@@ -29,7 +29,7 @@ LAYERS = {
     "envs": frozenset({"core"}),
     "adapters": frozenset({"core", "defaults"}),
     "tasks": frozenset({"core", "adapters"}),
-    "agents": _BELOW_THREE,
+    "agents": _BELOW_THREE | {"defaults"},
     "search": _BELOW_THREE,
 }
 # They wire the rest together: anything, but inside functions only.

@@ -106,6 +106,7 @@ class HyperparamVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
     def _allocate(self) -> None:
         n, width = self.num_envs, len(self.settings.spec.hyperparameters)
         self._carry: Carry | None = None
+        self._observation = np.zeros(self.observation_space.shape or (), np.float32)
         self._starts = np.zeros((n, width))
         self._rates = np.zeros(n)  # the task's usual learning rate, where it is not steered
         self._examples = np.zeros(n, np.float32)
@@ -126,21 +127,24 @@ class HyperparamVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
 
         Args:
             seed: Environment i takes ``seed + i``; or one seed (or None) for each.
-            options: ``member`` and ``start_scale`` as in the single environment, for all.
+            options: ``member`` and ``start_scale`` as in the single environment, for all; and
+                ``reset_mask``, (N,) bool, for a reset of some environments only.
 
         Raises:
             SpecError: The number of seeds or an option is not allowed.
             UnknownNameError: There is no such option.
         """
-        seeds = self._seeds(seed)
+        options = dict(options or {})
+        mask = self._mask(options.pop("reset_mask", None))
+        seeds = [own if set_ else None for own, set_ in zip(self._seeds(seed), mask, strict=True)]
         for env, own in enumerate(seeds):
             if own is not None or self._generators[env] is None:
                 self._generators[env] = seeding.np_random(own)[0]
         if isinstance(seed, int):
             super().reset(seed=seed)
-        everyone = np.ones(self.num_envs, bool)
-        observation = self._begin(everyone, options)
-        return observation, self._info(np.zeros(self.num_envs, bool))
+        fresh = self._begin(mask, options)
+        self._observation = np.where(mask[:, None], fresh, self._observation)
+        return self._observation.copy(), self._info(np.zeros(self.num_envs, bool))
 
     def step(
         self, actions: Any
@@ -174,6 +178,7 @@ class HyperparamVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
             fresh = self._begin(~active, None)
             observation[~active] = fresh[~active]
         self._over = terminated | truncated
+        self._observation = observation.copy()
         return observation, reward, terminated, truncated, self._info(restored & active)
 
     def evaluate(self, split: str = "test") -> dict[str, np.ndarray]:
@@ -207,6 +212,19 @@ class HyperparamVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
                 f"seed: {len(seeds)} seeds for {self.num_envs} environments; give one for each"
             )
         return seeds
+
+    def _mask(self, mask: Any) -> np.ndarray:
+        if mask is None:
+            return np.ones(self.num_envs, bool)
+        given = np.asarray(mask)
+        if given.shape != (self.num_envs,) or given.dtype != bool or not given.any():
+            raise SpecError(
+                f"reset_mask: {mask!r} is not a boolean for each of {self.num_envs} environments "
+                "with one set at least"
+            )
+        if self._carry is None and not given.all():
+            raise ResetNeeded("no episode has begun; reset all environments first")
+        return given
 
     def _checked(self, actions: Any) -> np.ndarray:
         asked = np.asarray(actions)

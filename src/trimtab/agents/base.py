@@ -1,0 +1,258 @@
+"""What every agent offers, how one is made by name, and how it is saved and loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from trimtab.agents.files import read_agent, write_agent
+from trimtab.core import registry
+from trimtab.core.errors import PolicyFileError, SpecError
+from trimtab.core.spec import ControlSpec
+
+__all__ = ["Agent", "AgentKind", "Seam", "Transition", "action_kind", "control_spec_of"]
+__all__ += ["load", "make", "names", "save_agent"]
+
+
+class Agent(Protocol):
+    """Chooses actions in one environment and learns from what they bring.
+
+    Attributes:
+        name: The name it was made by.
+        settings: What it was made with, as JSON-able data.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+
+    def choose_action(self, observation: np.ndarray, *, explore: bool = True) -> Any:
+        """Return an action of the environment's space for one observation.
+
+        Args:
+            observation: As the environment returned it.
+            explore: Whether the agent may try what it does not think best.
+        """
+        ...
+
+    def update(
+        self,
+        observation: np.ndarray,
+        action: Any,
+        reward: float,
+        next_observation: np.ndarray,
+        terminated: bool | None = None,
+        truncated: bool | None = None,
+    ) -> None:
+        """Learn from one transition.
+
+        Without ``terminated`` and ``truncated`` the agent finds out at the next call whether the
+        episode went on: it did if that call's observation is this ``next_observation``.
+        """
+        ...
+
+    def save(self, path: str | Path) -> None:
+        """Write the agent to a file that `load` reads; nothing in it can be executed."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was learned: nested dicts of arrays and JSON-able data."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` returned."""
+        ...
+
+
+@dataclass(frozen=True)
+class AgentKind:
+    """An agent that can be made by name; what entry points of ``trimtab.agents`` point to.
+
+    Attributes:
+        name: Such as ``"q-learning"``.
+        actions: Kinds of actions that it can choose.
+        make: ``(env, settings) -> Agent``.
+    """
+
+    name: str
+    actions: tuple[str, ...]
+    make: Callable[[gymnasium.Env[Any, Any], dict[str, Any]], Agent]
+
+
+class Transition(NamedTuple):
+    """One decision and what it brought.
+
+    Attributes:
+        observation: (n,) what was seen.
+        action: What was done.
+        reward: What it earned.
+        next_observation: (n,) what was seen then.
+        terminated: Whether the episode ended there for good.
+        truncated: Whether it was cut off there.
+    """
+
+    observation: np.ndarray
+    action: Any
+    reward: float
+    next_observation: np.ndarray
+    terminated: bool
+    truncated: bool
+
+
+class Seam:
+    """Finds the ends of episodes for agents that are updated with four arguments.
+
+    A transition without flags is held back until the next observation is known: if it is another
+    one than the transition led to, an episode ended there, and for good.
+
+    Args:
+        learn: Takes each transition once its flags are known.
+    """
+
+    def __init__(self, learn: Callable[[Transition], None]) -> None:
+        self._learn = learn
+        self._held: Transition | None = None
+
+    def look(self, observation: np.ndarray) -> None:
+        """Say what is seen now; passes on the transition that was held back."""
+        held, self._held = self._held, None
+        if held is not None:
+            went_on = np.array_equal(held.next_observation, observation)
+            self._learn(held._replace(terminated=not went_on))
+
+    def take(
+        self,
+        observation: np.ndarray,
+        action: Any,
+        reward: float,
+        next_observation: np.ndarray,
+        terminated: bool | None,
+        truncated: bool | None,
+    ) -> None:
+        """Pass a transition on, or hold it back if its flags are not given."""
+        before, after = np.asarray(observation), np.asarray(next_observation)
+        self.look(before)
+        known = terminated is not None or truncated is not None
+        transition = Transition(
+            before, action, float(reward), after, bool(terminated), bool(truncated)
+        )
+        if known:
+            self._learn(transition)
+        else:
+            self._held = transition
+
+
+def names() -> tuple[str, ...]:
+    """Return the names that `make` knows."""
+    return registry.names("agent")
+
+
+def action_kind(env: Any) -> str:
+    """Return the kind of an environment's actions, as `ControlSpec.actions` names them.
+
+    Raises:
+        SpecError: The space is none of the three kinds.
+    """
+    space = env.action_space
+    kinds = {
+        spaces.Discrete: "discrete",
+        spaces.MultiDiscrete: "multi-discrete",
+        spaces.Box: "continuous",
+    }
+    for kind, name in kinds.items():
+        if isinstance(space, kind):
+            return name
+    raise SpecError(
+        f"action space {space} is neither discrete, multi-discrete nor continuous; "
+        "choose another environment"
+    )
+
+
+def control_spec_of(env: Any) -> ControlSpec | None:
+    """Return the contract of a ``Hyperparam`` environment, wrapped or not; None for others."""
+    spec = getattr(getattr(env, "unwrapped", env), "control_spec", None)
+    return spec if isinstance(spec, ControlSpec) else None
+
+
+def make(name: str, env: Any, **settings: Any) -> Agent:
+    """Return a new agent for an environment.
+
+    Args:
+        name: One of `names`: ``q-learning``, ``linucb``, ``dqn``, ``ppo``, ``sac``,
+            ``recurrent-ppo``, ``pretrained``, ``reference``, ``random``.
+        env: A Gymnasium environment with a box of observations.
+        settings: Of the agent; its module documents them.
+
+    Raises:
+        UnknownNameError: No agent has that name.
+        SpecError: The agent cannot choose such actions, or a setting is not known or allowed.
+        MissingDependencyError: The agent needs a package that is not installed.
+    """
+    kind: AgentKind = registry.lookup("agent", name)
+    if isinstance(env, gymnasium.vector.VectorEnv):
+        raise SpecError(
+            f"agent {name!r} acts in one environment, not in {env.num_envs} at once; make it with "
+            "gymnasium.make(), or train Stable-Baselines3 itself on "
+            "trimtab.agents.library_env.LibraryVecEnv(envs)"
+        )
+    found = action_kind(env)
+    if found not in kind.actions:
+        wanted = " or ".join(f"actions={item!r}" for item in kind.actions)
+        raise SpecError(
+            f"agent {name!r} needs {wanted}; this environment has actions={found!r} "
+            f"({env.action_space}); make the environment with another kind, or choose another agent"
+        )
+    if not isinstance(env.observation_space, spaces.Box):
+        raise SpecError(
+            f"agent {name!r} needs a Box of observations; this environment has "
+            f"{env.observation_space}; flatten it first"
+        )
+    return kind.make(env, settings)
+
+
+def save_agent(agent: Agent, env_spaces: tuple[str, str], path: str | Path) -> None:
+    """Write an agent; see `Agent.save`.
+
+    Args:
+        agent: Which.
+        env_spaces: Its observation and action space in words.
+        path: File to write.
+    """
+    try:
+        settings = json.dumps(dict(agent.settings), sort_keys=True)
+    except TypeError as error:
+        raise SpecError(
+            f"agent {agent.name!r} was made with a setting that cannot be written as JSON "
+            f"({error}); make it with names and numbers"
+        ) from error
+    header = {"name": agent.name, "settings": settings, "spaces": list(env_spaces)}
+    write_agent(path, header, agent.state_dict())
+
+
+def load(path: str | Path, env: Any) -> Agent:
+    """Return the agent in a file, for an environment with the same spaces.
+
+    Raises:
+        PolicyFileError: The file is unreadable, damaged, foreign, or a pickle.
+        SpecError: It was saved for an environment with other spaces.
+    """
+    header, state = read_agent(path)
+    found = [str(env.observation_space), str(env.action_space)]
+    if header["spaces"] != found:
+        raise SpecError(
+            f"agent {path}: made for observations {header['spaces'][0]} and actions "
+            f"{header['spaces'][1]}, this environment has {found[0]} and {found[1]}; "
+            "make the environment with the same options"
+        )
+    try:
+        agent = make(header["name"], env, **json.loads(header["settings"]))
+        agent.load_state_dict(state)
+    except (KeyError, IndexError, TypeError) as error:
+        raise PolicyFileError(f"agent {path} is damaged ({error}); save it again") from error
+    return agent

@@ -1,0 +1,139 @@
+"""Tabular Q-learning over a documented discretisation of the observation.
+
+Source: Watkins and Dayan (1992); Sutton and Barto, 2nd edition, section 6.5. The step size of a
+cell falls with its visits, as convergence asks, and exploration falls with the visits of a state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trimtab.agents.base import AgentKind, Seam, Transition, control_spec_of, save_agent
+from trimtab.agents.discretisation import Discretisation, default_bins
+from trimtab.core.errors import SpecError
+
+__all__ = ["KIND", "QLearning"]
+
+
+class QLearning:
+    """Learns the value of each action in each state of a table.
+
+    Args:
+        env: With discrete actions.
+        bins: ``[(index, edges), ...]`` that make up a state; None: see
+            `trimtab.agents.discretisation.default_bins`.
+        discount: Weight of the next decision's value, in [0, 1]; rewards here are undiscounted.
+        step_size: Smallest weight of a new sample; the first n weigh 1/n each.
+        exploration: Visits of a state after which every other action is still explored.
+        least_exploration: Share of explored actions that always remains.
+        seed: Of exploration.
+
+    Raises:
+        SpecError: A setting is not allowed.
+    """
+
+    name = "q-learning"
+
+    def __init__(
+        self,
+        env: Any,
+        *,
+        bins: list[Any] | None = None,
+        discount: float = 1.0,
+        step_size: float = 0.02,
+        exploration: float = 30.0,
+        least_exploration: float = 0.02,
+        seed: int = 0,
+    ) -> None:
+        for name, share in (
+            ("discount", discount),
+            ("step_size", step_size),
+            ("least_exploration", least_exploration),
+        ):
+            if not 0.0 <= share <= 1.0:
+                raise SpecError(f"{name}: {share!r} is outside [0, 1]")
+        size = int(np.prod(env.observation_space.shape))
+        bins = default_bins(control_spec_of(env), size) if bins is None else bins
+        self.settings: Mapping[str, Any] = {
+            "bins": [[int(index), [float(edge) for edge in edges]] for index, edges in bins],
+            "discount": discount,
+            "step_size": step_size,
+            "exploration": exploration,
+            "least_exploration": least_exploration,
+            "seed": seed,
+        }
+        self._states = Discretisation(bins, size)
+        self._spaces = str(env.observation_space), str(env.action_space)
+        self._first = int(env.action_space.start)
+        shape = (self._states.n_states, int(env.action_space.n))
+        self.values = np.zeros(shape)
+        self.visits = np.zeros(shape, np.int64)
+        self._generator = np.random.default_rng(seed)
+        self._seam = Seam(self._learn)
+
+    def choose_action(self, observation: np.ndarray, *, explore: bool = True) -> int:
+        """Return an action: mostly the most valuable, of equals any."""
+        self._seam.look(np.asarray(observation))
+        state = self._states.state(np.ravel(observation))
+        n_actions = self.values.shape[1]
+        if explore:
+            seen = self.visits[state].sum()
+            scale = float(self.settings["exploration"])
+            share = max(scale / (scale + seen), float(self.settings["least_exploration"]))
+            if self._generator.random() < share:
+                return self._first + int(self._generator.integers(n_actions))
+        # In a state that was never met, action 0 changes nothing.
+        best = np.flatnonzero(self.values[state] == self.values[state].max())
+        if not explore:
+            return self._first + int(best[0])
+        return self._first + int(self._generator.choice(best))
+
+    def update(
+        self,
+        observation: np.ndarray,
+        action: Any,
+        reward: float,
+        next_observation: np.ndarray,
+        terminated: bool | None = None,
+        truncated: bool | None = None,
+    ) -> None:
+        """Move the value of the action towards its reward and the best value that follows."""
+        self._seam.take(observation, action, reward, next_observation, terminated, truncated)
+
+    def _learn(self, transition: Transition) -> None:
+        cell = (
+            self._states.state(np.ravel(transition.observation)),
+            (int(transition.action) - self._first),
+        )
+        following = self._states.state(np.ravel(transition.next_observation))
+        over = transition.terminated or transition.truncated
+        ahead = 0.0 if over else float(self.values[following].max())
+        target = transition.reward + float(self.settings["discount"]) * ahead
+        self.visits[cell] += 1
+        weight = max(1.0 / self.visits[cell], float(self.settings["step_size"]))
+        self.values[cell] += weight * (target - self.values[cell])
+
+    def save(self, path: str | Path) -> None:
+        """Write the table and the settings; see `Agent.save`."""
+        save_agent(self, self._spaces, path)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the table, the visits, and the state of exploration."""
+        return {
+            "values": self.values,
+            "visits": self.visits,
+            "generator": self._generator.bit_generator.state,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a table of the same shape."""
+        self.values[:] = state["values"]
+        self.visits[:] = state["visits"]
+        self._generator.bit_generator.state = state["generator"]
+
+
+KIND = AgentKind("q-learning", ("discrete",), lambda env, settings: QLearning(env, **settings))
