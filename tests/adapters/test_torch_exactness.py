@@ -229,6 +229,23 @@ def test_kinds_of_steps_and_rates_are_steered_alike(loop, equal, options):
         assert steered.optimizer.param_groups[0]["lr"] is held
 
 
+@pytest.mark.slow
+def test_a_compiled_model_is_steered_alike(loop, equal):
+    def compiled() -> Any:
+        it = loop()
+        it.model = torch.compile(it.model, backend="eager")
+        return it
+
+    plain, steered = compiled(), compiled()
+    plain.run_plainly()
+    steered.run_steered(reference="constant", **OFF)
+    again = compiled()
+    summary = again.run_steered(policy="random", hyperparameters=("lr", "dropout")).summary
+
+    assert equal(steered.state(), plain.state())
+    assert again.validate()["loss"] == summary.best["loss"]
+
+
 def test_what_is_written_never_compounds_with_the_scheduler(loop):
     """CosineAnnealingLR reads the rate back; ours must still be its own times the multiplier."""
     alone = loop()

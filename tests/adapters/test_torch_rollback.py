@@ -30,7 +30,7 @@ def finite(state: list[torch.Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("place", ["memory", "cpu", "disk"])
-@pytest.mark.parametrize("bad", [0, 13, 17, 59], ids="step {}".format)
+@pytest.mark.parametrize("bad", [0, 17, 55, 59], ids="step {}".format)
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_rolls_back_and_the_run_is_finished(loop, place, bad, value):
     it = loop(wrecked={bad: value})
