@@ -121,12 +121,33 @@ def _by_task(rows: Sequence[Row]) -> list[dict[str, Any]]:
         task["curve"] = best_of_n(validation, test)
         task["optimum"] = float(np.mean([row["test"] for row in task["tuned"].values()]))
         task["median"] = float(np.median(test))
-        complete.append(task)
+        complete.append(_summed_up(task))
     return complete
 
 
-def _worth(task: dict[str, Any], factor: float, method: str = "trimtab") -> float:
-    rows = [row for (f, _), row in task[method].items() if f == factor]
+def _summed_up(task: dict[str, Any]) -> dict[str, Any]:
+    """Return what the figures need of one task, so that resampling tasks costs nothing."""
+    fields = ("diverged", "rollbacks", "frozen", "residual_use")
+    return {
+        "worth": {factor: _worth(task, factor) for factor in FACTORS},
+        "capped": [_worth(task, factor) >= 0.99 * len(task["curve"]) for factor in FACTORS],
+        "regret": {
+            (method, factor): _regrets(task, factor, method)
+            for method in ("trimtab", "zero")
+            for factor in FACTORS
+        },
+        "harm": {method: _harm(task, method) for method in ("trimtab", "floor")},
+        "wins": {rival: _wins(task, rival) for rival in _RIVALS.values()},
+        "rows": {
+            (field, factor): [row[field] for (f, _), row in task["trimtab"].items() if f == factor]
+            for field in fields
+            for factor in FACTORS
+        },
+    }
+
+
+def _worth(task: dict[str, Any], factor: float) -> float:
+    rows = [row for (f, _), row in task["trimtab"].items() if f == factor]
     loss = float(np.mean([row["test"] for row in rows]))
     charge = float(np.mean([row["spent"] for row in rows]))
     return runs_worth(task["curve"], loss, charge)
@@ -145,44 +166,48 @@ def _harm(task: dict[str, Any], method: str) -> list[float]:
     limit = 0.05 * max(task["median"] - task["optimum"], 0.0)
     pairs = [
         (row["test"], task["zero"][key]["test"])
-        for key, row in task[method].items()
+        for key, row in task.get(method, {}).items()
         if key[0] == 1.0 and key in task["zero"]
     ]
     return [float(steered - reference > limit) for steered, reference in pairs]
 
 
-def _pooled(tasks: list[Any], pick: Callable[[Any], list[float]]) -> float:
-    values = [value for task in tasks for value in pick(task)]
-    return interquartile_mean(np.array(values)) if values else float("nan")
+def _wins(task: dict[str, Any], rival: str) -> float:
+    keys = [key for key in task["trimtab"] if key in task.get(rival, {})]
+    if not keys:
+        return float("nan")
+    mine = np.array([task["trimtab"][key]["test"] for key in keys])
+    theirs = np.array([task[rival][key]["test"] for key in keys])
+    return probability_of_improvement(mine, theirs)
 
 
-def _improvement(tasks: list[Any], rival: str) -> float:
-    shares = []
-    for task in tasks:
-        keys = [key for key in task["trimtab"] if key in task.get(rival, {})]
-        if keys:
-            mine = np.array([task["trimtab"][key]["test"] for key in keys])
-            theirs = np.array([task[rival][key]["test"] for key in keys])
-            shares.append(probability_of_improvement(mine, theirs))
-    return float(np.mean(shares)) if shares else float("nan")
+def _pooled(values: list[list[float]]) -> float:
+    return interquartile_mean(np.concatenate([np.asarray(item, float) for item in values]))
 
 
 def _regret(tasks: list[Any], factor: float, method: str) -> float:
-    return _pooled(tasks, lambda task: _regrets(task, factor, method))
+    return _pooled([task["regret"][method, factor] for task in tasks])
+
+
+def _harms(tasks: list[Any], method: str) -> float:
+    return float(np.mean(np.concatenate([task["harm"][method] for task in tasks])))
 
 
 def _worth_at(tasks: list[Any], factor: float) -> float:
-    return interquartile_mean(np.array([_worth(task, factor) for task in tasks]))
+    return interquartile_mean(np.array([task["worth"][factor] for task in tasks]))
 
 
-def _share(tasks: list[Any], field: str, factor: float | None, method: str = "trimtab") -> float:
-    values = [
-        row[field]
-        for task in tasks
-        for (f, _), row in task[method].items()
-        if factor is None or f == factor
-    ]
-    return float(np.mean(values)) if values else float("nan")
+def _share(tasks: list[Any], field: str, factors: Sequence[float]) -> float:
+    return float(np.mean([x for t in tasks for f in factors for x in t["rows"][field, f]]))
+
+
+_RIVALS = {
+    "p_over_reference": "zero",
+    "p_over_open_loop": "open-loop",
+    "p_over_race": "race",
+    "p_over_lr_finder": "lr-finder",
+    "p_over_shuffled": "shuffled",
+}
 
 
 def figures(rows: Sequence[Row]) -> dict[str, Any]:
@@ -195,58 +220,35 @@ def figures(rows: Sequence[Row]) -> dict[str, Any]:
     tasks = _by_task(rows)
     if not tasks:
         return {}
-    mean = {
+    off_start = [factor for factor in FACTORS if factor != 1.0]
+    rules: dict[str, Callable[[list[Any]], float]] = {
         "n_star": lambda some: interquartile_mean(
-            np.array([_worth(task, factor) for task in some for factor in FACTORS])
+            np.array([task["worth"][factor] for task in some for factor in FACTORS])
         ),
         "regret": lambda some: _pooled(
-            some, lambda task: [r for f in FACTORS for r in _regrets(task, f, "trimtab")]
+            [task["regret"]["trimtab", factor] for task in some for factor in FACTORS]
         ),
-        "harm": lambda some: float(np.mean([x for task in some for x in _harm(task, "trimtab")])),
-        "harm_floor": lambda some: float(
-            np.mean([x for task in some for x in _harm(task, "floor")])
-        ),
-        "harm_over_floor": lambda some: float(
-            np.mean([x for task in some for x in _harm(task, "trimtab")])
-            - np.mean([x for task in some for x in _harm(task, "floor")])
-        ),
-        "diverged": lambda some: max(_share(some, "diverged", factor) for factor in FACTORS),
-        "rollbacks": lambda some: _share(some, "rollbacks", None),
-        "frozen": lambda some: float(
-            np.mean([_share(some, "frozen", factor) for factor in FACTORS if factor != 1.0])
-        ),
-        "residual_use": lambda some: _share(some, "residual_use", None),
+        "harm": partial(_harms, method="trimtab"),
+        "harm_floor": partial(_harms, method="floor"),
+        "harm_over_floor": lambda some: _harms(some, "trimtab") - _harms(some, "floor"),
+        "diverged": lambda some: max(_share(some, "diverged", [factor]) for factor in FACTORS),
+        "rollbacks": partial(_share, field="rollbacks", factors=FACTORS),
+        "frozen": partial(_share, field="frozen", factors=off_start),
+        "residual_use": partial(_share, field="residual_use", factors=FACTORS),
+        "capped": lambda some: float(np.mean([task["capped"] for task in some])),
     }
-    result: dict[str, Any] = {name: bootstrap(tasks, rule) for name, rule in mean.items()}
-    rivals = {
-        "p_over_reference": "zero",
-        "p_over_open_loop": "open-loop",
-        "p_over_race": "race",
-        "p_over_lr_finder": "lr-finder",
-        "p_over_shuffled": "shuffled",
-    }
-    for name, rival in rivals.items():
-        result[name] = bootstrap(tasks, partial(_improvement, rival=rival))
+    for name, rival in _RIVALS.items():
+        rules[name] = lambda some, rival=rival: float(  # type: ignore[misc]
+            np.nanmean([task["wins"][rival] for task in some])
+        )
+    result: dict[str, Any] = {name: bootstrap(tasks, rule) for name, rule in rules.items()}
     for name, method in (("regret_by_start", "trimtab"), ("regret_reference_by_start", "zero")):
         result[name] = {
-            f"{factor:g}": bootstrap(
-                tasks,
-                partial(_regret, factor=factor, method=method),
-            )
+            f"{factor:g}": bootstrap(tasks, partial(_regret, factor=factor, method=method))
             for factor in FACTORS
         }
     result["n_star_by_start"] = {
-        f"{factor:g}": bootstrap(
-            tasks,
-            partial(_worth_at, factor=factor),
-        )
-        for factor in FACTORS
+        f"{factor:g}": bootstrap(tasks, partial(_worth_at, factor=factor)) for factor in FACTORS
     }
-    result["capped"] = bootstrap(
-        tasks,
-        lambda some: float(
-            np.mean([_worth(t, f) >= 0.99 * len(t["curve"]) for t in some for f in FACTORS])
-        ),
-    )
     result["tasks"] = len(tasks)
     return result
