@@ -56,6 +56,9 @@ def learn(
     out: Annotated[Path, typer.Option(help="Folder for checkpoints, curves and the policy.")],
     minutes: Annotated[float | None, typer.Option(help="Stop after this many minutes.")] = None,
     resume: Annotated[bool, typer.Option(help="Continue what is in --out.")] = False,
+    initial: Annotated[
+        Path | None, typer.Option(help="--out folder of an earlier stage to begin from.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Meta-train a policy on simulated fine-tuning runs."""
@@ -78,7 +81,9 @@ def learn(
             if not bar.console.is_terminal and progress.iteration % 20 == 0:
                 print(f"{progress.iteration}/{progress.of} {note}", file=sys.stderr)
 
-        path = train(settings, out, resume=resume, minutes=minutes, on_progress=show)
+        path = train(
+            settings, out, resume=resume, initial=initial, minutes=minutes, on_progress=show
+        )
     if as_json:
         print(json.dumps({"policy": str(path), **last}))
     else:

@@ -243,6 +243,7 @@ def learn(
     folder: str | Path,
     *,
     resume: bool = False,
+    initial: str | Path | None = None,
     minutes: float | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     checkpoint_every: int = 20,
@@ -257,6 +258,8 @@ def learn(
         settings: What to train.
         folder: Where to keep it; made if missing.
         resume: Continue what is there.
+        initial: Folder of a finished training whose policy and critic this one begins from, as a
+            second stage with settings of its own; its runs and seconds are counted in.
         minutes: Stop after this time, over all sessions; None: after ``settings.iterations``.
         on_progress: Told after each iteration.
         checkpoint_every: Iterations between checkpoints.
@@ -284,10 +287,16 @@ def learn(
     statistics = np.zeros((2, len(GLOBAL_FEATURES)))
     if state is not None:
         learner, first, counts, statistics = state
+    elif initial is not None:
+        earlier = load_checkpoint(Path(initial), learner)
+        if earlier is None:
+            raise SpecError(f"{initial} holds no training to begin from; name its --out folder")
+        stage, _, counts, statistics = earlier
+        learner = stage._replace(moments=learner.moments)
     began = time.monotonic() - counts["seconds"]
     for iteration in range(first, settings.iterations):
         learner, figures, episodes = _iteration(settings, buckets, learner, iteration)
-        statistics = _follow(statistics, episodes.observation, iteration)
+        statistics = _follow(statistics, episodes.observation, iteration, initial is not None)
         counts["runs"] += settings.tasks * settings.siblings
         counts["steps"] += int(figures.pop("steps"))
         counts["seconds"] = time.monotonic() - began
@@ -315,9 +324,11 @@ def learn(
     return place / f"{settings.name}.safetensors"
 
 
-def _follow(statistics: np.ndarray, observation: np.ndarray, iteration: int) -> np.ndarray:
+def _follow(
+    statistics: np.ndarray, observation: np.ndarray, iteration: int, known: bool
+) -> np.ndarray:
     """Return running mean and mean square (2, n) of the global features, recent ones heavier."""
     flat = observation[..., : len(GLOBAL_FEATURES)].reshape(-1, len(GLOBAL_FEATURES)).astype(float)
     now = np.stack([flat.mean(0), (flat**2).mean(0)])
-    weight = max(1.0 / (iteration + 1), 0.02)
+    weight = 0.02 if known else max(1.0 / (iteration + 1), 0.02)
     return np.asarray(statistics + weight * (now - statistics))
