@@ -1,0 +1,83 @@
+"""Steering Keras, on each of its backends: the claims are the names of the checks."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.framework
+
+PROGRAM = Path(__file__).with_name("keras_checks.py")
+INSIDE_FIT = (
+    "policy_off_is_the_plain_fit_with_the_same_schedule",
+    "own_schedule_is_adopted",
+    "sgd_settings_change_inside_the_compiled_step",
+    "adam_settings_change_inside_the_compiled_step",
+    "dropout_changes_inside_the_compiled_step",
+    "label_smoothing_changes_inside_the_compiled_step",
+    "step_losses_are_those_of_single_batches",
+    "a_nan_batch_is_rolled_back_and_told",
+    "a_rollback_puts_weights_and_optimiser_back_and_the_reference_goes_on",
+    "a_checkpoint_of_mid_run_is_as_without_us",
+    "a_second_fit_and_one_after_an_error_begin_afresh",
+)
+ANY_BACKEND_WILL_DO = (
+    "an_exploding_rate_is_rolled_back_and_finished",
+    "watching_only_changes_nothing_and_says_what_it_would",
+    "what_cannot_be_steered_is_refused",
+    "what_would_be_lost_is_told",
+)
+CHECKS = {
+    "tensorflow": (
+        *INSIDE_FIT,
+        *ANY_BACKEND_WILL_DO,
+        "decisions_fall_on_the_borders_of_executions",
+        "a_resumed_fit_goes_on_as_if_nothing_had_been",
+        "a_tape_loop_with_the_policy_off_is_the_plain_loop",
+        "a_tape_loop_is_steered_measured_and_mended",
+        "a_compiled_step_of_ones_own_reads_the_steered_values",
+        "a_tape_loop_resumes",
+        "mixed_precision_is_steered",
+    ),
+    "jax": (*INSIDE_FIT, "decisions_fall_on_the_borders_of_executions"),
+    "torch": (*INSIDE_FIT, "what_would_be_lost_is_told"),
+}
+
+
+@functools.cache
+def results(backend: str) -> dict[str, str]:
+    settings = {
+        "KERAS_BACKEND": backend,
+        "TF_NUM_INTRAOP_THREADS": "1",
+        "TF_NUM_INTEROP_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    done = subprocess.run(
+        [sys.executable, str(PROGRAM), *CHECKS[backend]],
+        env=os.environ | settings,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    found: dict[str, str] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("backend", "claim"),
+    [(backend, claim) for backend, claims in CHECKS.items() for claim in claims],
+)
+def test_keras(backend: str, claim: str) -> None:
+    for package in ("keras", backend):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed")
+    trouble = results(backend)[claim]
+    assert not trouble, trouble
