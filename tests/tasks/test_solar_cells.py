@@ -13,6 +13,7 @@ from trimtab.core.errors import MissingDependencyError, UnknownNameError
 from trimtab.core.protocols import Task, TrainingRun
 from trimtab.core.registry import make_task
 from trimtab.tasks import solar_cells
+from trimtab.tasks.packages import package_folder
 from trimtab.tasks.solar_cells import SolarCells
 from trimtab.tasks.splits import SPLITS
 
@@ -71,7 +72,7 @@ def test_splits_are_disjoint_stratified_and_free_of_duplicates(task: SolarCells)
         part = data.labels[torch.from_numpy(data.splits[name])].double()
         assert abs(part.sum().item() - share * len(part)) <= 2.0
 
-    folder = solar_cells._package_folder("elpv_dataset") / "data"
+    folder = package_folder(task.name, "elpv_dataset", "elpv-dataset") / "data"
     lines = [line.split() for line in (folder / "labels.csv").read_text().splitlines()]
     contents = set()
     for photograph, label in zip(data.photographs, data.labels.tolist(), strict=True):

