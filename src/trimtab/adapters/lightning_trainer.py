@@ -33,7 +33,7 @@ def steered_index(trainer: Any, asked: int | None) -> int:
             f"optimizer=None: the module has {len(there)} optimisers ({listed}); say which one is "
             "steered, such as TrimtabCallback(optimizer=0)"
         )
-    if not isinstance(asked, int) or not 0 <= asked < len(there):
+    if asked not in range(len(there)):
         raise AdapterError(f"optimizer={asked!r}: the module has {listed}; give one of these")
     return asked
 
