@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from math import lgamma
 from typing import Any
 
 import numpy as np
+
+from trimtab.records.measures import (
+    best_of_n,
+    bootstrap,
+    interquartile_mean,
+    probability_of_improvement,
+    runs_worth,
+)
 
 __all__ = [
     "FACTORS",
@@ -23,82 +30,6 @@ FACTORS: tuple[float, ...] = (0.01, 0.1, 1.0, 10.0, 100.0)
 """Start factors at which every figure is reported apart."""
 
 Row = Mapping[str, Any]
-_N_BOOTSTRAP = 1000
-
-
-def interquartile_mean(values: np.ndarray) -> float:
-    """Return the mean of the middle half of (n,) values (Agarwal et al., 2021).
-
-    >>> interquartile_mean(np.array([0.0, 1.0, 2.0, 100.0]))
-    1.5
-    """
-    ordered = np.sort(np.asarray(values, float))
-    cut = len(ordered) // 4
-    return float(ordered[cut : len(ordered) - cut].mean())
-
-
-def best_of_n(validation: np.ndarray, test: np.ndarray) -> np.ndarray:
-    """Return (N,): the expected test loss of the best of n = 1..N runs drawn from a pool.
-
-    ``V(n) = sum_i C(N - i, n - 1) / C(N, n) test_i`` over the pool ranked by validation loss, best
-    first, i = 1..N: draws without replacement, the best chosen on validation.
-
-    Args:
-        validation: (N,) validation losses.
-        test: (N,) test losses.
-    """
-    ranked = np.asarray(test, float)[np.argsort(np.asarray(validation), kind="stable")]
-    size = len(ranked)
-
-    def log_choose(n: int, k: int) -> float:
-        return lgamma(n + 1) - lgamma(k + 1) - lgamma(n - k + 1)
-
-    curve = np.zeros(size)
-    for n in range(1, size + 1):
-        total = log_choose(size, n)
-        for i in range(1, size - n + 2):
-            curve[n - 1] += np.exp(log_choose(size - i, n - 1) - total) * ranked[i - 1]
-    return curve
-
-
-def runs_worth(curve: np.ndarray, loss: float, charge: float = 1.0) -> float:
-    """Return n*: how many random runs a run with this mean test loss is worth.
-
-    Linear in log n between the points of the best-of-n curve, 0 when worse than one run, at most
-    N, divided by the run's charge in whole runs.
-    """
-    lowest = np.minimum.accumulate(curve)
-    if loss > lowest[0]:
-        return 0.0
-    if loss <= lowest[-1]:
-        return len(curve) / charge
-    index = int(np.argmax(lowest < loss))  # the first n that is better
-    above, below = lowest[index - 1], lowest[index]
-    share = (above - loss) / max(above - below, 1e-12)
-    logs = np.log(index) + share * (np.log(index + 1) - np.log(index))
-    return float(np.exp(logs)) / charge
-
-
-def bootstrap(
-    per_task: Sequence[Any], statistic: Callable[[list[Any]], float], seed: int = 0
-) -> dict[str, float]:
-    """Return a statistic over tasks with its 95 % percentile interval from resampled tasks."""
-    generator = np.random.default_rng(seed)
-    size = len(per_task)
-    drawn = [
-        statistic([per_task[i] for i in generator.integers(size, size=size)])
-        for _ in range(_N_BOOTSTRAP)
-    ]
-    low, high = np.nanpercentile(drawn, [2.5, 97.5])
-    return {"value": float(statistic(list(per_task))), "low": float(low), "high": float(high)}
-
-
-def probability_of_improvement(first: np.ndarray, second: np.ndarray) -> float:
-    """Return the share of pairs in which ``first`` has the lower loss, ties one half."""
-    first, second = np.asarray(first, float), np.asarray(second, float)
-    bad = ~np.isfinite(second)
-    wins = np.where(bad, np.isfinite(first), first < second)
-    return float(np.mean(wins + 0.5 * ((first == second) | (bad & ~np.isfinite(first)))))
 
 
 def _by_task(rows: Sequence[Row]) -> list[dict[str, Any]]:
