@@ -1,0 +1,150 @@
+"""Texts, their tokens and splits; MiniLM in full and by adapters."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from trimtab.core.conformance import check_task
+from trimtab.core.errors import MissingDependencyError, UnknownNameError
+from trimtab.core.registry import make_task
+from trimtab.tasks import text_classification
+from trimtab.tasks.splits import SPLITS
+from trimtab.tasks.text_classification import (
+    TextClassification,
+    TextNetwork,
+    newsgroups,
+    read_texts,
+    reuters,
+)
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]
+
+VARIANTS = {"default": 60, "small": 20, "tiny": 5}
+
+
+class Answer:
+    def __init__(self, hidden: torch.Tensor) -> None:
+        self.last_hidden_state = hidden
+
+
+class Lookup(nn.Module):
+    """An encoder that sees each token by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(9, 4)
+        self.widths: list[int] = []
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Answer:
+        self.widths.append(input_ids.shape[1])
+        return Answer(self.table(input_ids))
+
+
+@pytest.fixture(scope="module", params=[newsgroups, reuters])
+def task(request: pytest.FixtureRequest) -> Any:
+    return request.param("tiny")
+
+
+def test_padding_changes_no_logit_and_is_not_computed() -> None:
+    network = TextNetwork(Lookup(), 4, 3, seed=0).eval()
+    short = network(torch.tensor([[5, 6]]))
+    padded = network(torch.tensor([[5, 6, 0, 0]]))
+    beside = network(torch.tensor([[5, 6, 0, 0], [1, 2, 3, 0]]))
+
+    assert torch.equal(short, padded)
+    torch.testing.assert_close(short[0], beside[0])
+    assert network.encoder.widths == [2, 2, 3]  # type: ignore[union-attr]
+
+
+def test_lines_without_a_text_are_no_texts() -> None:
+    assert read_texts("a\nb\nc\ngrain\twheat\r\nship\t \n\ncorn\ta\tb\n") == [
+        ("grain", "wheat"),
+        ("corn", "a\tb"),
+    ]
+
+
+def test_a_text_is_used_once_with_its_first_label() -> None:
+    pairs = [("a", "x"), ("b", "y"), ("c", "x"), ("b", "y")]
+
+    assert text_classification._once_each(pairs) == [("a", "x"), ("b", "y")]
+
+
+@pytest.mark.parametrize("make", [newsgroups, reuters])
+@pytest.mark.parametrize("suffix", ["", "-lora"])
+def test_a_task_tells_about_itself_before_loading_anything(make: Any, suffix: str) -> None:
+    for variant, limit in VARIANTS.items():
+        task = make(variant + suffix)
+        described = task.describe()
+        assert described["seconds"] <= limit
+        assert "Apache-2.0" in described["licence"]
+        assert [item.name for item in task.hyperparameters] == list(task.manual["values"])
+        assert task.manual["values"]["lr"] == (5e-4 if suffix else 5e-5)
+        (lr,) = [item for item in task.hyperparameters if item.name == "lr"]
+        for factor in (0.01, 100.0):
+            assert lr.starting_at(factor * task.tuned_lr).default == factor * task.tuned_lr
+        assert not {"_data", "_encoder"} & set(vars(task))
+    assert ("research" in task.notice) == (make is reuters)
+    with pytest.raises(UnknownNameError, match=r"unknown variant 'huge'"):
+        make("huge")
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(text_classification._PACKAGES, "no_such_module", "no-such-package")
+    with pytest.raises(MissingDependencyError, match="pip install no-such-package"):
+        reuters("tiny").start(seed=0)
+
+
+@pytest.mark.framework
+def test_they_are_registered() -> None:
+    for name in ("text/newsgroups", "text/reuters"):
+        task = make_task(name, variant="tiny-lora")
+        assert isinstance(task, TextClassification)
+        assert task.name == name
+
+
+@pytest.mark.framework
+def test_splits_are_disjoint_and_free_of_copies(task: TextClassification) -> None:
+    data = task._data
+    rows = np.concatenate([data.splits[name] for name in SPLITS])
+
+    assert len(np.unique(rows)) == len(rows) == len(data.labels)
+    assert data.inputs.shape == (len(rows), 16)
+    assert (data.inputs[:, 0] == 101).all()  # [CLS]
+    n_classes = 20 if task.name == "text/newsgroups" else 8
+    assert len(data.labels[torch.from_numpy(data.splits["train"])].unique()) == n_classes
+
+
+@pytest.mark.framework
+@pytest.mark.parametrize("variant", ["tiny", "tiny-lora"])
+def test_it_keeps_its_promises_and_learns(variant: str) -> None:
+    task = reuters(variant)
+    check_task(task, steps=2)
+    run = task.start(seed=0)
+    trained = sum(item.numel() for item in run.model.parameters() if item.requires_grad)
+    assert (trained < 200_000) == variant.endswith("lora")
+    start = run.evaluate("train")
+    assert abs(start["loss"] - math.log(8)) < 0.3
+    run.advance({"lr": np.full(12, 4 * task.tuned_lr)}, 12)
+
+    assert run.evaluate("train")["loss"] < start["loss"] - 0.1
+
+
+@pytest.mark.framework
+def test_the_encoder_carries_the_published_weights(task: TextClassification) -> None:
+    from safetensors import safe_open
+
+    with safe_open(task._model_folder / "model.safetensors", framework="pt") as file:
+        expected = file.get_tensor("encoder.layer.5.output.dense.weight")
+    weights = task._encoder.state_dict()
+
+    assert torch.equal(weights["encoder.layer.5.output.dense.weight"], expected)
