@@ -107,12 +107,13 @@ def main() -> None:
     print("| start | reference loss (accuracy) | steered loss (accuracy) | difference | wins |")
     print("|---|---|---|---|---|")
     for line in table:
-        print(
-            f"| x{line['factor']:g} | {line['reference_loss']:.3f} ({line['reference_accuracy']:.3f}) "
-            f"| {line['steered_loss']:.3f} ({line['steered_accuracy']:.3f}) "
-            f"| {line['difference']:+.3f} ± {line['standard_error']:.3f} "
-            f"| {line['wins']} of {line['seeds']} |"
-        )
+        cells = [
+            f"{line[f'{label}_loss']:.3f} ({line[f'{label}_accuracy']:.3f})"
+            for label in ("reference", "steered")
+        ]
+        cells.append(f"{line['difference']:+.3f} ± {line['standard_error']:.3f}")
+        cells.append(f"{line['wins']} of {line['seeds']}")
+        print(f"| x{line['factor']:g} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":
