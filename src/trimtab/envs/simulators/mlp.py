@@ -38,6 +38,7 @@ class Shape:
             evaluation of the split at hand).
         residual: Whether hidden layers after the first add to their input (equal widths).
         adapter_rank: Above 0: hidden matrices stay, low-rank adapters are trained.
+        drops_before_head: Whether the head's layer has a dropout of its own, on its input.
     """
 
     widths: tuple[int, ...]
@@ -45,6 +46,7 @@ class Shape:
     norm: str = "none"
     residual: bool = False
     adapter_rank: int = 0
+    drops_before_head: bool = False
 
 
 SHAPES: tuple[Shape, ...] = (
@@ -156,6 +158,8 @@ class Perceptrons:
                 new = new + bias[None, :]
             new = dropped(activation(new), index, dropout)
             hidden = hidden + new if shape.residual and index else new
+        if shape.drops_before_head:
+            hidden = dropped(hidden, len(shape.widths), dropout)
         return hidden @ tensors["head.weight"] + tensors["head.bias"][None, :]
 
 

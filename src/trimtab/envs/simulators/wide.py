@@ -31,10 +31,10 @@ N_ACTING = 8
 
 _HIDDEN = 8
 _SHAPES = (
-    Shape((16,) * _HIDDEN, "relu", "layer", residual=True),
-    Shape((16,) * _HIDDEN, "tanh", residual=True),
+    Shape((16,) * _HIDDEN, "relu", "layer", residual=True, drops_before_head=True),
+    Shape((16,) * _HIDDEN, "tanh", residual=True, drops_before_head=True),
 )
-_HELD_OUT = (Shape((24,) * _HIDDEN, "gelu", "layer", residual=True),)
+_HELD_OUT = (Shape((24,) * _HIDDEN, "gelu", "layer", residual=True, drops_before_head=True),)
 
 
 def wide_hyperparameters() -> tuple[Hyperparameter, ...]:

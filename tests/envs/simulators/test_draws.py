@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+
+from tests.envs.simulators.given import draws, family, pick
+from trimtab.envs.simulators.draws import SLOTS
+from trimtab.envs.simulators.properties import PROPERTIES
+
+N = 1500
+
+
+@pytest.fixture(scope="module")
+def many():
+    return draws(family(), N)
+
+
+def test_properties_of_tasks_are_not_correlated(many):
+    # what the noise of labels, or a set's size, forces is left out
+    free = {
+        "data_set": many.data_set,
+        "lr_factor": np.log(many.lr_factor),
+        "decay_factor": np.log(many.decay_factor),
+        "loss_scale": np.log(many.loss_scale),
+        "scale": np.log(many.scale),
+        "tensor_scale": np.log(many.tensor_scale[:, 0]),
+        "ratio": np.log(many.ratio),
+        "clip": np.log(many.clip),
+        "noise": many.noise,
+        "imbalance": np.log(many.imbalance),
+        "head_scale": many.head_scale,
+        "frozen": many.frozen,
+        "same_set": many.same_set,
+        "network": many.network % 27,
+        "optimiser": many.optimiser == 2,
+        "event": many.event > 0,
+        "event_step": np.log(many.event_step),
+        "shift": many.shift[:, 0] / np.hypot(many.gain[:, 0], many.turn[:, 0]),
+        "input_scale": np.log(np.hypot(many.gain[:, 0], many.turn[:, 0])),
+        "angle": many.turn[:, 0] / many.gain[:, 0] > 0,
+    }
+    table = np.stack([np.asarray(value, np.float64) for value in free.values()])
+    correlation = np.corrcoef(table) - np.eye(len(free))
+
+    # 190 pairs: the largest of so many has a standard score below 4.2 in 99.5 % of all tries
+    worst = np.unravel_index(np.abs(correlation).argmax(), correlation.shape)
+    assert np.abs(correlation).max() < 4.2 / np.sqrt(N), [list(free)[i] for i in worst]
+
+
+def test_splits_share_no_sample(many):
+    tasks = jax.tree.map(np.asarray, many)
+    for index in range(200):
+        task = pick(tasks, index)
+        used = []
+        for split, (first, _) in SLOTS.items():
+            count = int(getattr(task, f"n_{split}"))
+            used.append(np.asarray(task.rows[first : first + count]))
+        rows = np.concatenate(used)
+        assert len(np.unique(rows)) == len(rows)
+
+
+def test_counts_are_within_the_slots(many):
+    for split, (_, slots) in SLOTS.items():
+        counts = np.asarray(getattr(many, f"n_{split}"))
+        assert counts.min() >= 1
+        assert counts.max() <= slots
+    assert np.asarray(many.n_validation).min() >= 20
+
+
+def test_labels_are_classes_of_the_task(many):
+    assert np.all(np.asarray(many.labels) >= 0)
+    assert np.all(np.asarray(many.labels) < np.asarray(many.classes)[:, None])
+    assert set(np.asarray(many.classes).tolist()) == set(range(2, 11))
+
+
+def test_label_noise_spares_selection_and_test():
+    made = family()
+    tasks = draws(made, 64)
+    noisy = np.asarray(tasks.noise) > 0.3
+    labels, rows = np.asarray(tasks.labels), np.asarray(tasks.rows)
+    base = made.architecture.pool(held_out=False).rows.labels
+    first = SLOTS["selection"][0]
+    for index in np.flatnonzero(noisy)[:10]:
+        # the same original class has one new class everywhere in selection and test
+        pairs = {
+            (int(old), int(new))
+            for old, new in zip(base[rows[index, first:]], labels[index, first:], strict=True)
+        }
+        assert len(pairs) == len({old for old, _ in pairs})
+
+
+def test_equal_keys_draw_equal_tasks():
+    one, two = draws(family(), 3, seed=4), draws(family(), 3, seed=4)
+    assert all(
+        np.array_equal(a, b)
+        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True)
+    )
+
+
+def test_task_does_not_depend_on_the_variant():
+    one, two = draws(family(), 3, seed=4), draws(family(), 3, seed=4, variant=2)
+    assert np.array_equal(one.rows, two.rows)
+    assert np.array_equal(one.lr_factor, two.lr_factor)
+
+
+def test_held_out_sets_and_widths_never_train():
+    made, held = family(), family(held_out=True)
+    widths = {w for shape in made.architecture.shapes for w in shape.widths}
+    held_widths = {w for shape in held.architecture.shapes for w in shape.widths}
+    assert not widths & held_widths
+    seen = {row.tobytes() for row in made.architecture.pool(held_out=False).rows.inputs}
+    kept = {row.tobytes() for row in made.architecture.pool(held_out=True).rows.inputs}
+    assert not seen & kept
+
+
+def test_properties_have_names_and_unit_scale(many):
+    vectors = np.asarray(jax.vmap(family().properties)(many))
+    assert vectors.shape == (N, len(PROPERTIES))
+    assert np.isfinite(vectors).all()
+    assert np.abs(vectors).max() < 2.5
+
+
+def test_options_restrict_the_optimiser():
+    made = family(optimisers=("rmsprop",))
+    assert set(np.asarray(draws(made, 20).optimiser).tolist()) == {3}
