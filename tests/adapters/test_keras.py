@@ -58,6 +58,7 @@ def results(backend: str) -> dict[str, str]:
         "TF_NUM_INTRAOP_THREADS": "1",
         "TF_NUM_INTEROP_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
+        "JAX_NUMPY_RANK_PROMOTION": "allow",  # Keras' own layers promote
     }
     done = subprocess.run(
         [sys.executable, str(PROGRAM), *CHECKS[backend]],
