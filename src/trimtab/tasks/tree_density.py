@@ -163,7 +163,9 @@ class TreeDensity:
             "frozen_blocks": _FROZEN_BLOCKS,
             "torch": torch.__version__,
         }
-        arrays = cached_arrays("tree-density", inputs | package_versions(_PACKAGES), self._build)
+        arrays = cached_arrays(
+            "tree-density", {**inputs, **package_versions(_PACKAGES)}, self._build
+        )
         return LabelledData(
             torch.from_numpy(arrays["features"]).float(),
             torch.from_numpy(arrays["labels"]),
@@ -184,7 +186,8 @@ class TreeDensity:
         split_of = {letter: name for name, letter in _LETTER.items()}
         for site in (TRAINING_SITE, TEST_SITE):
             photograph = read_photograph(self.name, site)
-            corners = tile_corners(*photograph.pixels.shape[:2], _TILE)
+            height, width = photograph.pixels.shape[:2]
+            corners = tile_corners(height, width, _TILE)
             classes = density_classes(photograph.boxes, corners, _TILE)
             for (top, left), label in zip(corners.tolist(), classes.tolist(), strict=True):
                 tile = photograph.pixels[top : top + _TILE, left : left + _TILE]
@@ -223,4 +226,4 @@ def _resized(tile: np.ndarray, pixels: int) -> np.ndarray:
     from PIL import Image
 
     image = Image.fromarray(tile).resize((pixels, pixels), Image.Resampling.BILINEAR)
-    return np.asarray(image)
+    return np.array(image)

@@ -1,0 +1,250 @@
+"""Fine-tuning EfficientNet-Lite0 to tell tissues apart in slices of a brain (PyTorch).
+
+Data: the ICBM 152 template of 2009, the magnetic resonance images (T1) of 152 adults brought into
+one space and averaged, with maps of grey and white matter, at 1 mm; Fonov et al., NeuroImage 54
+(2011). Out of the package nilearn (BSD-3-Clause), under the template's own permissive terms
+(copyright of the McConnell Brain Imaging Centre, McGill University). Weights: EfficientNet-Lite0
+on ImageNet-1k, Apache-2.0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import torch
+
+from trimtab.tasks.cache import cached_arrays
+from trimtab.tasks.classification_run import run_seeds
+from trimtab.tasks.efficientnet import EFFICIENTNET_PACKAGES, pretrained_network, trunk_outputs
+from trimtab.tasks.packages import package_folder, package_versions, require_packages
+from trimtab.tasks.segmentation import FROZEN_STAGES, LabelledImages, segmentation_run
+from trimtab.tasks.splits import SPLITS
+from trimtab.tasks.torch_run import ParameterGroups, TorchRun, adamw
+from trimtab.tasks.variants import Variant, describe_task, find_variant, steered_by
+
+__all__ = ["BrainTissue", "slice_blocks", "tissue_labels"]
+
+_PACKAGES = {
+    **EFFICIENTNET_PACKAGES,
+    "PIL": "pillow",
+    "nibabel": "nibabel",
+    "nilearn": "nilearn",
+    "torchmetrics": "torchmetrics",
+}
+_FILE = "datasets/data/mni_icbm152_{}_tal_nlin_sym_09a_converted.nii.gz"
+_CROP = (slice(20, 180), slice(0, 160))  # left to right, bottom to top: holds the whole brain
+_N_CLASSES = 4
+
+# Split and number of slices of each block, from the back of the head on, `_GAP` slices between.
+_FIRST_SLICE = 35
+_GAP = 10
+_BLOCKS = (
+    ("train", 15),
+    ("validation", 14),
+    ("train", 15),
+    ("test", 19),
+    ("train", 15),
+    ("selection", 14),
+    ("train", 15),
+)
+
+# tuned_lr: that of the recipe; it was not searched for.
+_VARIANTS = {
+    "tiny": Variant(20, 4, 4.0, 1e-3, size=48),
+    "small": Variant(100, 8, 15.0, 1e-3, size=64),
+    "default": Variant(200, 8, 50.0, 1e-3, size=96),
+}
+
+
+class BrainTissue:
+    """Background, grey matter, white matter or the rest, for each pixel of a slice of a brain.
+
+    107 frontal slices of one averaged head, 160 x 160 mm, in seven blocks: train has four of 15
+    slices (each slice also mirrored, 120), validation and selection one of 14 each, test one of 19
+    in the middle of the brain. 10 slices (10 mm) between two blocks belong to none, since
+    neighbours look alike. Still it is one head: what is learned says nothing about other heads. A
+    voxel of the brain is grey or white matter where that map is highest and at least one half,
+    else rest (mostly fluid).
+
+    The stem and the first 5 of 16 stages are frozen, so their output is computed once for each
+    slice and kept in the user's cache folder; a step trains the next 6 stages and the decoder.
+    Optimiser: AdamW. ``size`` is the number of pixels that a slice's side is reduced to.
+
+    Licence: template ICBM 152 (free to use and to pass on with its notice), package BSD-3-Clause,
+    weights Apache-2.0. Cost: about 50 s a run on one core (``small`` 15 s, ``tiny`` 4 s).
+    ``tuned_lr`` is the recipe's learning rate.
+
+    Attributes:
+        name: ``"segmentation/brain-tissue"``.
+        variant: ``"tiny"``, ``"small"`` or ``"default"``.
+        hyperparameters: All act: lr, weight_decay, beta1, dropout, label_smoothing, clip.
+        total_steps: Optimiser steps of a whole run.
+        batch_size: Training images a step.
+        monitor: ``"loss"``, the pixels' log-loss in nats; see
+            `trimtab.tasks.segmentation.segmentation_scores` for what is measured with it.
+        mode: ``"min"``.
+        kind: What sort of task it is.
+        metric: What is reported first.
+        licence: Of data and weights.
+        notice: Empty: there is nothing that whoever runs the task must be told.
+        seconds: A whole run with 21 validations on one quiet core, cache filled.
+        tuned_lr: The learning rate that starts are counted from.
+        manual: The documented recipe: values, reference schedule, source.
+    """
+
+    name = "segmentation/brain-tissue"
+    monitor = "loss"
+    mode = "min"
+    kind = "semantic-segmentation"
+    metric = "mean IoU"
+    licence = "data ICBM 152 template terms (nilearn, BSD-3-Clause), weights Apache-2.0"
+    notice = ""
+    manual: Mapping[str, Any] = {
+        "values": {
+            "lr": 1e-3,
+            "weight_decay": 1e-2,
+            "beta1": 0.9,
+            "dropout": 0.1,
+            "label_smoothing": 0.0,
+            "clip": 1.0,
+        },
+        "reference": "cosine",
+        "source": "PyTorch's defaults for AdamW; cosine decay",
+    }
+
+    def __init__(self, variant: str = "default") -> None:
+        """Describe the task; nothing is loaded before `start`.
+
+        Raises:
+            UnknownNameError: There is no such variant.
+        """
+        self._settings = find_variant(_VARIANTS, variant)
+        self.variant = variant
+        self.total_steps = self._settings.steps
+        self.batch_size = self._settings.batch_size
+        self.seconds = self._settings.seconds
+        self.tuned_lr = self._settings.tuned_lr
+        self.hyperparameters = steered_by(self.manual)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a list of tasks shows, as JSON-able data."""
+        return describe_task(self, _VARIANTS)
+
+    def start(
+        self,
+        *,
+        seed: int,
+        optimizer: Callable[[ParameterGroups], torch.optim.Optimizer] = adamw,
+    ) -> TorchRun:
+        """Return a fresh run; the seed moves the decoder's initialisation, data order and dropout.
+
+        Args:
+            seed: 0 or more.
+            optimizer: Makes another optimiser than AdamW from the parameter groups.
+
+        Raises:
+            MissingDependencyError: The data, the weights or a library is not installed.
+        """
+        data = self._data
+        return segmentation_run(
+            self._network,
+            data,
+            batch_size=self.batch_size,
+            hyperparameters=self.hyperparameters,
+            seeds=run_seeds(seed),
+            optimizer=optimizer,
+        )
+
+    @cached_property
+    def _network(self) -> Any:
+        return pretrained_network(self.name, self._settings.size)
+
+    @cached_property
+    def _data(self) -> LabelledImages:
+        require_packages(self.name, _PACKAGES)
+        inputs = {
+            "format": 1,
+            "pixels": self._settings.size,
+            "blocks": (_FIRST_SLICE, _GAP, _BLOCKS),
+            "stages": FROZEN_STAGES,
+            "torch": torch.__version__,
+        }
+        arrays = cached_arrays(
+            "brain-tissue", {**inputs, **package_versions(_PACKAGES)}, self._build
+        )
+        return LabelledImages(
+            [torch.from_numpy(arrays[f"stage.{n}"]).float() for n in FROZEN_STAGES],
+            torch.from_numpy(arrays["labels"]).long(),
+            {name: arrays[f"split.{name}"] for name in SPLITS},
+            _N_CLASSES,
+        )
+
+    def _build(self) -> dict[str, np.ndarray]:
+        """Cut the slices, label their pixels and run the frozen trunk over them once."""
+        head, grey, white = (self._volume(name) for name in ("t1", "gm", "wm"))
+        classes = tissue_labels(head, grey, white)
+        images: list[np.ndarray] = []
+        labels: list[np.ndarray] = []
+        splits: dict[str, list[int]] = {name: [] for name in SPLITS}
+        for split, chosen in slice_blocks().items():
+            for at in chosen:
+                # (left to right, bottom to top) -> (top to bottom, left to right)
+                image = _resized(head[:, at].T[::-1], self._settings.size, smooth=True)
+                label = _resized(classes[:, at].T[::-1], self._settings.size, smooth=False)
+                for mirrored in (False, True)[: 2 if split == "train" else 1]:
+                    splits[split].append(len(images))
+                    images.append(image[:, ::-1] if mirrored else image)
+                    labels.append(label[:, ::-1] if mirrored else label)
+        features = trunk_outputs(self._network, np.stack(images), FROZEN_STAGES)
+        return {
+            **{f"stage.{n}": part for n, part in zip(FROZEN_STAGES, features, strict=True)},
+            "labels": np.stack(labels),
+            **{f"split.{name}": np.array(rows, np.int64) for name, rows in splits.items()},
+        }
+
+    def _volume(self, name: str) -> np.ndarray:
+        """Return (160, 233, 160) uint8: left to right, back to front, bottom to top, 1 mm."""
+        import nibabel
+
+        path = package_folder(self.name, "nilearn", "nilearn") / _FILE.format(name)
+        volume = np.asarray(nibabel.load(path).dataobj)
+        return volume[_CROP[0], :, _CROP[1]].astype(np.uint8)
+
+
+def slice_blocks() -> Mapping[str, np.ndarray]:
+    """Return the numbers of the slices of each split, (n_split,) int64, from the back on."""
+    found: dict[str, list[int]] = {name: [] for name in SPLITS}
+    start = _FIRST_SLICE
+    for split, count in _BLOCKS:
+        found[split] += range(start, start + count)
+        start += count + _GAP
+    return MappingProxyType({name: np.array(rows, np.int64) for name, rows in found.items()})
+
+
+def tissue_labels(head: np.ndarray, grey: np.ndarray, white: np.ndarray) -> np.ndarray:
+    """Return the class of each voxel, uint8: 0 background, 1 grey, 2 white matter, 3 the rest.
+
+    Args:
+        head: Any shape, uint8: the image, 0 outside the brain.
+        grey: As many voxels: share of grey matter, 255 for all.
+        white: The same of white matter.
+
+    >>> of = lambda *voxels: np.array(voxels, np.uint8)
+    >>> tissue_labels(of(0, 9, 9, 9), of(255, 200, 55, 120), of(0, 55, 200, 90)).tolist()
+    [0, 1, 2, 3]
+    """
+    matter = np.where(grey >= white, 1, 2)
+    labels = np.where(np.maximum(grey, white) >= 128, matter, 3)
+    return np.where(head > 0, labels, 0).astype(np.uint8)
+
+
+def _resized(picture: np.ndarray, pixels: int, *, smooth: bool) -> np.ndarray:
+    from PIL import Image
+
+    method = Image.Resampling.BILINEAR if smooth else Image.Resampling.NEAREST
+    image = Image.fromarray(np.ascontiguousarray(picture)).resize((pixels, pixels), method)
+    return np.array(image)
