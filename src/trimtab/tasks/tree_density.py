@@ -219,7 +219,7 @@ def density_classes(boxes: np.ndarray, corners: np.ndarray, size: int) -> np.nda
     x, y = (boxes[:, 0] + boxes[:, 2]) / 2, (boxes[:, 1] + boxes[:, 3]) / 2
     top, left = corners[:, :1], corners[:, 1:]
     inside = (y >= top) & (y < top + size) & (x >= left) & (x < left + size)  # (n_tiles, n)
-    return np.digitize(inside.sum(1), [1, 4]).astype(np.int64)
+    return np.asarray(np.digitize(inside.sum(1), [1, 4]), np.int64)
 
 
 def _resized(tile: np.ndarray, pixels: int) -> np.ndarray:
