@@ -4,9 +4,14 @@ Two twins of a model are trained on the same batches in one process, step by ste
 ``optimizer.step()`` and ``zero_grad()``, one by ``TorchController.step``. Inside the steered step
 the optimiser, validation and snapshots are timed apart; what is left is steering: statistics,
 values, observations, the policy and the guard, decisions included. The difference between the
-twins' whole steps (``paired``, the median over steps) is a check on it, and noisier. Times are the
-thread's processor times, with one thread: on an idle machine these are the times on the wall, and
-on a busy one they still tell what the code costs.
+twins' whole steps (``paired``, the median over steps) is a check on it, and noisier.
+
+Three kinds of steps cost differently: ordinary ones, a window's last but one (a copy of the
+gradients), and its last (gradient statistics, decision). Each kind's median is taken, and the mean
+over all steps is made of the three. Ordinary steps are timed on the wall; the last two of a
+window, too few for a median to hide what else the machine does, by the thread's processor time,
+and so is the plain step. On a busy machine ordinary steps come out too dear, for other processes
+empty the caches: take figures from an idle one.
 
     python -m benchmarks.overhead
     python -m benchmarks.overhead --json --tasks small-mlp,wide-mlp
@@ -25,6 +30,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import math
 import os
 import platform
 import sys
@@ -32,7 +38,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from time import thread_time
+from time import perf_counter, thread_time
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -44,12 +50,12 @@ from torch import nn
 from trimtab.adapters.torch import TorchController
 from trimtab.core.errors import TrimtabError
 from trimtab.core.registry import make_task, names
+from trimtab.core.spec import window_ends
 
 LIMIT_MICROSECONDS = 50.0
 LIMIT_SHARE = 0.01
 LIMIT_SNAPSHOTS = 0.05
 LONG_STEP_MS = 5.0
-_WARM_UP = 10
 
 
 @dataclass
@@ -63,38 +69,62 @@ class Loop:
     total_steps: int
 
 
-class Stopwatch:
-    """Adds up the seconds spent inside the functions that it wraps."""
+class Clock:
+    """Gives seconds on the wall, or, while ``careful``, of this thread on the processor."""
 
     def __init__(self) -> None:
+        self.careful = False
+
+    def __call__(self) -> float:
+        """Return the time."""
+        return thread_time() if self.careful else perf_counter()
+
+
+class Stopwatch:
+    """Notes the seconds spent inside the functions that it wraps.
+
+    Attributes:
+        seconds: Of all calls together.
+        calls: Of each call.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
         self.seconds = 0.0
+        self.calls: list[float] = []
+
+    def usual(self) -> float:
+        """Return the seconds of all calls, had each taken the median time."""
+        return float(np.median(self.calls)) * len(self.calls) if self.calls else 0.0
 
     def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return the function, timed."""
 
         def timed(*arguments: Any, **settings: Any) -> Any:
-            begun = thread_time()
+            begun = self._clock()
             try:
                 return function(*arguments, **settings)
             finally:
-                self.seconds += thread_time() - begun
+                self.calls.append(self._clock() - begun)
+                self.seconds += self.calls[-1]
 
         return timed
 
 
 def instrument_seconds(repeats: int = 2000) -> float:
     """Return what the clock itself adds to the steering of one step, measured on empty calls."""
-    watch = Stopwatch()
+    clock = Clock()
+    watch = Stopwatch(clock)
     step, clear = watch.around(lambda: None), watch.around(lambda: None)
     rest = []
     for _ in range(repeats):
         apart = watch.seconds
-        entered = thread_time()
+        entered = clock()
         step()
         clear()
-        ended = thread_time()
+        ended = clock()
         rest.append(ended - entered - (watch.seconds - apart))
-    return float(np.mean(rest))
+    return float(np.median(rest))
 
 
 def perceptron(widths: Sequence[int], batch: int, total_steps: int) -> Loop:
@@ -151,10 +181,28 @@ LOOPS: dict[str, Callable[[], Loop]] = {
 }
 
 
+def usual_mean(seconds: Sequence[float], ends: Sequence[int]) -> tuple[float, float, float]:
+    """Return mean seconds a step made of each kind's median, and those of the first and last kind.
+
+    Args:
+        seconds: Of each step.
+        ends: The step after each window's last one, rising.
+    """
+    last = np.asarray(ends, int) - 1
+    before = np.setdiff1d(last - 1, np.append(last, -1))
+    ordinary = np.setdiff1d(np.arange(len(seconds)), np.concatenate([last, before]))
+    values = np.asarray(seconds)
+    medians = [float(np.median(values[k])) if len(k) else 0.0 for k in (ordinary, before, last)]
+    counts = (len(ordinary), len(before), len(last))
+    mean = sum(m * n for m, n in zip(medians, counts, strict=True)) / len(values)
+    return mean, medians[0], medians[2]
+
+
 def measure(name: str, make: Callable[[], Loop], policy: Any) -> dict[str, Any]:
     """Return the row of one task."""
     plain, steered = make(), make()
-    optimizing, keeping, validating = Stopwatch(), Stopwatch(), Stopwatch()
+    clock = Clock()
+    optimizing, keeping, validating = Stopwatch(clock), Stopwatch(clock), Stopwatch(clock)
     controller = TorchController(
         steered.optimizer,
         total_steps=steered.total_steps,
@@ -166,46 +214,51 @@ def measure(name: str, make: Callable[[], Loop], policy: Any) -> dict[str, Any]:
     steering.snapshots.keep = keeping.around(steering.snapshots.keep)
     steering.snapshots.restore = keeping.around(steering.snapshots.restore)
     steering._validation.later = validating.around(steering._validation.later)
-    steered.optimizer.step = optimizing.around(steered.optimizer.step)  # type: ignore[method-assign]
-    steered.optimizer.zero_grad = optimizing.around(steered.optimizer.zero_grad)  # type: ignore[method-assign]
-    left, right, rest = [], [], []
+    optimizer: Any = steered.optimizer
+    optimizer.step = optimizing.around(optimizer.step)
+    optimizer.zero_grad = optimizing.around(optimizer.zero_grad)
+    left, right, rest, alone = [], [], [], []
+    ends = window_ends(controller.spec, steered.total_steps)
+    careful = {*(ends - 1).tolist(), *(ends - 2).tolist()}
     with controller:
         for step in range(steered.total_steps):
-            begun = thread_time()
-            plain.next_loss().backward()
+            begun, busy = perf_counter(), thread_time()
+            plain.next_loss().backward()  # type: ignore[no-untyped-call]
             plain.optimizer.step()
             plain.optimizer.zero_grad()
-            left.append(thread_time() - begun)
-            if step == _WARM_UP:
-                optimizing.seconds = keeping.seconds = validating.seconds = 0.0
-                rest.clear()
-            begun = thread_time()
+            alone.append(thread_time() - busy)
+            left.append(perf_counter() - begun)
+            begun = perf_counter()
             loss = steered.next_loss()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             apart = optimizing.seconds + keeping.seconds + validating.seconds
-            entered = thread_time()
+            clock.careful = step in careful
+            entered = clock()
             controller.step(loss)
-            ended = thread_time()
+            ended = clock()
+            clock.careful = False
             apart = optimizing.seconds + keeping.seconds + validating.seconds - apart
             rest.append(ended - entered - apart)
-            right.append(ended - begun)
-        keeping_seconds, validating_seconds = keeping.seconds, validating.seconds
-    whole = float(np.sum(left[_WARM_UP:]))
-    steps = len(left) - _WARM_UP
-    ms, micro = 1e3 * whole / steps, 1e6 * (float(np.mean(rest)) - instrument_seconds())
-    difference = np.asarray(right[_WARM_UP:]) - np.asarray(left[_WARM_UP:])
-    snapshot_share = keeping_seconds / whole
-    share = micro / (1e3 * ms)
-    good = share <= LIMIT_SHARE if ms >= LONG_STEP_MS else micro <= LIMIT_MICROSECONDS
+            right.append(math.nan if step in careful else ended - begun)
+        kept, validated = keeping.usual(), validating.usual()
+    added = instrument_seconds()
+    mean, ordinary, last = (value - added for value in usual_mean(rest, ends.tolist()))
+    a_step = float(np.median(alone))
+    share = mean / a_step
+    is_long = 1e3 * a_step >= LONG_STEP_MS
+    good = share <= LIMIT_SHARE if is_long else 1e6 * mean <= LIMIT_MICROSECONDS
+    snapshot_share = kept / (a_step * len(left))
     return {
         "name": name,
         "steps": steered.total_steps,
-        "ms_per_step": ms,
-        "steering_us_per_step": micro,
+        "ms_per_step": 1e3 * a_step,
+        "steering_us_per_step": 1e6 * mean,
         "share": share,
-        "paired_us_per_step": 1e6 * float(np.median(difference)),
+        "ordinary_step_us": 1e6 * ordinary,
+        "decision_ms": 1e3 * last,
+        "paired_us_per_step": 1e6 * float(np.nanmedian(np.asarray(right) - np.asarray(left))),
         "snapshot_share": snapshot_share,
-        "validation_share": validating_seconds / whole,
+        "validation_share": validated / (a_step * len(left)),
         "within_limits": bool(good and snapshot_share <= LIMIT_SNAPSHOTS),
     }
 
@@ -240,7 +293,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     rows = []
     if not options.json:
-        print("task                      ms/step   steering   share     paired  snapshots")
+        print(
+            "task                      ms/step   steering   share   ordinary  decision  snapshots"
+        )
     for row in measure_all(
         [name for name in options.tasks.split(",") if name], options.policy, options.steps
     ):
@@ -248,7 +303,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not options.json:
             print(
                 f"{row['name']:24}{row['ms_per_step']:9.2f}{row['steering_us_per_step']:8.1f} us"
-                f"{row['share']:8.2%}{row['paired_us_per_step']:8.1f} us"
+                f"{row['share']:8.2%}{row['ordinary_step_us']:8.1f} us{row['decision_ms']:7.2f} ms"
                 f"{row['snapshot_share']:11.2%}"
                 f"{'' if row['within_limits'] else '  beyond its limit'}",
                 flush=True,

@@ -17,6 +17,8 @@ ROW = {
     "ms_per_step",
     "steering_us_per_step",
     "share",
+    "ordinary_step_us",
+    "decision_ms",
     "paired_us_per_step",
     "snapshot_share",
     "validation_share",
@@ -49,3 +51,12 @@ def test_the_benchmark_gives_one_row_a_task(capsys, monkeypatch):
 
 def test_what_the_clock_adds_is_small_and_known():
     assert 0 < overhead.instrument_seconds(200) < 1e-3
+
+
+def test_the_mean_over_steps_is_made_of_each_kinds_median():
+    seconds = [1.0, 1.0, 2.0, 9.0, 1.0, 50.0, 2.0, 11.0]
+
+    mean, ordinary, last = overhead.usual_mean(seconds, [4, 8])
+
+    assert (ordinary, last) == (1.0, 10.0)
+    assert mean == (4 * 1.0 + 2 * 2.0 + 2 * 10.0) / 8

@@ -63,6 +63,7 @@ class WindowStatistics:
         self._window_steps = int(window_steps)
         self._step = 0
         self._finite = True
+        self._waits = False
         self._losses: list[float] = []
         self._unread: list[torch.Tensor] = []
         self._gradients: list[torch.Tensor | None] | None = None
@@ -159,7 +160,9 @@ class WindowStatistics:
         self._losses, self._gradients = list(state["losses"]), state["gradients"]
 
     def _take_loss(self, loss: torch.Tensor | float) -> None:
-        if isinstance(loss, torch.Tensor) and loss.device.type != "cpu":
+        if self._step == 1:  # asked once a window: the answer costs as much as the reading
+            self._waits = isinstance(loss, torch.Tensor) and loss.device.type != "cpu"
+        if self._waits and isinstance(loss, torch.Tensor):
             # A copy, for a compiled step may write the next loss into the same memory.
             self._unread.append(loss.detach().reshape(()).clone())
             if len(self._unread) >= CHECK_EVERY:
