@@ -21,6 +21,7 @@ from trimtab.tasks.cache import cached_arrays
 from trimtab.tasks.classification_run import run_seeds
 from trimtab.tasks.efficientnet import EFFICIENTNET_PACKAGES, pretrained_network, trunk_outputs
 from trimtab.tasks.packages import package_folder, package_versions, require_packages
+from trimtab.tasks.pictures import resized
 from trimtab.tasks.segmentation import FROZEN_STAGES, LabelledImages, segmentation_run
 from trimtab.tasks.splits import SPLITS
 from trimtab.tasks.torch_run import ParameterGroups, TorchRun, adamw
@@ -193,8 +194,8 @@ class BrainTissue:
         for split, chosen in slice_blocks().items():
             for at in chosen:
                 # (left to right, bottom to top) -> (top to bottom, left to right)
-                image = _resized(head[:, at].T[::-1], self._settings.size, smooth=True)
-                label = _resized(classes[:, at].T[::-1], self._settings.size, smooth=False)
+                image = resized(head[:, at].T[::-1], self._settings.size)
+                label = resized(classes[:, at].T[::-1], self._settings.size, is_labels=True)
                 for mirrored in (False, True)[: 2 if split == "train" else 1]:
                     splits[split].append(len(images))
                     images.append(image[:, ::-1] if mirrored else image)
@@ -240,11 +241,3 @@ def tissue_labels(head: np.ndarray, grey: np.ndarray, white: np.ndarray) -> np.n
     matter = np.where(grey >= white, 1, 2)
     labels = np.where(np.maximum(grey, white) >= 128, matter, 3)
     return np.where(head > 0, labels, 0).astype(np.uint8)
-
-
-def _resized(picture: np.ndarray, pixels: int, *, smooth: bool) -> np.ndarray:
-    from PIL import Image
-
-    method = Image.Resampling.BILINEAR if smooth else Image.Resampling.NEAREST
-    image = Image.fromarray(np.ascontiguousarray(picture)).resize((pixels, pixels), method)
-    return np.array(image)

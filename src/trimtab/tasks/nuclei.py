@@ -19,6 +19,7 @@ from trimtab.tasks.cache import cached_arrays
 from trimtab.tasks.classification_run import run_seeds
 from trimtab.tasks.efficientnet import EFFICIENTNET_PACKAGES, pretrained_network, trunk_outputs
 from trimtab.tasks.packages import package_folder, package_versions, require_packages
+from trimtab.tasks.pictures import resized
 from trimtab.tasks.segmentation import FROZEN_STAGES, LabelledImages, segmentation_run
 from trimtab.tasks.splits import SPLITS
 from trimtab.tasks.torch_run import ParameterGroups, TorchRun, adamw
@@ -203,8 +204,8 @@ class Nuclei:
         for split, corners in nuclei_regions().items():
             for top, left in corners.tolist():
                 square = (slice(top, top + _TILE), slice(left, left + _TILE))
-                tile = _resized(grey[square], self._settings.size, smooth=True)
-                label = _resized(nucleus[square], self._settings.size, smooth=False)
+                tile = resized(grey[square], self._settings.size)
+                label = resized(nucleus[square], self._settings.size, is_labels=True)
                 for mirrored in (False, True)[: 2 if split == "train" else 1]:
                     splits[split].append(len(images))
                     images.append(tile[:, ::-1] if mirrored else tile)
@@ -244,11 +245,3 @@ def eight_bits(image: np.ndarray, low: float, high: float) -> np.ndarray:
     """
     share = np.clip((image - low) / (high - low), 0.0, 1.0)
     return np.rint(255.0 * share).astype(np.uint8)
-
-
-def _resized(picture: np.ndarray, pixels: int, *, smooth: bool) -> np.ndarray:
-    from PIL import Image
-
-    method = Image.Resampling.BILINEAR if smooth else Image.Resampling.NEAREST
-    image = Image.fromarray(np.ascontiguousarray(picture)).resize((pixels, pixels), method)
-    return np.array(image)

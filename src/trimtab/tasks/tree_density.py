@@ -22,6 +22,7 @@ from trimtab.tasks.efficientnet import (
     trunk_outputs,
 )
 from trimtab.tasks.packages import package_versions, require_packages
+from trimtab.tasks.pictures import resized
 from trimtab.tasks.splits import SPLITS
 from trimtab.tasks.torch_run import ParameterGroups, TorchRun, adamw
 from trimtab.tasks.tree_photographs import (
@@ -191,7 +192,7 @@ class TreeDensity:
             classes = density_classes(photograph.boxes, corners, _TILE)
             for (top, left), label in zip(corners.tolist(), classes.tolist(), strict=True):
                 tile = photograph.pixels[top : top + _TILE, left : left + _TILE]
-                small = _resized(tile, self._settings.size)
+                small = resized(tile, self._settings.size)
                 split = "test" if site == TEST_SITE else split_of[_ROWS[top // _TILE]]
                 add(split, small, label)
                 if split == "train":
@@ -220,10 +221,3 @@ def density_classes(boxes: np.ndarray, corners: np.ndarray, size: int) -> np.nda
     top, left = corners[:, :1], corners[:, 1:]
     inside = (y >= top) & (y < top + size) & (x >= left) & (x < left + size)  # (n_tiles, n)
     return np.asarray(np.digitize(inside.sum(1), [1, 4]), np.int64)
-
-
-def _resized(tile: np.ndarray, pixels: int) -> np.ndarray:
-    from PIL import Image
-
-    image = Image.fromarray(tile).resize((pixels, pixels), Image.Resampling.BILINEAR)
-    return np.array(image)

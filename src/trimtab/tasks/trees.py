@@ -18,6 +18,7 @@ from trimtab.tasks.classification_run import run_seeds
 from trimtab.tasks.detection import FROZEN_STAGES, BoxedImages, Boxes, detection_run
 from trimtab.tasks.efficientnet import EFFICIENTNET_PACKAGES, pretrained_network, trunk_outputs
 from trimtab.tasks.packages import package_versions, require_packages
+from trimtab.tasks.pictures import resized
 from trimtab.tasks.splits import SPLITS
 from trimtab.tasks.torch_run import ParameterGroups, TorchRun, adamw
 from trimtab.tasks.tree_photographs import (
@@ -38,7 +39,7 @@ _ROWS = "ttvttsttvttsttvttst"
 _LETTER = {"t": "train", "v": "validation", "s": "selection"}
 _LEAST_VISIBLE = 0.5
 
-# Of the tiles of validation, selection and test every so manieth is used.
+# One in so many tiles of validation, selection and test is used.
 _THINNED = {"tiny": 4, "small": 2, "default": 1}
 
 # tuned_lr: that of the recipe; it was not searched for.
@@ -204,8 +205,6 @@ class Trees:
 
     def _tiles(self) -> Iterator[tuple[str, np.ndarray, Boxes]]:
         """Yield split, image (size, size, 3) uint8 and trees of each tile and mirrored tile."""
-        from PIL import Image
-
         size = self._settings.size
         for site in (TRAINING_SITE, TEST_SITE):
             photograph = read_photograph(self.name, site)
@@ -217,8 +216,7 @@ class Trees:
                 if split == "train" and not (~found.is_cut).any():
                     continue
                 tile = photograph.pixels[top : top + _TILE, left : left + _TILE]
-                picture = Image.fromarray(tile).resize((size, size), Image.Resampling.BILINEAR)
-                image = np.array(picture)
+                image = resized(tile, size)
                 yield split, image, found
                 if split == "train":
                     sides = found.sides.copy()
