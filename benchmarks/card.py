@@ -97,10 +97,12 @@ def main() -> None:
     from trimtab.agents.rings import rings_hash
 
     lines = _tables(rings)
+    counts = ", ".join(f"{name}: {rings[name]['tasks']}" for name in sorted(rings))
     lines += [
         "",
-        f"{arguments.date}; `trimtab evaluate {arguments.policy} --ring a --ring b --ring c "
-        f"--tasks 256 --seed 1000000`; rings {rings_hash()}; trimtab {__version__}, "
+        f"{arguments.date}: `trimtab evaluate {arguments.policy} --ring R --seed 1000000` "
+        f"({counts} tasks); "
+        f"rings {rings_hash()}; trimtab {__version__}, "
         f"Python {platform.python_version()}, 2 cores; 2 seeds a task and factor, pool of 64.",
     ]
     arguments.out.write_text(arguments.prose.read_text().replace("{tables}", "\n".join(lines)))
