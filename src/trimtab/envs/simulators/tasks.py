@@ -23,11 +23,14 @@ __all__ = [
     "SimulatedRun",
     "SimulatedTask",
     "bucket_of",
+    "cnn",
     "compiled_family",
     "mlp",
     "quadratic",
     "run_key",
     "task_key",
+    "transformer",
+    "wide",
 ]
 
 VARIANTS: Mapping[str, int] = {"tiny": 40, "small": 100, "default": 200}
@@ -316,3 +319,18 @@ def quadratic(member: int = 0, variant: str | None = None) -> SimulatedTask:
 def mlp(member: int = 0, variant: str | None = None) -> SimulatedTask:
     """Return a member of ``simulated/mlp``."""
     return SimulatedTask("simulated/mlp", member, variant)
+
+
+def transformer(member: int = 0, variant: str | None = None) -> SimulatedTask:
+    """Return a member of ``simulated/transformer``."""
+    return SimulatedTask("simulated/transformer", member, variant)
+
+
+def cnn(member: int = 0, variant: str | None = None) -> SimulatedTask:
+    """Return a member of ``simulated/cnn``."""
+    return SimulatedTask("simulated/cnn", member, variant)
+
+
+def wide(member: int = 0, variant: str | None = None) -> SimulatedTask:
+    """Return a member of ``simulated/wide``."""
+    return SimulatedTask("simulated/wide", member, variant)
