@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from trimtab.agents.base import load, make, names
+from trimtab.agents.base import Agent, load, make, names
 
-__all__ = ["load", "make", "names"]
+__all__ = ["Agent", "load", "make", "names"]
