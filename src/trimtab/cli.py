@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from trimtab import cli_demo, cli_learning, cli_lists, cli_reporting, cli_running
+from trimtab import cli_comparing, cli_demo, cli_learning, cli_lists, cli_reporting, cli_running
 from trimtab.core.errors import PolicyFileError, SpecError, TrimtabError, UnknownNameError
 
 __all__ = ["app", "main"]
@@ -32,10 +32,11 @@ app = typer.Typer(
 )
 
 app.command("run", short_help="Fine-tune once, steered or not.")(cli_running.run)
+app.command("compare", short_help="Compare methods at equal compute.")(cli_comparing.compare)
 app.command("report", short_help="Write a run's report as one HTML file.")(cli_reporting.report)
 app.command("demo", short_help="Fine-tune twice from a wrong start.")(cli_demo.demo)
 app.command("tasks", short_help="List tasks, metrics and licences.")(cli_lists.tasks)
-app.command("methods", short_help="List the ways to choose hyperparameters.")(cli_lists.methods)
+app.command("methods", short_help="List the ways to choose hyperparameters.")(cli_comparing.methods)
 app.command("policies", short_help="List the policies that ship with trimtab.")(cli_lists.policies)
 app.command("doctor", short_help="Say what this installation has.")(cli_lists.doctor)
 app.command("learn", short_help="Meta-train a policy on simulated runs.")(cli_learning.learn)

@@ -1,4 +1,4 @@
-"""What there is: tasks, methods, policies, and the state of this installation."""
+"""What there is: tasks, policies, and the state of this installation."""
 
 from __future__ import annotations
 
@@ -23,18 +23,7 @@ from trimtab.cli_output import (
 if TYPE_CHECKING:
     from trimtab.core.protocols import Task
 
-__all__ = ["doctor", "methods", "policies", "tasks"]
-
-# Method -> what it is, and the options of `trimtab run` that are this method.
-_METHODS: dict[str, tuple[str, str]] = {
-    "trimtab": ("the learned policy on the reference schedule", "--policy trimtab-1"),
-    "reference": ("5 % warm-up, then linear decay to zero", "--policy none"),
-    "constant": ("the start value throughout", "--policy none --reference constant"),
-    "cosine": ("half a cosine from the start to zero", "--policy none --reference cosine"),
-    "one-cycle": ("rise over 30 % of the steps, then fall", "--policy none --reference one-cycle"),
-    "zero": ("control: the policy switched off", "--policy zero"),
-    "random": ("control: moves drawn by chance, under the guard", "--policy random"),
-}
+__all__ = ["doctor", "policies", "tasks"]
 
 
 def tasks(
@@ -105,17 +94,6 @@ def _seconds_of(task: Task) -> float:
 
     spec, controller = controller_for(None, tuple(task.hyperparameters)[:1])
     return run_task(task, controller, spec).seconds
-
-
-def methods(as_json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False) -> None:
-    """List the ways to choose hyperparameters, and how to run each."""
-    rows = [{"name": k, "what": what, "run": use} for k, (what, use) in _METHODS.items()]
-    if as_json:
-        print_json(rows)
-    else:
-        print_table(
-            ("method", "what it is", "trimtab run TASK ..."), [tuple(row.values()) for row in rows]
-        )
 
 
 def policies(as_json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False) -> None:

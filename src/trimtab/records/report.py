@@ -17,7 +17,7 @@ from trimtab.records.chart_data import figures_of, label_of, spelled, steered_na
 from trimtab.records.charts import THEMES, charts_of, require_report_extra
 from trimtab.records.rows import DecisionRecord, RunRecord
 
-__all__ = ["report_html", "write_picture", "write_report"]
+__all__ = ["page", "report_html", "write_picture", "write_report"]
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
 _POLICY += "script-src 'unsafe-inline' 'unsafe-eval'"  # Vega compiles its expressions
@@ -75,7 +75,23 @@ def report_html(record: RunRecord, other: RunRecord | None = None) -> str:
         MissingDependencyError: The extra ``report`` is not installed.
     """
     require_report_extra()
-    charts = charts_of(record, other)
+    return page(
+        record.title,
+        f"{_header(record, other)}{_figures(record, other)}",
+        charts_of(record, other),
+        f"<h2>Decisions</h2>{_decisions(record)}<h2>The run</h2>{_about(record, other)}",
+    )
+
+
+def page(title: str, above: str, charts: list[dict[str, Any]], below: str) -> str:
+    """Return a page that holds all it shows: HTML above and below its charts.
+
+    Args:
+        title: Escaped here.
+        above: HTML before the charts.
+        charts: Vega-Lite specifications.
+        below: HTML after them.
+    """
     boxes = "".join(
         f'<div class="chart"><div id="chart-{index}"></div></div>' for index in range(len(charts))
     )
@@ -87,12 +103,12 @@ def report_html(record: RunRecord, other: RunRecord | None = None) -> str:
             f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             '<link rel="icon" href="data:,">',
-            f"<title>{_text(record.title)}</title>",
+            f"<title>{_text(title)}</title>",
             f"<style>{(assets / 'report.css').read_text(encoding='utf-8')}</style></head>",
-            f"<body><main>{_header(record, other)}{_figures(record, other)}",
+            f"<body><main>{above}",
             f'<section class="charts">{boxes}</section>',
             "<noscript><p>The charts need JavaScript; the table below does not.</p></noscript>",
-            f"<h2>Decisions</h2>{_decisions(record)}<h2>The run</h2>{_about(record, other)}",
+            below,
             "<footer>Made by trimtab. This file holds all that it shows.</footer></main>",
             _embedded("charts", charts),
             _embedded("themes", THEMES),

@@ -1,0 +1,136 @@
+"""A comparison's report: one HTML file that asks the network for nothing."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from trimtab.records.charts import require_report_extra
+from trimtab.records.comparison_charts import comparison_charts
+from trimtab.records.provenance import command_line
+from trimtab.records.report import page
+
+__all__ = ["write_comparison_report"]
+
+Row = Mapping[str, Any]
+
+
+def write_comparison_report(
+    path: Path,
+    rows: Sequence[Row],
+    figures: Mapping[str, Any],
+    about: Mapping[str, str],
+    left_out: Iterable[tuple[str, str, str]] = (),
+) -> None:
+    """Write a comparison's report to a file, replacing it.
+
+    Args:
+        path: The HTML file.
+        rows: One a result: task, method, budget, seed, start_scale, validation, test, spent.
+        figures: As a comparison's JSON has them.
+        about: What results depend on: versions and the like.
+        left_out: Task, method and reason of what could not be run.
+
+    Raises:
+        MissingDependencyError: The extra ``report`` is not installed.
+    """
+    require_report_extra()
+    tasks = figures["tasks"]
+    title = f"{len(figures['methods'])} methods on {len(tasks)} task{'s' * (len(tasks) != 1)}"
+    above = (
+        '<header><div class="mark">trimtab · comparison at equal compute</div>'
+        f"<h1>{_text(title)}</h1><p>{_text(', '.join(tasks))}.</p></header>"
+    )
+    below = (
+        f"<h2>Methods</h2>{_methods(figures)}<h2>Tasks</h2>{_tasks(figures)}"
+        f"{_left_out(left_out)}<h2>The comparison</h2>{_about(about)}"
+    )
+    path.write_text(page(title, above, comparison_charts(rows, figures), below), encoding="utf-8")
+
+
+def _text(value: Any) -> str:
+    return html.escape(str(value), quote=True)
+
+
+def _number(value: Any) -> str:
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{value:.4g}"
+
+
+def _interval(found: Mapping[str, float] | None) -> str:
+    if found is None:
+        return "–"
+    return f"{found['value']:.2f} ({found['low']:.2f} … {found['high']:.2f})"
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table whose first column is text and whose others are numbers; cells are HTML."""
+    first, *others = heads
+    columns = f"<th>{_text(first)}</th>" + "".join(
+        f'<th class="n">{_text(head)}</th>' for head in others
+    )
+    body = "".join(
+        f"<tr><td>{cells[0]}</td>" + "".join(f'<td class="n">{cell}</td>' for cell in cells[1:])
+        for cells in rows
+    )
+    return f'<div class="sheet"><table><thead><tr>{columns}</tr></thead>{body}</table></div>'
+
+
+def _methods(figures: Mapping[str, Any]) -> str:
+    def order(label: str) -> float:
+        found = figures["regret"].get(label)
+        return math.inf if found is None else float(found["value"])
+
+    heads = ("method", "whole runs", "regret", "n*", "at the cap", "trimtab is better", "seconds")
+    return _table(
+        heads,
+        [
+            (
+                _text(label),
+                _number(figures["spent"][label]),
+                _interval(figures["regret"].get(label)),
+                _interval(figures["n_star"].get(label)),
+                _number(figures["capped"].get(label)),
+                _interval(figures["probability_of_improvement"].get(label)),
+                _number(figures["seconds"][label]),
+            )
+            for label in sorted(figures["methods"], key=order)
+        ],
+    )
+
+
+def _tasks(figures: Mapping[str, Any]) -> str:
+    heads = ("task", "metric", "tuned lr", "loss when tuned", "median loss", "pool", "flagged")
+    return _table(
+        heads,
+        [
+            (
+                _text(name),
+                _text(task["metric"]),
+                _number(task["tuned_lr"]),
+                _number(task["tuned"]),
+                _number(task["median"]),
+                _text(task["pool"]),
+                "yes: under 3 standard errors apart" if task["flagged"] else "no",
+            )
+            for name, task in figures["tasks"].items()
+        ],
+    )
+
+
+def _left_out(left_out: Iterable[tuple[str, str, str]]) -> str:
+    rows = [tuple(_text(word) for word in one) for one in left_out]
+    if not rows:
+        return ""
+    return "<h2>Left out</h2>" + _table(("task", "method", "reason"), rows)
+
+
+def _about(about: Mapping[str, str]) -> str:
+    items = [("command", f"<code>{_text(command_line())}</code>")]
+    items += [(_text(name), f"<code>{_text(value)}</code>") for name, value in about.items()]
+    listed = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in items)
+    return f'<div class="sheet"><dl>{listed}</dl></div>'

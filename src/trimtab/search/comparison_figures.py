@@ -1,0 +1,276 @@
+"""The figures of a comparison; definitions in `docs/measures.md`.
+
+Intervals are 95 %, from a bootstrap over tasks and, within a task, over seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from trimtab.core.metrics import loss_from_validation
+from trimtab.records.measures import (
+    best_of_n,
+    interquartile_mean,
+    probability_of_improvement,
+    runs_worth,
+)
+from trimtab.search.comparing import Comparison, Entry, TaskResult
+
+__all__ = ["PROFILE_LEVELS", "comparison_figures", "label_of"]
+
+PROFILE_LEVELS = tuple(float(level) for level in np.round(np.linspace(-0.5, 2.0, 51), 3))
+"""Regrets at which performance profiles are read."""
+
+_STEERED = "trimtab"
+_N_BOOTSTRAP = 1000
+_FLAG_BELOW = 3.0  # standard errors
+_CAPPED = 0.99
+
+
+def label_of(entry: Entry, budgets: Mapping[str, int]) -> str:
+    """Return a method's name, with its budget unless every budget is one run."""
+    return entry.method if budgets[entry.method] == 1 else f"{entry.method}:{entry.budget}"
+
+
+@dataclass
+class _Task:
+    """One task's numbers, all as losses."""
+
+    curve: np.ndarray  # (N,) expected test loss of the best of n random runs; empty without a pool
+    tuned: float
+    median: float
+    flagged: bool
+    losses: dict[str, dict[tuple[float | None, int], float]] = field(default_factory=dict)
+    spent: dict[str, list[float]] = field(default_factory=dict)
+    charge: dict[str, dict[tuple[float | None, int], float]] = field(default_factory=dict)
+
+    @property
+    def scale(self) -> float:
+        return max(self.median - self.tuned, 1e-9)
+
+
+def _loss(task: TaskResult, value: float) -> float:
+    return float(loss_from_validation(value, mode=task.mode)[0])
+
+
+def _summed_up(task: TaskResult) -> _Task:
+    tuned = np.array([_loss(task, run.test) for run in task.tuned])
+    optimum = float(np.mean(tuned))
+    if not task.pool:
+        return _Task(np.zeros(0), optimum, float("nan"), True)
+    test = np.array([_loss(task, run.test) for run in task.pool])
+    validation = np.array([_loss(task, run.validation) for run in task.pool])
+    finite = np.isfinite(test)
+    test = np.where(finite, test, test[finite].max() if finite.any() else np.inf)
+    validation = np.where(np.isfinite(validation), validation, np.inf)
+    median = float(np.median(test))
+    # Of a median (for normal values 1.25 times that of a mean) and of the mean at lr*.
+    noise = 1.25 * float(np.std(test)) / np.sqrt(len(test))
+    own = float(np.std(tuned, ddof=1)) / np.sqrt(len(tuned)) if len(tuned) > 1 else 0.0
+    is_flagged = median - optimum < _FLAG_BELOW * float(np.hypot(noise, own))
+    return _Task(best_of_n(validation, test), optimum, median, bool(is_flagged))
+
+
+def _gathered(comparison: Comparison) -> tuple[dict[str, _Task], list[str]]:
+    budgets: dict[str, int] = {}
+    for entry in comparison.entries:
+        budgets[entry.method] = max(budgets.get(entry.method, 1), entry.budget)
+    tasks = {name: _summed_up(task) for name, task in comparison.tasks.items()}
+    labels: dict[str, None] = {}
+    for entry in comparison.entries:
+        label = label_of(entry, budgets)
+        labels[label] = None
+        task, key = tasks[entry.task], (entry.start_scale, entry.seed)
+        loss = _loss(comparison.tasks[entry.task], entry.outcome.result.test)
+        task.losses.setdefault(label, {})[key] = loss
+        task.charge.setdefault(label, {})[key] = entry.outcome.spent
+    return tasks, list(labels)
+
+
+Keys = Mapping[str, Sequence[tuple[float | None, int]]]
+Statistic = Callable[[Sequence[tuple[_Task, list[tuple[float | None, int]]]]], float]
+
+
+def _interval(
+    tasks: Sequence[_Task], label: str, statistic: Statistic, scale: float | None = None
+) -> dict[str, float] | None:
+    """Return a statistic of a method's results with its interval; None if it has none.
+
+    Args:
+        tasks: All tasks.
+        label: The method.
+        statistic: Of tasks with the keys of their results.
+        scale: Only results from this start factor; None for all.
+    """
+    have = []
+    for task in tasks:
+        keys = [k for k in task.losses.get(label, {}) if scale is None or k[0] == scale]
+        if keys:
+            have.append((task, keys))
+    if not have:
+        return None
+    generator = np.random.default_rng(0)
+    drawn = []
+    for _ in range(_N_BOOTSTRAP):
+        sample = []
+        for place in generator.integers(len(have), size=len(have)):
+            task, keys = have[place]
+            chosen = generator.integers(len(keys), size=len(keys))
+            sample.append((task, [keys[i] for i in chosen]))
+        drawn.append(statistic(sample))
+    value = statistic(have)
+    if not np.isfinite(value):
+        return None
+    low, high = np.nanpercentile(drawn, [2.5, 97.5])
+    return {"value": float(value), "low": float(low), "high": float(high)}
+
+
+def _regret(label: str) -> Statistic:
+    def statistic(sample: Sequence[tuple[_Task, list[tuple[float | None, int]]]]) -> float:
+        values = [
+            (task.losses[label][key] - task.tuned) / task.scale
+            for task, keys in sample
+            for key in keys
+        ]
+        return interquartile_mean(_worst_for_nan(np.array(values)))
+
+    return statistic
+
+
+def _worst_for_nan(values: np.ndarray) -> np.ndarray:
+    """Return values in which what is not finite is as bad as the worst."""
+    finite = np.isfinite(values)
+    if finite.all():
+        return values
+    return np.where(finite, values, values[finite].max() if finite.any() else np.nan)
+
+
+def _worth(label: str) -> Statistic:
+    def statistic(sample: Sequence[tuple[_Task, list[tuple[float | None, int]]]]) -> float:
+        values = []
+        for task, keys in sample:
+            losses = _worst_for_nan(np.array([task.losses[label][key] for key in keys]))
+            charge = float(np.mean([task.charge[label][key] for key in keys]))
+            loss = float(np.mean(losses))
+            values.append(runs_worth(task.curve, loss, charge) if np.isfinite(loss) else 0.0)
+        return interquartile_mean(np.array(values))
+
+    return statistic
+
+
+def _over(rival: str) -> Statistic:
+    """Return the share of pairs in which the steered run is better than a rival's."""
+
+    def statistic(sample: Sequence[tuple[_Task, list[tuple[float | None, int]]]]) -> float:
+        shares = []
+        for task, keys in sample:
+            theirs = task.losses.get(rival, {})
+            pairs = []
+            for key in keys:
+                other = key if key in theirs else (None, key[1])
+                if other in theirs:
+                    pairs.append((task.losses[_STEERED][key], theirs[other]))
+            if pairs:
+                mine, yours = np.array(pairs).T
+                shares.append(probability_of_improvement(mine, yours))
+        return float(np.mean(shares)) if shares else float("nan")
+
+    return statistic
+
+
+def _profile(tasks: Sequence[_Task], label: str) -> list[float]:
+    """Return the share of results with a regret of at most each of `PROFILE_LEVELS`."""
+    values = np.array(
+        [
+            (loss - task.tuned) / task.scale
+            for task in tasks
+            for loss in task.losses.get(label, {}).values()
+        ]
+    )
+    return [float(np.mean(values <= level)) for level in PROFILE_LEVELS]
+
+
+def comparison_figures(comparison: Comparison) -> dict[str, Any]:
+    """Return every figure of a comparison as plain data.
+
+    ``methods`` names the methods in order. ``regret``, ``n_star`` and
+    ``probability_of_improvement`` (of the steered run over the method) hold ``value``, ``low`` and
+    ``high`` for each; ``regret_by_start`` and ``n_star_by_start`` the same for each start factor.
+    ``capped`` is the share of tasks on which n* is at the pool's size; ``spent`` and ``seconds``
+    are means over all results; ``profile`` is read at ``profile_levels``; ``test`` holds each
+    task's mean of the monitored metric, ``tasks`` what the figures are counted from.
+    """
+    by_name, labels = _gathered(comparison)
+    tasks = list(by_name.values())
+    with_pool = [task for task in tasks if task.curve.size]
+    scales = sorted({e.start_scale for e in comparison.entries if e.start_scale is not None})
+    found: dict[str, Any] = {
+        "methods": labels,
+        "regret": {label: _interval(with_pool, label, _regret(label)) for label in labels},
+        "n_star": {label: _interval(with_pool, label, _worth(label)) for label in labels},
+        "capped": {label: _capped(with_pool, label) for label in labels},
+        "probability_of_improvement": {
+            label: _interval(tasks, _STEERED, _over(label)) for label in labels if label != _STEERED
+        },
+        "profile": {label: _profile(with_pool, label) for label in labels if with_pool},
+        "profile_levels": list(PROFILE_LEVELS),
+    }
+    for name, statistic in (("regret", _regret), ("n_star", _worth)):
+        found[f"{name}_by_start"] = {
+            label: {f"{s:g}": _interval(with_pool, label, statistic(label), s) for s in scales}
+            for label in labels
+        }
+    return found | _means(comparison, by_name, labels)
+
+
+def _capped(tasks: Sequence[_Task], label: str) -> float | None:
+    have = [task for task in tasks if label in task.losses]
+    if not have:
+        return None
+    limit = [
+        np.mean(list(task.losses[label].values())) <= np.minimum.accumulate(task.curve)[-1]
+        for task in have
+    ]
+    return float(np.mean(limit))
+
+
+def _means(
+    comparison: Comparison, by_name: Mapping[str, _Task], labels: Sequence[str]
+) -> dict[str, Any]:
+    budgets: dict[str, int] = {}
+    for entry in comparison.entries:
+        budgets[entry.method] = max(budgets.get(entry.method, 1), entry.budget)
+    of: dict[str, list[Entry]] = {label: [] for label in labels}
+    for entry in comparison.entries:
+        of[label_of(entry, budgets)].append(entry)
+    return {
+        "spent": {label: float(np.mean([e.outcome.spent for e in of[label]])) for label in labels},
+        "seconds": {
+            label: float(np.mean([sum(r.seconds for r in e.outcome.runs) for e in of[label]]))
+            for label in labels
+        },
+        "test": {
+            name: {
+                label: float(np.mean([e.outcome.result.test for e in of[label] if e.task == name]))
+                for label in labels
+                if any(e.task == name for e in of[label])
+            }
+            for name in comparison.tasks
+        },
+        "tasks": {
+            name: {
+                "metric": task.monitor,
+                "mode": task.mode,
+                "tuned_lr": task.tuned_lr,
+                "tuned": by_name[name].tuned,
+                "median": by_name[name].median,
+                "pool": len(task.pool),
+                "flagged": by_name[name].flagged,
+            }
+            for name, task in comparison.tasks.items()
+        },
+    }

@@ -1,0 +1,212 @@
+"""A comparison: its rows are single runs, it survives being killed, it refuses the impossible."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pq = pytest.importorskip("pyarrow.parquet")
+
+TIMEOUT = 120
+ASKED = ("--methods", "trimtab,reference,race,random:4", "--seeds", "2", "--pool", "8")
+
+
+def compare(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
+    environment = os.environ | {"PYTHONPATH": str(cwd)}
+    return subprocess.Popen(
+        [sys.executable, "-m", "trimtab", "compare", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=cwd,
+        env=environment,
+    )
+
+
+def finished(*arguments: str, cwd: Path) -> str:
+    process = compare(*arguments, cwd=cwd)
+    out, err = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 0, err
+    return out
+
+
+def table(folder: Path) -> list[dict[str, object]]:
+    columns = pq.read_table(folder / "comparison.parquet").drop_columns(["seconds"])
+    return list(columns.to_pylist())
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, object]]:
+    """One comparison that nobody disturbed; its folder and its JSON."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "tiny.py").write_text(
+        (Path(__file__).parents[1] / "tiny_task.py").read_text(encoding="utf-8")
+    )
+    out = finished("tiny:make", *ASKED, "--jobs", "2", "--out", "o", "--json", cwd=folder)
+    return folder, json.loads(out)
+
+
+def test_the_json_has_a_sorted_row_for_each_method_and_seed(whole):
+    _, document = whole
+    rows = document["rows"]
+    keys = ["task", "method", "budget", "seed", "start_scale", "validation", "test", "spent"]
+    assert all(list(row) == keys for row in rows)
+    assert [(row["method"], row["budget"], row["seed"]) for row in rows] == [
+        (method, budget, seed)
+        for method, budget in (("race", 1), ("random", 4), ("reference", 1), ("trimtab", 1))
+        for seed in (0, 1)
+    ]
+    of = {(row["method"], row["seed"]): row for row in rows}
+    assert of["random", 0]["start_scale"] is None
+    assert 0.01 <= of["race", 0]["start_scale"] <= 100
+    assert of["race", 0]["start_scale"] == of["trimtab", 0]["start_scale"]
+    assert of["random", 0]["spent"] <= 4 + 1e-9
+    assert document["figures"]["regret"].keys() == {"race", "random:4", "reference", "trimtab"}
+
+
+def test_rows_behind_random_are_single_runs_made_by_hand(whole):
+    folder, _ = whole
+    rows = [r for r in table(folder / "o") if r["row"] == "run" and r["method"] == "random"]
+    assert len(rows) == 8
+    for row in rows[:4]:
+        process = subprocess.run(
+            [
+                *(sys.executable, "-m", "trimtab", "run", "tiny:make", "--policy", "none"),
+                *("--start", f"lr={row['start_lr']!r}", "--seed", str(row["run_seed"])),
+                *("--store", "none", "--json"),
+            ],
+            capture_output=True,
+            text=True,
+            cwd=folder,
+            env=os.environ | {"PYTHONPATH": str(folder)},
+            timeout=TIMEOUT,
+            check=True,
+        )
+        by_hand = json.loads(process.stdout)
+        assert by_hand["best"]["loss"] == row["validation"]
+        assert by_hand["test"]["loss"] == row["test"]
+        assert by_hand["spent"] == row["spent"]
+    pool = {r["run_seed"]: r for r in table(folder / "o") if r["row"] == "pool"}
+    assert all(pool[row["run_seed"]]["test"] == row["test"] for row in rows)
+
+
+def test_killed_and_finished_it_gives_the_same_table(whole, tmp_path):
+    """Killed five times at random moments of a slow task's twin; random seed fixed."""
+    folder, _ = whole
+    (tmp_path / "tiny.py").write_text((folder / "tiny.py").read_text())
+    moments = random.Random(7)
+    lines = []
+    for _ in range(5):
+        process = compare("tiny:make", *ASKED, "--jobs", "2", "--out", "o", cwd=tmp_path)
+        path = tmp_path / "o" / "results.jsonl"
+        wanted = len(lines) + moments.randint(1, 4)
+        deadline = time.monotonic() + TIMEOUT
+        while process.poll() is None and time.monotonic() < deadline:
+            if path.exists() and path.read_text().count("\n") >= wanted:
+                break
+            time.sleep(0.002)
+        children = _children(process.pid)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert _all_gone(children)
+        text = path.read_text() if path.exists() else ""
+        assert text.splitlines()[: len(lines)] == lines  # nothing is done again
+        lines = text[: text.rfind("\n") + 1].splitlines()
+    out = finished("tiny:make", *ASKED, "--jobs", "1", "--out", "o", cwd=tmp_path)
+    assert "comparison.parquet" in out
+    assert table(tmp_path / "o") == table(folder / "o")
+
+
+def _children(parent: int) -> list[int]:
+    listed = Path(f"/proc/{parent}/task/{parent}/children")
+    return [int(pid) for pid in listed.read_text().split()] if listed.exists() else []
+
+
+def _all_gone(processes: list[int]) -> bool:
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        states = [Path(f"/proc/{pid}/stat") for pid in processes]
+        if all(not path.exists() or ") Z" in path.read_text() for path in states):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_more_methods_in_the_same_folder_repeat_nothing(whole):
+    folder, document = whole
+    process = compare(
+        "tiny:make",
+        *("--methods", "reference,cosine", "--seeds", "2", "--pool", "8", "--jobs", "1"),
+        *("--out", "o", "--json"),
+        cwd=folder,
+    )
+    out, err = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 0, err
+    assert "kept from before" in err
+    done = [line for line in err.splitlines() if " seed " in line]
+    assert len(done) == 2
+    assert all("cosine" in line for line in done)
+    old = [row for row in document["rows"] if row["method"] == "reference"]
+    assert [row for row in json.loads(out)["rows"] if row["method"] == "reference"] == old
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["tiny:make", "--methods", "prodigy"], "takes no optimizer="),
+        (["tiny:make", "--methods", "random:9", "--pool", "8"], "9 is more than the pool's 8"),
+        (["tiny:make", "--methods", "open-loop"], "give --starts"),
+        (["tiny:make", "--starts", "0.1,x"], "'x' is not a positive number"),
+        (["tiny:make", "--hyperparameters", "lr,dropout"], "no hyperparameter 'dropout'"),
+        (["tiny:make", "--hyperparameters", "momentum"], "steer exactly one learning rate"),
+        (["tiny:make", "--jobs", "0"], "--jobs: 0 is below 1"),
+        (["tiny:make", "--suite", "fast"], "it fixes what TASK says"),
+        ([], "no task is named"),
+        (["--suite", "quick"], "unknown suite 'quick'"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_before_any_run(folder, capsys, arguments, words):
+    from trimtab import cli
+
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["compare", *arguments])
+    assert ended.value.code == 2
+    assert words in capsys.readouterr().err
+    assert not (folder / "comparison").exists()
+
+
+def test_a_run_that_fails_is_named_and_the_others_are_kept(folder):
+    process = compare(
+        *("tiny:breaks_in_the_middle", "--methods", "reference", "--seeds", "1", "--pool", "0"),
+        *("--jobs", "1"),
+        cwd=folder,
+    )
+    _, err = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 1
+    assert "OSError: the disk with the validation images is gone" in err
+    assert "run the same command again" in err
+
+
+def test_controls_that_are_told_of_steered_runs_are_run_after_them(folder):
+    out = finished(
+        *("tiny:make", "--methods", "shuffled,open-loop", "--starts", "0.1,1", "--seeds", "2"),
+        *("--pool", "0", "--jobs", "2", "--json"),
+        cwd=folder,
+    )
+    document = json.loads(out)
+    rows = [(r["method"], r["start_scale"], r["seed"]) for r in document["rows"]]
+    assert rows == [
+        (method, scale, seed)
+        for method in ("open-loop", "shuffled")
+        for scale in (0.1, 1.0)
+        for seed in (0, 1)
+    ]
+    assert document["figures"]["regret"] == {"open-loop": None, "shuffled": None}
