@@ -13,6 +13,7 @@ from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
 from hypothesis import strategies as st
 
+from tests.case_names import without_address
 from tests.tiny_task import TinyTask
 from trimtab.core.errors import MetricError, SpecError, UnknownNameError
 from trimtab.core.features import observation_table
@@ -61,7 +62,7 @@ def play(env: HyperparamEnv, seed: int, actions_seed: int = 0) -> list[tuple[Any
         {"task": "tests.tiny_task:make", "variant": None},
         {"task": TinyTask(), "variant": None, "hyperparameters": ("momentum", "lr")},
     ],
-    ids=str,
+    ids=without_address,
 )
 @pytest.mark.filterwarnings("error")
 def test_gymnasium_finds_no_fault(options: dict[str, Any]) -> None:
@@ -404,7 +405,7 @@ def test_the_best_weights_are_tested_and_the_run_goes_on() -> None:
         ({"control": {"entri": 3}}, UnknownNameError, "did you mean 'entry'"),
         ({"control": {"entry": 3}}, SpecError, "entry: 3"),
     ],
-    ids=str,
+    ids=without_address,
 )
 def test_a_bad_option_is_refused_when_the_environment_is_made(
     options: dict[str, Any], error: type[Exception], words: str

@@ -10,6 +10,7 @@ import pytest
 from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode
 
+from tests.case_names import without_address
 from tests.tiny_task import TinyTask
 from trimtab.core.errors import SpecError, UnknownNameError
 from trimtab.envs.hyperparam_env import HyperparamEnv
@@ -61,7 +62,7 @@ class Singles:
         },
         {"reward": "final", "hyperparameters": ("momentum",), "reward_split": "validation"},
     ],
-    ids=str,
+    ids=without_address,
 )
 def test_a_batch_is_the_single_environments(options: dict[str, Any]) -> None:
     batch, singles = make_vec(**(STABLE | options)), Singles(**(STABLE | options))
@@ -163,7 +164,7 @@ def test_gymnasium_wrappers_take_it() -> None:
         ({"reward": lambda before, after: 0.0}, "is a function and cannot be compiled"),
         ({"render_mode": "rgb_array"}, "is not drawn in batches"),
     ],
-    ids=str,
+    ids=without_address,
 )
 def test_what_cannot_be_batched_says_what_can(options: dict[str, Any], words: str) -> None:
     with pytest.raises(SpecError, match=words) as caught:
