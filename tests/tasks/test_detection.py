@@ -209,7 +209,7 @@ def test_an_untrained_head_scores_near_zero_and_training_lowers_the_loss(task: A
     run = task.start(seed=0)
     start = run.evaluate("train")
     assert start["ap50"] < 0.05
-    run.advance({"lr": np.full(20, 2 * task.tuned_lr)}, 20)
+    run.advance({"lr": np.full(20, 2 * task.manual["values"]["lr"])}, 20)
     end = run.evaluate("train")
 
     assert end["loss"] < 0.8 * start["loss"]

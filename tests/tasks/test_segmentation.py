@@ -154,7 +154,7 @@ def test_an_untrained_head_scores_low_and_training_raises_it(task: Any) -> None:
     n_classes = task._data.n_classes
     assert abs(start["loss"] - math.log(n_classes)) < 0.2
     assert start["mean_iou"] < 1 / n_classes
-    run.advance({"lr": np.full(15, 2 * task.tuned_lr)}, 15)
+    run.advance({"lr": np.full(15, 2 * task.manual["values"]["lr"])}, 15)
     end = run.evaluate("test")
 
     assert end["loss"] < start["loss"] - 0.1

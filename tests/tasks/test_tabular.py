@@ -139,6 +139,6 @@ def test_training_lowers_the_loss(task: Any) -> None:
     n_classes = run.model.head.out_features
     assert abs(start["loss"] - math.log(n_classes)) < 0.2
     assert set(start) == {"loss", "accuracy", "macro_f1", "examples"}
-    run.advance({"lr": np.full(100, 3 * task.tuned_lr)}, 100)
+    run.advance({"lr": np.full(100, 3 * task.manual["values"]["lr"])}, 100)
 
     assert run.evaluate("validation")["loss"] < start["loss"] - 0.15

@@ -134,7 +134,7 @@ def test_it_keeps_its_promises_and_learns(variant: str) -> None:
     assert (trained < 200_000) == variant.endswith("lora")
     start = run.evaluate("train")
     assert abs(start["loss"] - math.log(8)) < 0.3
-    run.advance({"lr": np.full(12, 4 * task.tuned_lr)}, 12)
+    run.advance({"lr": np.full(12, 4 * task.manual["values"]["lr"])}, 12)
 
     assert run.evaluate("train")["loss"] < start["loss"] - 0.1
 

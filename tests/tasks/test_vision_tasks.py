@@ -139,6 +139,6 @@ def test_training_lowers_the_loss(task: Any) -> None:
     start = run.evaluate("train")
     assert abs(start["loss"] - math.log(run.model.head.out_features)) < 0.3
     assert set(start) == {"loss", "accuracy", "macro_f1", "examples"}
-    run.advance({"lr": np.full(20, 2 * task.tuned_lr)}, 20)
+    run.advance({"lr": np.full(20, 2 * task.manual["values"]["lr"])}, 20)
 
     assert run.evaluate("train")["loss"] < start["loss"] - 0.05

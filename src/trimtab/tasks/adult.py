@@ -42,11 +42,14 @@ _SPLIT_SEED = 0
 _PRETRAINING = Pretraining(steps=1500, batch_size=128, lr=1e-3)
 _SHARES = {"train": 0.5, "validation": 0.12, "selection": 0.12, "test": 0.26}
 
-# tuned_lr: that of the recipe; it was not searched for.
+# tuned_lr: python -m benchmarks.tuned_lr tabular/adult --variant small
+#     --grid 1e-5,3.16e-5,1e-4,3.16e-4,1e-3,3.16e-3,1e-2
+# Best validation losses, mean of two seeds: .588, .435, .396, .397, .400, .410, .419 nats; from
+# 1e-4 to 1e-3 they cannot be told apart. The other variants take the value of "small".
 _VARIANTS = {
-    "tiny": Variant(200, 32, 1.0, 1e-3, examples=2500, size=64),
-    "small": Variant(1000, 64, 4.0, 1e-3, size=128),
-    "default": Variant(3000, 64, 10.0, 1e-3, size=256),
+    "tiny": Variant(200, 32, 1.0, 1e-4, examples=2500, size=64),
+    "small": Variant(1000, 64, 4.0, 1e-4, size=128),
+    "default": Variant(3000, 64, 10.0, 1e-4, size=256),
 }
 
 
@@ -63,7 +66,8 @@ class Adult:
     layer.
 
     Licence: data CC BY 4.0, package GPL-3.0. Cost: about 10 s a run on one core (``small`` 4 s,
-    ``tiny`` 1 s). ``tuned_lr`` is the recipe's learning rate. Sex, race and birthplace are among
+    ``tiny`` 1 s). ``tuned_lr`` was searched on a
+    coarse grid for ``small`` only. Sex, race and birthplace are among
     the features: a benchmark, not a model to judge people with.
 
     Attributes:

@@ -53,11 +53,14 @@ _BLOCKS = (
     ("train", 15),
 )
 
-# tuned_lr: that of the recipe; it was not searched for.
+# tuned_lr: python -m benchmarks.tuned_lr segmentation/brain-tissue --variant small --seeds 970001
+#     --grid 3.16e-3,1e-2,3.16e-2,1e-1
+# Best validation losses of that one seed: .232, .164, .152, .145 nats; the lower of the last two,
+# whose test losses are .200 and .197, is taken. The other variants take the value of "small".
 _VARIANTS = {
-    "tiny": Variant(20, 4, 4.0, 1e-3, size=48),
-    "small": Variant(100, 8, 15.0, 1e-3, size=64),
-    "default": Variant(200, 8, 50.0, 1e-3, size=96),
+    "tiny": Variant(20, 4, 4.0, 3.16e-2, size=48),
+    "small": Variant(200, 8, 12.0, 3.16e-2, size=64),
+    "default": Variant(400, 8, 50.0, 3.16e-2, size=96),
 }
 
 
@@ -76,8 +79,9 @@ class BrainTissue:
     Optimiser: AdamW. ``size`` is the number of pixels that a slice's side is reduced to.
 
     Licence: template ICBM 152 (free to use and to pass on with its notice), package BSD-3-Clause,
-    weights Apache-2.0. Cost: about 50 s a run on one core (``small`` 15 s, ``tiny`` 4 s).
-    ``tuned_lr`` is the recipe's learning rate.
+    weights Apache-2.0. Cost: about 50 s a run on one core (``small`` 12 s, ``tiny`` 4 s).
+    ``tuned_lr`` was searched on a
+    coarse grid for ``small`` only.
 
     Attributes:
         name: ``"segmentation/brain-tissue"``.

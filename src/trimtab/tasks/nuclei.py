@@ -37,11 +37,14 @@ _FOLDER = "data/images"
 _TILE = 64
 _PERCENTILES = (1.0, 99.8)
 
-# tuned_lr: that of the recipe; it was not searched for.
+# tuned_lr: python -m benchmarks.tuned_lr segmentation/nuclei --variant small --seeds 970001
+#     --grid 1e-3,3.16e-3,1e-2,3.16e-2
+# Best validation losses of that one seed: .305, .121, .098, .095 nats; the lower of the last two,
+# which cannot be told apart, is taken. The other variants take the value of "small".
 _VARIANTS = {
-    "tiny": Variant(20, 4, 4.0, 1e-3, size=48),
-    "small": Variant(100, 8, 15.0, 1e-3, size=64),
-    "default": Variant(200, 8, 45.0, 1e-3, size=96),
+    "tiny": Variant(20, 4, 4.0, 1e-2, size=48),
+    "small": Variant(100, 8, 15.0, 1e-2, size=64),
+    "default": Variant(200, 8, 45.0, 1e-2, size=96),
 }
 
 
@@ -85,7 +88,8 @@ class Nuclei:
     Optimiser: AdamW. ``size`` is the number of pixels that a tile's side is scaled to.
 
     Licence: image CC0 (BBBC038), package BSD-3-Clause, weights Apache-2.0. Cost: about 45 s a run
-    on one core (``small`` 15 s, ``tiny`` 4 s). ``tuned_lr`` is the recipe's learning rate.
+    on one core (``small`` 15 s, ``tiny`` 4 s). ``tuned_lr`` was searched on a
+    coarse grid for ``small`` only.
 
     Attributes:
         name: ``"segmentation/nuclei"``.
