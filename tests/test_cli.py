@@ -78,7 +78,7 @@ def test_help_is_the_golden_text(trimtab, golden):
     golden("cli-help.txt", trimtab("--help")[1])
 
 
-@pytest.mark.parametrize("command", ["run", "report", "demo"])
+@pytest.mark.parametrize("command", ["run", "compare", "report", "demo"])
 def test_the_help_of_a_command_is_the_golden_text(trimtab, golden, command):
     golden(f"cli-help-{command}.txt", trimtab(command, "--help")[1])
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["compare", "methods"]
 
 _USUAL_METHODS = "trimtab,reference,lr-finder,race,random:8"
+_USUAL_SEEDS = 5
 
 
 def methods(as_json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False) -> None:
@@ -74,7 +75,7 @@ def _runs(least: int, most: int | None) -> str:
 def compare(
     task: Annotated[
         list[str] | None,
-        typer.Argument(help="Tasks' names (trimtab tasks) or module:factory.", metavar="[TASK]..."),
+        typer.Argument(help="Tasks' names (trimtab tasks) or module:factory."),
     ] = None,
     suite: Annotated[
         str | None, typer.Option(help="A suite of tasks and methods instead: fast or real.")
@@ -83,17 +84,19 @@ def compare(
         str | None, typer.Option(help="Size of the tasks: tiny, small or default.")
     ] = None,
     methods: Annotated[
-        str, typer.Option(help="Methods, each with its budget in whole runs.")
-    ] = _USUAL_METHODS,
-    seeds: Annotated[int, typer.Option(help="Seeds of each method.")] = 5,
+        str | None,
+        typer.Option(help=f"Methods, each with its budget in whole runs; else {_USUAL_METHODS}."),
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(help="Seeds of each method; else 5.")] = None,
     seed: Annotated[int, typer.Option(help="First seed; from 1000000 on for reports.")] = 0,
     starts: Annotated[
         str | None,
         typer.Option(help="Factors of the tuned learning rate, such as 0.01,1,100."),
     ] = None,
     hyperparameters: Annotated[
-        str, typer.Option(help="What is steered and searched, separated by commas.")
-    ] = "lr",
+        str | None,
+        typer.Option(help="What is steered and searched, separated by commas; else lr."),
+    ] = None,
     policy: Annotated[
         str, typer.Option(help="A shipped policy's name, or a policy file.")
     ] = "trimtab-1",
@@ -118,7 +121,17 @@ def compare(
     if suite is not None:
         from trimtab.search.suites import suite_plans
 
-        _refuse_beside_suite(task, variant, starts)
+        _refuse_beside_suite(
+            {
+                "TASK": task,
+                "--variant": variant,
+                "--methods": methods,
+                "--seeds": seeds,
+                "--starts": starts,
+                "--hyperparameters": hyperparameters,
+                "--pool": pool,
+            }
+        )
         plans = suite_plans(suite, rhythm=rhythm, policy=file, first_seed=seed)
     else:
         plans = [_plan(task, methods, seeds, seed, starts, hyperparameters, variant, pool)]
@@ -141,16 +154,10 @@ def compare(
         typer.echo(f"wrote {report.resolve()}")
 
 
-def _refuse_beside_suite(
-    tasks: Sequence[str] | None, variant: str | None, starts: str | None
-) -> None:
+def _refuse_beside_suite(options: dict[str, Any]) -> None:
     from trimtab.core.errors import SpecError
 
-    given = [
-        name
-        for name, value in (("TASK", tasks), ("--variant", variant), ("--starts", starts))
-        if value
-    ]
+    given = [name for name, value in options.items() if value is not None and value != []]
     if given:
         raise SpecError(f"--suite: it fixes what {given[0]} says as well; give one of the two")
 
@@ -171,11 +178,11 @@ def _rhythm_and_policy(policy: str, decisions: int) -> tuple[Any, tuple[str, str
 
 def _plan(
     tasks: Sequence[str] | None,
-    methods: str,
-    seeds: int,
+    methods: str | None,
+    seeds: int | None,
     seed: int,
     starts: str | None,
-    hyperparameters: str,
+    hyperparameters: str | None,
     variant: str | None,
     pool: int | None,
 ) -> Plan:
@@ -187,17 +194,18 @@ def _plan(
         raise SpecError("compare: no task is named; name one (trimtab tasks), or give --suite fast")
     if len(set(tasks)) < len(tasks):
         raise SpecError(f"compare: {', '.join(tasks)} names a task twice; name each once")
+    seeds = _USUAL_SEEDS if seeds is None else seeds
     if seeds < 1 or seed < 0:
         raise SpecError(f"--seeds {seeds} --seed {seed}: give at least 1 seed, from 0 on")
     if pool is not None and pool < 0:
         raise SpecError(f"--pool: {pool} is below 0; 0 leaves out regret and n*")
     return Plan(
         tasks=tuple(tasks),
-        methods=parse_methods(methods),
+        methods=parse_methods(_USUAL_METHODS if methods is None else methods),
         seeds=tuple(range(seed, seed + seeds)),
         variant=variant,
         starts=None if starts is None else _factors(starts),
-        hyperparameters=tuple(names(hyperparameters)),
+        hyperparameters=tuple(names(hyperparameters or "lr")),
         pool=pool,
     )
 

@@ -169,6 +169,7 @@ def test_more_methods_in_the_same_folder_repeat_nothing(whole):
         (["tiny:make", "--hyperparameters", "momentum"], "steer exactly one learning rate"),
         (["tiny:make", "--jobs", "0"], "--jobs: 0 is below 1"),
         (["tiny:make", "--suite", "fast"], "it fixes what TASK says"),
+        (["--suite", "fast", "--seeds", "2"], "it fixes what --seeds says"),
         ([], "no task is named"),
         (["--suite", "quick"], "unknown suite 'quick'"),
     ],

@@ -265,6 +265,7 @@ def test_greedy_never_holds_a_low_start_up_at_its_default_minimum(assign):
 @pytest.mark.framework
 @pytest.mark.parametrize("name", ["asha", "pbt", "pb2"])
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Ray's own: unclosed files, deprecations
 def test_ray_spends_what_it_was_given(assign, name):
     pytest.importorskip("ray")
     outcome = find_method(name).run(assign(0, budget=4))

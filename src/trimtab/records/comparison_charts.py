@@ -92,9 +92,9 @@ def regret_chart(figures: Mapping[str, Any]) -> Any:
     return alt.layer(
         base.mark_rule(opacity=0.35).encode(y=alt.Y("low:Q", title=None), y2="high:Q"),
         base.mark_point(filled=True, size=60, opacity=1).encode(y="regret:Q", tooltip=tip),
-        base.mark_text(align="left", dx=6, dy=-6, fontSize=10).encode(
-            y="regret:Q", text="method:N"
-        ),
+        base.transform_filter("datum.charge > 1.5 || datum.group === 'trimtab'")
+        .mark_text(align="left", dx=6, dy=-6, fontSize=10)
+        .encode(y="regret:Q", text="method:N"),
     ).properties(
         title=alt.TitleParams(
             "Regret against compute", subtitle="0 as good as tuned, 1 as good as a random run"

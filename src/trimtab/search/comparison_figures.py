@@ -68,8 +68,8 @@ def _summed_up(task: TaskResult) -> _Task:
     test = np.where(finite, test, test[finite].max() if finite.any() else np.inf)
     validation = np.where(np.isfinite(validation), validation, np.inf)
     median = float(np.median(test))
-    # Of a median (for normal values 1.25 times that of a mean) and of the mean at lr*.
-    noise = 1.25 * float(np.std(test)) / np.sqrt(len(test))
+    draws = np.random.default_rng(0).choice(test, (_N_BOOTSTRAP, len(test)))
+    noise = float(np.std(np.median(draws, axis=1)))  # of the median; ruined runs hardly move it
     own = float(np.std(tuned, ddof=1)) / np.sqrt(len(tuned)) if len(tuned) > 1 else 0.0
     is_flagged = median - optimum < _FLAG_BELOW * float(np.hypot(noise, own))
     return _Task(best_of_n(validation, test), optimum, median, bool(is_flagged))
