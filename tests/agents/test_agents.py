@@ -39,6 +39,8 @@ def returns(agent: Any, env: Any, seeds: range) -> np.ndarray:
     totals = []
     for seed in seeds:
         state, _ = env.reset(seed=seed)
+        if hasattr(agent, "begin_episode"):
+            agent.begin_episode()
         done, total = False, 0.0
         while not done:
             action = agent.choose_action(state, explore=False)

@@ -213,7 +213,12 @@ def make(name: str, env: Any, **settings: Any) -> Agent:
             f"agent {name!r} needs a Box of observations; this environment has "
             f"{env.observation_space}; flatten it first"
         )
-    return kind.make(env, settings)
+    try:
+        return kind.make(env, settings)
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        raise SpecError(f"agent {name!r}: {error}; leave that setting out") from error
 
 
 def save_agent(agent: Agent, env_spaces: tuple[str, str], path: str | Path) -> None:
@@ -243,6 +248,8 @@ def load(path: str | Path, env: Any) -> Agent:
         SpecError: It was saved for an environment with other spaces.
     """
     header, state = read_agent(path)
+    if not {"name", "settings", "spaces"} <= header.keys():
+        raise PolicyFileError(f"agent {path} is damaged (header {sorted(header)}); save it again")
     found = [str(env.observation_space), str(env.action_space)]
     if header["spaces"] != found:
         raise SpecError(
@@ -250,9 +257,10 @@ def load(path: str | Path, env: Any) -> Agent:
             f"{header['spaces'][1]}, this environment has {found[0]} and {found[1]}; "
             "make the environment with the same options"
         )
+    agent = make(header["name"], env, **json.loads(header["settings"]))
     try:
-        agent = make(header["name"], env, **json.loads(header["settings"]))
         agent.load_state_dict(state)
-    except (KeyError, IndexError, TypeError) as error:
-        raise PolicyFileError(f"agent {path} is damaged ({error}); save it again") from error
+    except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+        first = str(error).partition("\n")[0]
+        raise PolicyFileError(f"agent {path} is damaged ({first}); save it again") from error
     return agent

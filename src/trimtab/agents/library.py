@@ -81,7 +81,7 @@ class OnPolicyAgent:
 
         A recurrent policy remembers what it sampled once `update` brings it back; choices without
         exploration have a memory of their own, which a Hyperparam environment's first observation
-        clears.
+        clears, and elsewhere `begin_episode`.
         """
         self._seam.look(np.asarray(observation))
         seen = np.asarray(observation)[None]
@@ -106,6 +106,10 @@ class OnPolicyAgent:
     ) -> None:
         """Add the transition to the buffer, and train when it is full."""
         self._seam.take(observation, action, reward, next_observation, terminated, truncated)
+
+    def begin_episode(self) -> None:
+        """Forget what choices without exploration have seen; see `choose_action`."""
+        self._acting_states = None
 
     def _learn(self, transition: Transition) -> None:
         model, seen = self.model, transition.observation[None]

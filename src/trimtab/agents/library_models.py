@@ -61,7 +61,9 @@ def make_model(name: str, env: Any, settings: Mapping[str, Any], total_timesteps
         SpecError: The class has no such keyword.
         MissingDependencyError: The library is not installed.
     """
-    given = {"seed": 0, "device": "cpu", "verbose": 0, **_USUAL[name], **settings}
+    # A copy: the library writes into the dicts that it is given.
+    own = copy.deepcopy(dict(settings))
+    given = {"seed": 0, "device": "cpu", "verbose": 0, **_USUAL[name], **own}
     cls = _library_class(name)
     try:
         model = cls(_POLICIES.get(name, "MlpPolicy"), _SpacesOnly(env), **given)
