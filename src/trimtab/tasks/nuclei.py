@@ -43,7 +43,7 @@ _PERCENTILES = (1.0, 99.8)
 # which cannot be told apart, is taken. The other variants take the value of "small".
 _VARIANTS = {
     "tiny": Variant(20, 4, 4.0, 1e-2, size=48),
-    "small": Variant(100, 8, 15.0, 1e-2, size=64),
+    "small": Variant(100, 8, 8.0, 1e-2, size=64),
     "default": Variant(200, 8, 45.0, 1e-2, size=96),
 }
 
@@ -88,7 +88,7 @@ class Nuclei:
     Optimiser: AdamW. ``size`` is the number of pixels that a tile's side is scaled to.
 
     Licence: image CC0 (BBBC038), package BSD-3-Clause, weights Apache-2.0. Cost: about 45 s a run
-    on one core (``small`` 15 s, ``tiny`` 4 s). ``tuned_lr`` was searched on a
+    on one core (``small`` 8 s, ``tiny`` 4 s). ``tuned_lr`` was searched on a
     coarse grid for ``small`` only.
 
     Attributes:

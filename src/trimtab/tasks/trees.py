@@ -47,9 +47,9 @@ _THINNED = {"tiny": 4, "small": 2, "default": 1}
 # Best validation losses of that one seed: .763, .772, .780; lower rates were not tried. The other
 # variants take the value of "small".
 _VARIANTS = {
-    "tiny": Variant(20, 4, 5.0, 1e-3, size=64),
-    "small": Variant(120, 8, 18.0, 1e-3, size=96),
-    "default": Variant(250, 8, 55.0, 1e-3, size=128),
+    "tiny": Variant(20, 4, 3.0, 1e-3, size=64),
+    "small": Variant(120, 8, 10.0, 1e-3, size=96),
+    "default": Variant(250, 8, 25.0, 1e-3, size=128),
 }
 
 
@@ -69,8 +69,8 @@ class Trees:
     tile and kept in the user's cache folder; a step trains the next 6 stages, the neck and the
     heads. Optimiser: AdamW. ``size`` is the number of pixels that a tile's side is scaled to.
 
-    Licence: photographs MIT, weights Apache-2.0. Cost: about 55 s a run on one core (``small``
-    18 s, ``tiny`` 5 s). ``tuned_lr`` was searched on a
+    Licence: photographs MIT, weights Apache-2.0. Cost: about 25 s a run on one core (``small``
+    10 s, ``tiny`` 3 s). ``tuned_lr`` was searched on a
     coarse grid for ``small`` only.
 
     Attributes:
