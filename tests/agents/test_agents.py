@@ -16,7 +16,19 @@ from tests.agents import probe_environments as probes
 from trimtab.agents.base import Seam, Transition
 from trimtab.agents.discretisation import Discretisation, default_bins
 from trimtab.agents.files import read_agent, write_agent
-from trimtab.core.errors import PolicyFileError, SpecError, UnknownNameError
+from trimtab.controllers.learned import (
+    LearnedController,
+    PolicyFile,
+    parameter_shapes,
+    read_policy,
+    write_policy,
+)
+from trimtab.core.errors import (
+    IncompatiblePolicyError,
+    PolicyFileError,
+    SpecError,
+    UnknownNameError,
+)
 from trimtab.core.spec import ControlSpec
 from trimtab.envs.hyperparam_env import HyperparamEnv
 
@@ -298,3 +310,39 @@ def test_the_loop_of_the_article_runs(monkeypatch: Any, capsys: Any) -> None:
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
         *("random", "reference", "q-learning"),
     ]
+
+
+def written_policy(path: Path, spec: ControlSpec) -> Path:
+    generator = np.random.default_rng(0)
+    arrays = {
+        name: generator.normal(0, 0.3, shape).astype(np.float32)
+        for name, shape in parameter_shapes(8).items()
+    }
+    write_policy(path, PolicyFile("tried", spec, arrays, {}, {}))
+    return path
+
+
+def test_the_shipped_kind_of_policy_acts_as_in_a_live_run(tmp_path: Path) -> None:
+    env = HyperparamEnv(actions="multi-discrete", **QUICK)
+    path = written_policy(tmp_path / "tried.safetensors", env.control_spec)
+    agent = trimtab.agents.make("pretrained", env, policy=str(path))
+    controller = LearnedController(read_policy(path))
+    for seed in range(2):  # its memory begins anew with each episode
+        seen, _ = env.reset(seed=seed)
+        controller.reset(seed=0)
+        done = False
+        while not done:
+            action = agent.choose_action(seen)
+            np.testing.assert_array_equal(action, controller.act(seen))
+            seen, _, terminated, truncated, _ = env.step(action)
+            done = terminated or truncated
+    agent.save(tmp_path / "agent")
+    again = trimtab.agents.load(tmp_path / "agent", env)
+    assert again.settings == {"policy": str(path)}
+
+
+def test_a_policy_of_another_contract_is_refused(tmp_path: Path) -> None:
+    path = written_policy(tmp_path / "tried.safetensors", ControlSpec(reward="best-so-far"))
+    env = HyperparamEnv(actions="multi-discrete", **QUICK)
+    with pytest.raises(IncompatiblePolicyError, match="reward: 'best-so-far' there, 'log-loss'"):
+        trimtab.agents.make("pretrained", env, policy=str(path))
