@@ -30,7 +30,7 @@ def methods(as_json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = F
     from trimtab.core.registry import names as registered
     from trimtab.search.methods import find_method
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in registered("method"):
         method = find_method(name)
         rows.append(
@@ -283,7 +283,7 @@ def _write_report(
     from trimtab.records.comparison_report import write_comparison_report
     from trimtab.search.comparison_rows import result_rows
 
-    refusals = [tuple(refusal) for refusal in found.refusals]
+    refusals = [(first, second, third) for first, second, third in found.refusals]
     try:
         write_comparison_report(path, result_rows(found), figures, identity, refusals)
     except MissingDependencyError as error:
