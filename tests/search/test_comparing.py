@@ -177,6 +177,8 @@ def test_more_methods_in_the_same_folder_repeat_nothing(whole):
 def test_what_cannot_be_compared_is_refused_before_any_run(folder, capsys, arguments, words):
     from trimtab import cli
 
+    if "prodigy" in arguments:
+        pytest.importorskip("prodigyopt")
     with pytest.raises(SystemExit) as ended:
         cli.main(["compare", *arguments])
     assert ended.value.code == 2

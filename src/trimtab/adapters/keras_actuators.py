@@ -20,7 +20,14 @@ from trimtab.adapters.keras_variables import array_of, held_variable, is_compile
 from trimtab.core.errors import AdapterError, unknown_name
 from trimtab.core.hyperparameters import KINDS, Hyperparameter, hyperparameter
 
-__all__ = ["KINDS_IN_KERAS", "Actuator", "Hands", "find_hyperparameters", "moved_value"]
+__all__ = [
+    "KINDS_IN_KERAS",
+    "Actuator",
+    "Hands",
+    "Value",
+    "find_hyperparameters",
+    "moved_value",
+]
 
 KINDS_IN_KERAS: tuple[str, ...] = (
     "lr",

@@ -17,8 +17,18 @@ from trimtab.core import registry
 from trimtab.core.errors import PolicyFileError, SpecError
 from trimtab.core.spec import ControlSpec
 
-__all__ = ["Agent", "AgentKind", "Seam", "Transition", "action_kind", "control_spec_of"]
-__all__ += ["load", "make", "names", "save_agent"]
+__all__ = [
+    "Agent",
+    "AgentKind",
+    "Seam",
+    "Transition",
+    "action_kind",
+    "control_spec_of",
+    "load",
+    "make",
+    "names",
+    "save_agent",
+]
 
 
 class Agent(Protocol):
