@@ -250,8 +250,7 @@ class HyperparamVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
             self._begins[env] = drawn
             task: Any = self.settings.task_of(drawn)
             buckets.setdefault(task.bucket, {})[env] = task.index
-        n = self.num_envs
-        validation, selection = np.zeros(n, np.float32), np.zeros(n, np.float32)
+        validation, selection = np.zeros((2, self.num_envs), np.float32)
         for bucket, members in buckets.items():
             for other in self._fleets.values():
                 for env in members:
