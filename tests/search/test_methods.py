@@ -262,7 +262,6 @@ def test_greedy_never_holds_a_low_start_up_at_its_default_minimum(assign):
     assert low.validation == pytest.approx(flat.validation, rel=0.05)
 
 
-@pytest.mark.framework
 @pytest.mark.parametrize("name", ["asha", "pbt", "pb2"])
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Ray's own: unclosed files, deprecations
