@@ -293,3 +293,15 @@ def test_idle_action_has_the_shape_of_the_spec(actions: str) -> None:
     spec = spec_of(3, actions=actions)
 
     assert no_action(spec).shape == (() if actions == "discrete" else (4,))
+
+
+def test_a_budget_known_late_is_what_a_cost_aware_reward_charges() -> None:
+    rewards = []
+    for budget in (math.nan, 100.0):
+        spec = ControlSpec(reward="cost-aware", front_windows=0, decisions=2)
+        session = Session(spec, None, total_steps=10, reference=np.ones(10))
+        session.budget = budget
+        session.observe(Metrics(val_loss=1.0))
+        session.decide(None)
+        rewards.append(session.observe(Metrics(val_loss=0.9, steps=5, charge=50.0))[1])
+    assert rewards[0] - rewards[1] == pytest.approx(0.05, abs=1e-6)

@@ -109,6 +109,16 @@ class Session:
         if controller is not None:
             controller.reset(seed=seed)
 
+    @property
+    def budget(self) -> float:
+        """Charge of a whole run in examples; setting it moves what a cost-aware reward charges."""
+        return self._budget
+
+    @budget.setter
+    def budget(self, examples: float) -> None:
+        self._budget = float(examples)
+        self.carry = self.carry._replace(budget=np.float32(examples))
+
     # What a trainer asks.
 
     @property
