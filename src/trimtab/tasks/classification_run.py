@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,28 +11,15 @@ from torch import nn
 
 from trimtab.core.hyperparameters import Hyperparameter
 from trimtab.tasks.classification import classification_scores
+from trimtab.tasks.randomness import RunSeeds, ShuffledBatches, run_seeds
 from trimtab.tasks.torch_run import (
     ParameterGroups,
-    ShuffledBatches,
     TorchRun,
     TorchSetup,
     adamw,
 )
 
 __all__ = ["LabelledData", "RunSeeds", "classification_run", "run_seeds"]
-
-
-class RunSeeds(NamedTuple):
-    """The independent seeds of one run: new weights, order of data, dropout."""
-
-    weights: int
-    order: int
-    noise: int
-
-
-def run_seeds(seed: int) -> RunSeeds:
-    """Return the seeds that a run of this seed uses; the seed is 0 or more."""
-    return RunSeeds(*(int(word) for word in np.random.SeedSequence(seed).generate_state(3)))
 
 
 @dataclass(frozen=True)

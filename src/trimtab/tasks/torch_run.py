@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,53 +13,15 @@ import torch
 from torch import nn
 
 from trimtab.adapters.torch_statistics import WindowStatistics
-from trimtab.core.errors import SpecError, unknown_name
-from trimtab.core.metrics import FORWARD_CHARGE, Metrics, loss_from_validation
+from trimtab.core.errors import SpecError
+from trimtab.core.metrics import Metrics
+from trimtab.tasks.randomness import ShuffledBatches
 from trimtab.tasks.splits import SPLITS
+from trimtab.tasks.windows import checked_split, validated, values_by_step
 
 __all__ = ["ShuffledBatches", "TorchRun", "TorchSetup", "adamw", "decay_groups"]
 
 ParameterGroups = list[dict[str, Any]]
-
-
-class ShuffledBatches:
-    """Endless batches of indices: every epoch a new order, incomplete last batches left out.
-
-    It belongs to the run, not to the weights: restoring a snapshot does not turn it back.
-
-    Attributes:
-        batch_size: Examples a batch; may be changed at any time.
-    """
-
-    def __init__(self, n_examples: int, batch_size: int, *, seed: int) -> None:
-        """Shuffle ``n_examples`` in a stream that ``seed`` fixes.
-
-        Raises:
-            SpecError: ``batch_size`` is not in 1..n_examples.
-        """
-        if not 1 <= batch_size <= n_examples:
-            raise SpecError(
-                f"batch_size: {batch_size} is not in 1..{n_examples}, the number of training "
-                "examples; choose one of these"
-            )
-        self.batch_size = batch_size
-        self._n_examples = n_examples
-        self._generator = np.random.default_rng(seed)
-        self._order = np.empty(0, np.int64)
-        self._at = 0
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        return self
-
-    def __next__(self) -> np.ndarray:
-        """Return the next batch's indices, (batch_size,) int64."""
-        size = min(int(self.batch_size), self._n_examples)
-        if self._at + size > len(self._order):
-            self._order = self._generator.permutation(self._n_examples)
-            self._at = 0
-        chosen = self._order[self._at : self._at + size]
-        self._at += size
-        return chosen
 
 
 def decay_groups(model: nn.Module) -> ParameterGroups:
@@ -184,7 +145,7 @@ class TorchRun:
             SpecError: ``steps`` is below 1, or an array does not hold one value a step.
             UnknownNameError: A name in ``values`` is no hyperparameter of this run.
         """
-        columns = self._columns(values, steps)
+        columns = values_by_step(values, steps, {**self._setup.defaults, **self._actuators})
         self._statistics.begin(steps)
         examples = 0
         with self._own_random_stream():
@@ -206,8 +167,7 @@ class TorchRun:
         Raises:
             UnknownNameError: The task has no such split.
         """
-        if split not in self._setup.splits:
-            raise unknown_name("split", split, self._setup.splits)
+        checked_split(split, self._setup.splits)
         modes = [(module, module.training) for module in self.model.modules()]
         devices = [self._device] if self._device.type == "cuda" else []
         with torch.random.fork_rng(devices), torch.no_grad(), self._optimizer_in_evaluation():
@@ -252,35 +212,14 @@ class TorchRun:
         return True
 
     def _validated(self, metrics: Metrics) -> Metrics:
-        validation = self.evaluate("validation")
-        monitor, mode = self._setup.monitor, self._setup.mode
-        self.measured = dict(validation)
-        val_loss, _ = loss_from_validation(validation, monitor=monitor, mode=mode)
-        reward_loss = math.nan
-        if self.measure_selection and "selection" in self._setup.splits:
-            selection = self.evaluate("selection")
-            reward_loss, _ = loss_from_validation(selection, monitor=monitor, mode=mode)
-        return metrics._replace(
-            val_loss=val_loss,
-            reward_loss=reward_loss,
-            charge=metrics.charge + FORWARD_CHARGE * validation["examples"],
-            finite=1.0 if math.isfinite(val_loss) else 0.0,
+        ended, self.measured = validated(
+            metrics,
+            self.evaluate,
+            monitor=self._setup.monitor,
+            mode=self._setup.mode,
+            with_selection=self.measure_selection and "selection" in self._setup.splits,
         )
-
-    def _columns(self, values: Mapping[str, np.ndarray], steps: int) -> dict[str, np.ndarray]:
-        if steps < 1:
-            raise SpecError(f"steps: {steps} is below 1; advance by at least one step")
-        columns: dict[str, np.ndarray] = {}
-        for name, value in values.items():
-            if name not in self._setup.defaults and name not in self._actuators:
-                raise unknown_name("hyperparameter", name, self._setup.defaults)
-            columns[name] = np.asarray(value, np.float64)
-            if columns[name].shape != (steps,):
-                raise SpecError(
-                    f"values[{name!r}]: shape {columns[name].shape} is not ({steps},); "
-                    "give one value a step"
-                )
-        return columns
+        return ended
 
     def _actuate(self, values: Mapping[str, float]) -> None:
         for name, value in values.items():
