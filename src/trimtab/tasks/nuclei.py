@@ -23,7 +23,7 @@ from trimtab.tasks.pictures import resized
 from trimtab.tasks.segmentation import FROZEN_STAGES, LabelledImages, segmentation_run
 from trimtab.tasks.splits import SPLITS
 from trimtab.tasks.torch_run import ParameterGroups, TorchRun, adamw
-from trimtab.tasks.variants import Variant, describe_task, find_variant, steered_by
+from trimtab.tasks.variants import SizedTask, Variant, recipe
 
 __all__ = ["Nuclei", "Region", "eight_bits", "nuclei_regions"]
 
@@ -74,7 +74,7 @@ _REGIONS: Mapping[str, Region] = {
 }
 
 
-class Nuclei:
+class Nuclei(SizedTask):
     """Nucleus or background, for each pixel of a microscope's image.
 
     The left half of the one image gives train (192 rows; tiles of 64 pixels every 32, each also
@@ -92,60 +92,17 @@ class Nuclei:
     coarse grid for ``small`` only.
 
     Attributes:
-        name: ``"segmentation/nuclei"``.
-        variant: ``"tiny"``, ``"small"`` or ``"default"``.
         hyperparameters: All act: lr, weight_decay, beta1, dropout, label_smoothing, clip.
-        total_steps: Optimiser steps of a whole run.
-        batch_size: Training images a step.
         monitor: ``"loss"``, the pixels' log-loss in nats; see
             `trimtab.tasks.segmentation.segmentation_scores` for what is measured with it.
-        mode: ``"min"``.
-        kind: What sort of task it is.
-        metric: What is reported first.
-        licence: Of data and weights.
-        notice: Empty: there is nothing that whoever runs the task must be told.
-        seconds: A whole run with 21 validations on one quiet core, cache filled.
-        tuned_lr: The learning rate that starts are counted from.
-        manual: The documented recipe: values, reference schedule, source.
     """
 
     name = "segmentation/nuclei"
-    monitor = "loss"
-    mode = "min"
     kind = "semantic-segmentation"
     metric = "mean IoU"
     licence = "data CC0 (BBBC038), package stardist BSD-3-Clause, weights Apache-2.0"
-    notice = ""
-    manual: Mapping[str, Any] = {
-        "values": {
-            "lr": 1e-3,
-            "weight_decay": 1e-2,
-            "beta1": 0.9,
-            "dropout": 0.1,
-            "label_smoothing": 0.0,
-            "clip": 1.0,
-        },
-        "reference": "cosine",
-        "source": "PyTorch's defaults for AdamW; cosine decay",
-    }
-
-    def __init__(self, variant: str = "default") -> None:
-        """Describe the task; nothing is loaded before `start`.
-
-        Raises:
-            UnknownNameError: There is no such variant.
-        """
-        self._settings = find_variant(_VARIANTS, variant)
-        self.variant = variant
-        self.total_steps = self._settings.steps
-        self.batch_size = self._settings.batch_size
-        self.seconds = self._settings.seconds
-        self.tuned_lr = self._settings.tuned_lr
-        self.hyperparameters = steered_by(self.manual)
-
-    def describe(self) -> dict[str, Any]:
-        """Return what a list of tasks shows, as JSON-able data."""
-        return describe_task(self, _VARIANTS)
+    manual = recipe("PyTorch's defaults for AdamW; cosine decay")
+    variants = _VARIANTS
 
     def start(
         self,

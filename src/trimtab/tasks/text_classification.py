@@ -27,7 +27,7 @@ from trimtab.tasks.packages import package_folder, package_versions, require_pac
 from trimtab.tasks.pretraining import seeded
 from trimtab.tasks.splits import SPLITS, stratified_splits
 from trimtab.tasks.torch_run import ParameterGroups, TorchRun, adamw
-from trimtab.tasks.variants import Variant, describe_task, find_variant, steered_by
+from trimtab.tasks.variants import SizedTask, Variant, recipe
 
 __all__ = ["TextClassification", "TextNetwork", "newsgroups", "read_texts", "reuters"]
 
@@ -65,23 +65,16 @@ _VARIANTS = {
 }
 _LORA = {"r": 8, "lora_alpha": 16, "target_modules": ["query", "value"]}
 
-_USUAL_VALUES = {
-    "weight_decay": 1e-2,
-    "beta1": 0.9,
-    "dropout": 0.1,
-    "label_smoothing": 0.0,
-    "clip": 1.0,
-}
-_FULL_RECIPE: Mapping[str, Any] = {
-    "values": {"lr": 5e-5, **_USUAL_VALUES},
-    "reference": "warmup-linear",
-    "source": "Devlin et al. 2019, appendix A.3: AdamW, 5e-5, warm-up, linear decay, dropout 0.1",
-}
-_LORA_RECIPE: Mapping[str, Any] = {
-    "values": {"lr": 5e-4, **_USUAL_VALUES},
-    "reference": "warmup-linear",
-    "source": "Hu et al. 2022, table 9 (base models): rank 8 on query and value, AdamW, 5e-4",
-}
+_FULL_RECIPE = recipe(
+    "Devlin et al. 2019, appendix A.3: AdamW, 5e-5, warm-up, linear decay, dropout 0.1",
+    lr=5e-5,
+    reference="warmup-linear",
+)
+_LORA_RECIPE = recipe(
+    "Hu et al. 2022, table 9 (base models): rank 8 on query and value, AdamW, 5e-4",
+    lr=5e-4,
+    reference="warmup-linear",
+)
 
 
 @dataclass(frozen=True)
@@ -171,7 +164,7 @@ class TextNetwork(nn.Module):
         return logits
 
 
-class TextClassification:
+class TextClassification(SizedTask):
     """The subject of a text, told by a fine-tuned MiniLM; made by `newsgroups` or `reuters`.
 
     Train, validation and selection are dealt from the published training part by a fixed seed,
@@ -181,31 +174,22 @@ class TextClassification:
     ``default-lora`` train adapters of rank 8 on the queries and values of each layer, through
     PEFT. The head is new in both. Optimiser: AdamW.
 
+    A run steps in a plain PyTorch loop and not through Transformers' ``Trainer``: a search method
+    advances a run by a few steps, copies it and turns it back as often as it likes, and there is no
+    call for either in the middle of ``Trainer.train``. ``benchmarks/adapters.py`` takes the same
+    network through ``Trainer`` with a `TrimtabCallback`.
+
     Cost: about 50 s a run on one core (``small`` 15 s, ``tiny`` 4 s; with adapters a little less).
     ``tuned_lr`` was searched on a
     coarse grid for ``small`` and ``small-lora`` of ``text/reuters`` only.
 
     Attributes:
-        name: ``"text/newsgroups"`` or ``"text/reuters"``.
-        variant: One of the six above.
         hyperparameters: All act: lr, weight_decay, beta1, dropout, label_smoothing, clip.
-        total_steps: Optimiser steps of a whole run.
-        batch_size: Training examples a step.
         monitor: ``"loss"``, the log-loss in nats; accuracy and macro-F1 are measured with it.
-        mode: ``"min"``.
-        kind: What sort of task it is.
-        metric: What is reported first.
-        licence: Of data and weights.
-        notice: What whoever runs the task has to read, or an empty text.
-        seconds: A whole run with 21 validations on one quiet core, cache filled.
-        tuned_lr: The learning rate that starts are counted from.
-        manual: The documented recipe: values, reference schedule, source.
     """
 
-    monitor = "loss"
-    mode = "min"
     kind = "text-classification"
-    metric = "log-loss"
+    variants = _VARIANTS
 
     def __init__(self, corpus: _Corpus, variant: str) -> None:
         """Describe the task; nothing is loaded before `start`.
@@ -217,21 +201,11 @@ class TextClassification:
         Raises:
             UnknownNameError: There is no such variant.
         """
-        self._settings = find_variant(_VARIANTS, variant)
         self._corpus = corpus
         self.name, self.licence, self.notice = corpus.name, corpus.licence, corpus.notice
-        self.variant = variant
-        self.total_steps = self._settings.steps
-        self.batch_size = self._settings.batch_size
-        self.seconds = self._settings.seconds
-        self.tuned_lr = self._settings.tuned_lr
         self._has_adapters = variant.endswith("-lora")
         self.manual = _LORA_RECIPE if self._has_adapters else _FULL_RECIPE
-        self.hyperparameters = steered_by(self.manual)
-
-    def describe(self) -> dict[str, Any]:
-        """Return what a list of tasks shows, as JSON-able data."""
-        return describe_task(self, _VARIANTS)
+        super().__init__(variant)
 
     def start(
         self,

@@ -6,7 +6,7 @@ ImageNet-1k, Apache-2.0.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -32,7 +32,7 @@ from trimtab.tasks.tree_photographs import (
     read_photograph,
     tile_corners,
 )
-from trimtab.tasks.variants import Variant, describe_task, find_variant, steered_by
+from trimtab.tasks.variants import SizedTask, Variant, recipe
 
 __all__ = ["TreeDensity", "density_classes"]
 
@@ -54,7 +54,7 @@ _VARIANTS = {
 }
 
 
-class TreeDensity:
+class TreeDensity(SizedTask):
     """No tree, one to three, or four and more, on 16 x 16 metres seen from the air.
 
     Two photographs of one region, 13 km apart, are cut into tiles of 160 pixels that do not
@@ -72,59 +72,19 @@ class TreeDensity:
     coarse grid for ``small`` only.
 
     Attributes:
-        name: ``"vision/tree-density"``.
-        variant: ``"tiny"``, ``"small"`` or ``"default"``.
         hyperparameters: All act: lr, weight_decay, beta1, dropout, label_smoothing, clip.
-        total_steps: Optimiser steps of a whole run.
-        batch_size: Training examples a step.
         monitor: ``"loss"``, the log-loss in nats; accuracy and macro-F1 are measured with it.
-        mode: ``"min"``.
-        kind: What sort of task it is.
-        metric: What is reported first.
-        licence: Of data and weights.
-        notice: Empty: there is nothing that whoever runs the task must be told.
-        seconds: A whole run with 21 validations on one quiet core, cache filled.
-        tuned_lr: The learning rate that starts are counted from.
-        manual: The documented recipe: values, reference schedule, source.
     """
 
     name = "vision/tree-density"
-    monitor = "loss"
-    mode = "min"
     kind = "image-classification"
-    metric = "log-loss"
     licence = "data MIT (deepforest), weights Apache-2.0"
-    notice = ""
-    manual: Mapping[str, Any] = {
-        "values": {
-            "lr": 3e-4,
-            "weight_decay": 1e-2,
-            "beta1": 0.9,
-            "dropout": 0.2,
-            "label_smoothing": 0.0,
-            "clip": 1.0,
-        },
-        "reference": "cosine",
-        "source": "AdamW's defaults but a rate for some 150 tiles; EfficientNet-Lite0's dropout",
-    }
-
-    def __init__(self, variant: str = "default") -> None:
-        """Describe the task; nothing is loaded before `start`.
-
-        Raises:
-            UnknownNameError: There is no such variant.
-        """
-        self._settings = find_variant(_VARIANTS, variant)
-        self.variant = variant
-        self.total_steps = self._settings.steps
-        self.batch_size = self._settings.batch_size
-        self.seconds = self._settings.seconds
-        self.tuned_lr = self._settings.tuned_lr
-        self.hyperparameters = steered_by(self.manual)
-
-    def describe(self) -> dict[str, Any]:
-        """Return what a list of tasks shows, as JSON-able data."""
-        return describe_task(self, _VARIANTS)
+    manual = recipe(
+        "AdamW's defaults but a rate for some 150 tiles; EfficientNet-Lite0's dropout",
+        lr=3e-4,
+        dropout=0.2,
+    )
+    variants = _VARIANTS
 
     def start(
         self,

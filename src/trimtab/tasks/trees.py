@@ -28,7 +28,7 @@ from trimtab.tasks.tree_photographs import (
     read_photograph,
     tile_corners,
 )
-from trimtab.tasks.variants import Variant, describe_task, find_variant, steered_by
+from trimtab.tasks.variants import SizedTask, Variant
 
 __all__ = ["Trees", "boxes_in_tile"]
 
@@ -53,7 +53,7 @@ _VARIANTS = {
 }
 
 
-class Trees:
+class Trees(SizedTask):
     """A box around each tree, in photographs from the air: trained at one site, tested at another.
 
     Two photographs of one region, 13 km apart, are cut into tiles of 128 pixels that do not
@@ -74,30 +74,15 @@ class Trees:
     coarse grid for ``small`` only.
 
     Attributes:
-        name: ``"detection/trees"``.
-        variant: ``"tiny"``, ``"small"`` or ``"default"``.
         hyperparameters: All act: lr, weight_decay, beta1, dropout, clip.
-        total_steps: Optimiser steps of a whole run.
-        batch_size: Training images a step.
         monitor: ``"loss"``, see `trimtab.tasks.detection.detection_loss`; ``ap`` and ``ap50`` are
             measured with it.
-        mode: ``"min"``.
-        kind: What sort of task it is.
-        metric: What is reported first.
-        licence: Of data and weights.
-        notice: Empty: there is nothing that whoever runs the task must be told.
-        seconds: A whole run with 21 validations on one quiet core, cache filled.
-        tuned_lr: The learning rate that starts are counted from.
-        manual: The documented recipe: values, reference schedule, source.
     """
 
     name = "detection/trees"
-    monitor = "loss"
-    mode = "min"
     kind = "object-detection"
     metric = "box AP"
     licence = "data MIT (deepforest), weights Apache-2.0"
-    notice = ""
     manual: Mapping[str, Any] = {
         "values": {
             "lr": 1e-3,
@@ -109,24 +94,7 @@ class Trees:
         "reference": "cosine",
         "source": "PyTorch's defaults for AdamW; losses and prior of RetinaNet and FCOS",
     }
-
-    def __init__(self, variant: str = "default") -> None:
-        """Describe the task; nothing is loaded before `start`.
-
-        Raises:
-            UnknownNameError: There is no such variant.
-        """
-        self._settings = find_variant(_VARIANTS, variant)
-        self.variant = variant
-        self.total_steps = self._settings.steps
-        self.batch_size = self._settings.batch_size
-        self.seconds = self._settings.seconds
-        self.tuned_lr = self._settings.tuned_lr
-        self.hyperparameters = steered_by(self.manual)
-
-    def describe(self) -> dict[str, Any]:
-        """Return what a list of tasks shows, as JSON-able data."""
-        return describe_task(self, _VARIANTS)
+    variants = _VARIANTS
 
     def start(
         self,

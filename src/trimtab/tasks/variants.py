@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 from trimtab.core.errors import unknown_name
 from trimtab.core.hyperparameters import Hyperparameter, hyperparameter
 
-__all__ = ["ListedTask", "Variant", "describe_task", "find_variant", "steered_by"]
+__all__ = ["SizedTask", "Variant", "find_variant", "recipe", "steered_by"]
 
 
 @dataclass(frozen=True)
@@ -33,30 +33,6 @@ class Variant:
     size: int = 0
 
 
-class ListedTask(Protocol):
-    """What `describe_task` reads from a task.
-
-    Attributes:
-        name: Its registered name.
-        kind: What sort of task it is.
-        metric: What is reported first.
-        licence: Of data and weights.
-        notice: A sentence that whoever runs it has to read, or an empty one.
-        variant: The size that it has now.
-        hyperparameters: What can be steered.
-        manual: The documented recipe.
-    """
-
-    name: str
-    kind: str
-    metric: str
-    licence: str
-    notice: str
-    variant: str
-    hyperparameters: tuple[Hyperparameter, ...]
-    manual: Mapping[str, Any]
-
-
 def find_variant(variants: Mapping[str, Variant], name: str) -> Variant:
     """Return the variant of that name.
 
@@ -73,23 +49,90 @@ def steered_by(manual: Mapping[str, Any]) -> tuple[Hyperparameter, ...]:
     return tuple(hyperparameter(name, value) for name, value in manual["values"].items())
 
 
-def describe_task(task: ListedTask, variants: Mapping[str, Variant]) -> dict[str, Any]:
-    """Return what a list of tasks shows of one, as JSON-able data."""
-    variant = variants[task.variant]
-    names: Sequence[str] = list(variants)
-    return {
-        "name": task.name,
-        "kind": task.kind,
-        "metric": task.metric,
-        "licence": task.licence,
-        "notice": task.notice,
-        "variant": task.variant,
-        "variants": names,
-        "seconds": variant.seconds,
-        "total_steps": variant.steps,
-        "batch_size": variant.batch_size,
-        "size": variant.size,
-        "tuned_lr": variant.tuned_lr,
-        "hyperparameters": [item.to_dict() for item in task.hyperparameters],
-        "manual": dict(task.manual),
+def recipe(
+    source: str, *, lr: float = 1e-3, dropout: float = 0.1, reference: str = "cosine"
+) -> dict[str, Any]:
+    """Return a documented recipe for AdamW with its customary values.
+
+    Args:
+        source: Where rate, dropout and schedule come from.
+        lr: Peak learning rate.
+        dropout: Rate of the dropout layers.
+        reference: Name of the schedule.
+    """
+    values = {
+        "lr": lr,
+        "weight_decay": 1e-2,
+        "beta1": 0.9,
+        "dropout": dropout,
+        "label_smoothing": 0.0,
+        "clip": 1.0,
     }
+    return {"values": values, "reference": reference, "source": source}
+
+
+class SizedTask:
+    """What every task here tells of itself, in one of its sizes.
+
+    A task sets the attributes that its class knows, and has a ``start``.
+
+    Attributes:
+        name: Its registered name.
+        variant: The size that it has.
+        hyperparameters: What can be steered, at the recipe's values.
+        total_steps: Optimiser steps of a whole run.
+        batch_size: Training examples a step.
+        monitor: ``"loss"``, which is what is minimised.
+        mode: ``"min"``.
+        kind: What sort of task it is.
+        metric: What is reported first.
+        licence: Of data and weights.
+        notice: What whoever runs the task has to read; empty where there is nothing.
+        seconds: A whole run with 21 validations on one quiet core, what is cached at hand.
+        tuned_lr: The learning rate that starts are counted from.
+        manual: The documented recipe: values, reference schedule, source.
+        variants: Its sizes.
+    """
+
+    name: str
+    monitor = "loss"
+    mode = "min"
+    kind: str
+    metric = "log-loss"
+    licence: str
+    notice = ""
+    manual: Mapping[str, Any]
+    variants: ClassVar[Mapping[str, Variant]]
+
+    def __init__(self, variant: str = "default") -> None:
+        """Describe the task; nothing is loaded before ``start``.
+
+        Raises:
+            UnknownNameError: There is no such variant.
+        """
+        self._settings = find_variant(self.variants, variant)
+        self.variant = variant
+        self.total_steps = self._settings.steps
+        self.batch_size = self._settings.batch_size
+        self.seconds = self._settings.seconds
+        self.tuned_lr = self._settings.tuned_lr
+        self.hyperparameters = steered_by(self.manual)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a list of tasks shows, as JSON-able data."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "metric": self.metric,
+            "licence": self.licence,
+            "notice": self.notice,
+            "variant": self.variant,
+            "variants": list(self.variants),
+            "seconds": self.seconds,
+            "total_steps": self.total_steps,
+            "batch_size": self.batch_size,
+            "size": self._settings.size,
+            "tuned_lr": self.tuned_lr,
+            "hyperparameters": [item.to_dict() for item in self.hyperparameters],
+            "manual": dict(self.manual),
+        }
