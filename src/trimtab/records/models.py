@@ -1,4 +1,4 @@
-"""The tables of the store: studies, runs, decisions, snapshots.
+"""The tables of the store: studies, units, runs, decisions, snapshots.
 
 Times are seconds since 1970 in UTC. Columns of JSON hold text written by `records.encoding`, so
 that every database holds the same bytes; a value that is not finite stands there as null or
@@ -19,11 +19,12 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    UniqueConstraint,
 )
 
-__all__ = ["METADATA", "SCHEMA_VERSION", "decisions", "runs", "snapshots", "studies"]
+__all__ = ["METADATA", "SCHEMA_VERSION", "decisions", "runs", "snapshots", "studies", "units"]
 
-SCHEMA_VERSION = "0001"
+SCHEMA_VERSION = "0002"
 """Revision of the newest file in `migrations/versions`; the store of this code."""
 
 METADATA = MetaData()
@@ -77,7 +78,33 @@ runs = Table(
     Column("finished_at", Float),
     Column("summary", Text),  # JSON: figures of the finished run
     Column("schedule", Text),  # JSON: list by hyperparameter, one value a step
+    Column("place", Integer),  # of its unit in the study; null for a run of its own
+    Column("round", Integer),  # of the study in which it was proposed
+    Column("kind", String(20)),  # first, restart, fork, method, told
+    Column("choices", Text),  # JSON: static choice by name
     Index("runs_by_study", "study_id"),
+)
+
+# A unit is what a worker of a study does in one go: one run, or all runs of another method.
+units = Table(
+    "units",
+    METADATA,
+    Column("id", Integer, primary_key=True),
+    Column("study_id", Integer, ForeignKey("studies.id", ondelete="CASCADE"), nullable=False),
+    Column("place", Integer, nullable=False),  # 0, 1, ... within the study
+    Column("round", Integer, nullable=False),
+    Column("kind", String(20), nullable=False),
+    Column("request", Text, nullable=False),  # JSON: what is to be done
+    Column("status", String(20), nullable=False),  # waiting, claimed, done, failed
+    Column("owner", String(400)),  # who has claimed it, see `records.processes`
+    Column("lease_until", Float),  # after that, anyone may claim it
+    Column("attempts", Integer, nullable=False),  # claims so far
+    Column("stalled", Integer, nullable=False),  # claims since something was last kept of it
+    Column("run_id", Integer, ForeignKey("runs.id")),  # of a unit that is one run
+    Column("outcome", Text),  # JSON; null until it is done or failed
+    Column("created_at", Float, nullable=False),
+    Column("finished_at", Float),
+    UniqueConstraint("study_id", "place", name="units_by_place"),
 )
 
 decisions = Table(
@@ -114,5 +141,7 @@ snapshots = Table(
     Column("bytes", Integer, nullable=False),
     Column("sha256", String(64), nullable=False),
     Column("created_at", Float, nullable=False),
+    # latest: to go on from; fork: to fork from; final: with the best weights of a finished run
+    Column("purpose", String(20), nullable=False, server_default="latest"),
     Index("snapshots_by_run", "run_id", "decision"),
 )

@@ -1,76 +1,15 @@
-"""Processes that do units side by side, each with one thread, and end with their parent."""
+"""Units done side by side by processes that are started for them, and end with them."""
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import threading
-import traceback
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
-from typing import Any, NamedTuple
+from typing import Any
 
 from trimtab.core.errors import StoreError
+from trimtab.search.engines.base import Done
+from trimtab.search.engines.local import LocalEngine
 
 __all__ = ["Done", "run_all"]
-
-
-class Done(NamedTuple):
-    """A piece of work that came back.
-
-    Attributes:
-        place: Which one, in the order given.
-        result: What it returned; None if it failed.
-        error: What went wrong in one line, else nothing.
-        trace: The traceback of that.
-    """
-
-    place: int
-    result: Any
-    error: str = ""
-    trace: str = ""
-
-
-def _live_with_parent() -> None:
-    """End this process as soon as its parent is gone, whatever it is doing."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)
-
-
-def _work(connection: Connection, function: Callable[..., Any]) -> None:
-    """Do what comes through the connection until nothing more does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its children
-    threading.Thread(target=_live_with_parent, daemon=True).start()
-    warnings.simplefilter("ignore")
-    while (asked := connection.recv()) is not None:
-        place, arguments = asked
-        try:
-            answer = Done(place, function(*arguments))
-        except Exception as error:  # noqa: BLE001 - one failed unit must not end the others
-            words = " ".join(str(error).split()) or "no message"
-            answer = Done(place, None, f"{type(error).__name__}: {words}", traceback.format_exc())
-        connection.send(answer)
-
-
-class _Worker:
-    def __init__(self, function: Callable[..., Any]) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self.process: BaseProcess = context.Process(target=_work, args=(theirs, function))
-        self.process.start()
-        theirs.close()
-
-    def end(self) -> None:
-        try:
-            self.connection.send(None)
-        except OSError:
-            return
-        self.process.join(timeout=20)  # Ray takes seconds to shut down
 
 
 def run_all(
@@ -89,35 +28,11 @@ def run_all(
     Raises:
         StoreError: A process died, for example for want of memory.
     """
-    waiting = list(enumerate(work))[::-1]
-    workers: dict[Any, _Worker] = {}
-    try:
-        for _ in range(min(jobs, len(work))):
-            worker = _Worker(function)
-            workers[worker.connection] = worker
-            worker.connection.send(waiting.pop())
-        busy = set(workers)
-        while busy:
-            for ready in wait(list(busy)):
-                worker = workers[ready]
-                try:
-                    done = worker.connection.recv()
-                except (EOFError, OSError) as error:
-                    worker.process.join(timeout=5)
-                    raise StoreError(
-                        f"a process of the comparison died (exit status "
-                        f"{worker.process.exitcode}); what was done is kept: run the same "
-                        "command again, with fewer --jobs if memory was short"
-                    ) from error
-                if waiting:
-                    worker.connection.send(waiting.pop())
-                else:
-                    busy.discard(ready)
-                yield done
-        for worker in workers.values():
-            worker.end()
-    finally:
-        for worker in workers.values():
-            if worker.process.is_alive():
-                worker.process.kill()
-            worker.connection.close()
+    with LocalEngine(jobs) as engine:
+        for done in engine.run(function, work):
+            if done.died:
+                raise StoreError(
+                    f"{done.error}; what was done is kept: run the same command again, with fewer "
+                    "--jobs if memory was short"
+                )
+            yield done

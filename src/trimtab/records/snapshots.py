@@ -1,0 +1,200 @@
+"""Snapshots of runs as files: nested plain data and arrays in safetensors, checked by their hash.
+
+Nothing is pickled, and nothing in a file is executed when it is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from trimtab.core.errors import SpecError, StoreError
+from trimtab.records.database import file_of
+
+__all__ = [
+    "Kept",
+    "check_study_name",
+    "pack",
+    "read_snapshot",
+    "snapshot_folder",
+    "unpack",
+    "write_snapshot",
+]
+
+_FORMAT = "trimtab-snapshot-1"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+class Kept(NamedTuple):
+    """A file that was written.
+
+    Attributes:
+        path: Where it lies.
+        size: In bytes.
+        sha256: Of its content, in hex.
+    """
+
+    path: Path
+    size: int
+    sha256: str
+
+
+def check_study_name(name: str) -> str:
+    """Return a study's name if it can be the name of a folder.
+
+    Raises:
+        SpecError: It could lead out of its folder, or is no portable file name.
+    """
+    if not _NAME.fullmatch(name) or name.endswith("."):
+        raise SpecError(
+            f"study {name!r}: a name has 1 to 100 letters, digits, '-', '_' and '.', begins with "
+            "a letter or digit and does not end with '.'; choose such a name"
+        )
+    return name
+
+
+def snapshot_folder(url: str, study: str) -> Path:
+    """Return the folder of a study's snapshots: beside an SQLite file, else in the working folder.
+
+    ``TRIMTAB_SNAPSHOTS`` names another place, such as a disk that all machines of a cluster share.
+
+    Raises:
+        SpecError: The study's name is not allowed.
+    """
+    elsewhere = os.environ.get("TRIMTAB_SNAPSHOTS")
+    beside = file_of(url)
+    if elsewhere:
+        root = Path(elsewhere)
+    elif beside is not None:
+        root = beside.with_name(f"{beside.name}.snapshots")
+    else:
+        root = Path("trimtab.snapshots")
+    return root.absolute() / check_study_name(study)
+
+
+def write_snapshot(path: Path, state: Any) -> Kept:
+    """Write a state, whole or not at all, into a folder that is made if it is missing.
+
+    Raises:
+        StoreError: The state holds something that cannot be kept, or the disk does not take it.
+    """
+    data = pack(state)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(data)
+        partial.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise StoreError(
+            f"snapshot {path} cannot be written ({error.strerror or error}); free some space, or "
+            "set TRIMTAB_SNAPSHOTS to a folder elsewhere"
+        ) from error
+    return Kept(path, len(data), hashlib.sha256(data).hexdigest())
+
+
+def read_snapshot(path: Path, sha256: str) -> Any:
+    """Return the state in a file whose hash is the expected one.
+
+    Raises:
+        StoreError: The file is missing, is not what was written, or cannot be read.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise StoreError(
+            f"snapshot {path} cannot be read ({error.strerror or error}); "
+            "put it back, or resume from an earlier one"
+        ) from error
+    found = hashlib.sha256(data).hexdigest()
+    if found != sha256:
+        raise StoreError(
+            f"snapshot {path} was changed after it was written (sha256 {found[:12]}, expected "
+            f"{sha256[:12]}); it is refused"
+        )
+    return unpack(data)
+
+
+def pack(state: Any) -> bytes:
+    """Return a state as the bytes of a safetensors file.
+
+    Args:
+        state: Mappings with text keys, lists, tuples, numbers, texts, None and NumPy arrays.
+
+    Raises:
+        StoreError: Something else is in it.
+    """
+    from safetensors.numpy import save
+
+    arrays: dict[str, np.ndarray] = {}
+    text = json.dumps(_plain(state, arrays))
+    return save(arrays, metadata={"format": _FORMAT, "state": text})
+
+
+def unpack(data: bytes) -> Any:
+    """Return the state in the bytes that `pack` gave.
+
+    Raises:
+        StoreError: They are not such bytes.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        size = int.from_bytes(data[:8], "little")
+        metadata = json.loads(data[8 : 8 + size])["__metadata__"]
+        if metadata["format"] != _FORMAT:
+            raise StoreError(f"snapshot: its format is {metadata['format']!r}, not {_FORMAT!r}")
+        return _full(json.loads(metadata["state"]), load(data))
+    except (SafetensorError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise StoreError(f"snapshot: its {len(data)} bytes hold no state ({error})") from error
+    except (MemoryError, OverflowError, AttributeError) as error:
+        raise StoreError(f"snapshot: its {len(data)} bytes hold no state ({error})") from error
+
+
+def _plain(value: Any, arrays: dict[str, np.ndarray]) -> Any:
+    if isinstance(value, np.ndarray | np.generic):
+        array = np.array(value, order="C")
+        if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
+            raise StoreError(f"snapshot: an array of {array.dtype} cannot be kept; use numbers")
+        name = f"a{len(arrays)}"
+        arrays[name] = array
+        return {"array" if isinstance(value, np.ndarray) else "scalar": name}
+    if isinstance(value, Mapping):
+        odd = [key for key in value if not isinstance(key, str)]
+        if odd:
+            raise StoreError(f"snapshot: the key {odd[0]!r} is no text; use texts")
+        return {"map": {key: _plain(item, arrays) for key, item in value.items()}}
+    if isinstance(value, tuple):
+        return {"tuple": [_plain(item, arrays) for item in value]}
+    if isinstance(value, list):
+        return [_plain(item, arrays) for item in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise StoreError(
+        f"snapshot: {value!r} ({type(value).__name__}) cannot be kept; "
+        "only numbers, texts, lists, mappings and arrays can"
+    )
+
+
+def _full(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
+    if isinstance(value, list):
+        return [_full(item, arrays) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if "array" in value:
+        return arrays[value["array"]].copy()
+    if "scalar" in value:
+        return arrays[value["scalar"]][()]
+    if "tuple" in value:
+        return tuple(_full(item, arrays) for item in value["tuple"])
+    return {key: _full(item, arrays) for key, item in value["map"].items()}

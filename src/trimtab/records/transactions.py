@@ -1,0 +1,111 @@
+"""Transactions that are tried again while the database is locked, full or away."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from trimtab.records.database import (
+    explain_failure,
+    file_of,
+    open_engine,
+    prepare_schema,
+    store_url,
+)
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+__all__ = ["PATIENCE_SECONDS", "Transactions"]
+
+PATIENCE_SECONDS = 60.0
+"""How long an operation is tried again before its failure is told."""
+
+T = TypeVar("T")
+_LONGEST_PAUSE = 1.0
+
+
+class Transactions:
+    """A store for reading and writing in short transactions; one object a process and store.
+
+    Args:
+        store: Database URL, or path of an SQLite file.
+        create: Whether the file may be made if it is missing.
+
+    Raises:
+        StoreError: The store cannot be opened.
+    """
+
+    def __init__(self, store: str | Path, *, create: bool = True) -> None:
+        self.url = store_url(store)
+        if not create:  # refuses a file that is not there, rather than making one
+            open_engine(self.url, write=False).dispose()
+        self._writer = self._reader = open_engine(self.url, write=True)
+        try:
+            prepare_schema(self._writer, self.url, write=True)
+        except BaseException:
+            self.close()
+            raise
+        if file_of(self.url) is not None:
+            # Another engine, since a writing one of SQLite takes the write lock to read, too.
+            self._reader = open_engine(self.url, write=False)
+
+    def close(self) -> None:
+        """Let go of the database."""
+        self._writer.dispose()
+        self._reader.dispose()
+
+    def rows(self, query: Any) -> list[dict[str, Any]]:
+        """Return the rows of a query."""
+        return self.read(
+            lambda connection: [dict(row) for row in connection.execute(query).mappings()]
+        )
+
+    def read(self, action: Callable[[Connection], T]) -> T:
+        """Return what an action reads in one transaction.
+
+        Raises:
+            StoreError: It could not be done within `PATIENCE_SECONDS`.
+        """
+        return self._repeated(self._reader, action)
+
+    def change(self, action: Callable[[Connection], T]) -> T:
+        """Return what an action gives that reads and writes in one transaction.
+
+        The action may be called several times; all but the last are undone.
+
+        Raises:
+            StoreError: It could not be done within `PATIENCE_SECONDS`.
+        """
+        return self._repeated(self._writer, action)
+
+    def _repeated(self, engine: Any, action: Callable[[Connection], T]) -> T:
+        from sqlalchemy.exc import SQLAlchemyError
+
+        end, pause = time.monotonic() + PATIENCE_SECONDS, 0.02
+        while True:
+            try:
+                with engine.connect() as connection, connection.begin():
+                    return action(connection)
+            except SQLAlchemyError as error:
+                if not _may_pass(error) or time.monotonic() > end:
+                    raise explain_failure(error, self.url) from error
+            # Waits of different length, so that processes do not meet again and again.
+            time.sleep(pause * random.uniform(0.5, 1.0))
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether a failure of the database may be over in a moment."""
+    from sqlalchemy.exc import IntegrityError, OperationalError
+
+    if isinstance(error, IntegrityError):  # another process wrote the same row a moment ago
+        return True
+    name = str(getattr(getattr(error, "orig", None), "sqlite_errorname", ""))
+    if name:
+        passing = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_FULL", "SQLITE_IOERR")
+        return name.startswith(passing)
+    return isinstance(error, OperationalError)

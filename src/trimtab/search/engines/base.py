@@ -1,0 +1,135 @@
+"""What a study asks of whoever does its runs, and how an engine is chosen by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, NamedTuple, Protocol, Self
+
+from trimtab.core.errors import SpecError, unknown_name
+
+__all__ = ["ENGINES", "Done", "Engine", "Resources", "make_engine"]
+
+ENGINES: tuple[str, ...] = ("local", "ray")
+"""The names that ``--engine`` takes."""
+
+
+class Done(NamedTuple):
+    """A unit that came back.
+
+    Attributes:
+        place: Which one, in the order given.
+        result: What the function returned; None if it failed.
+        error: What went wrong in one line, else nothing.
+        trace: The traceback of that.
+        died: Whether the worker ended (killed, out of memory) before it could answer; the unit may
+            be given again.
+    """
+
+    place: int
+    result: Any
+    error: str = ""
+    trace: str = ""
+    died: bool = False
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one unit is given while it runs.
+
+    Attributes:
+        cpus: Cores, each worker computing with as many threads, at least one.
+        gpus: Accelerators; a share below 1 lets several units use one. None: what there is is
+            shared out evenly.
+
+    Raises:
+        SpecError: A number is negative, or no core is asked for.
+    """
+
+    cpus: float = 1.0
+    gpus: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.cpus > 0:
+            raise SpecError(f"cpus: {self.cpus!r} is not above 0; give the cores of one run")
+        if self.gpus is not None and not self.gpus >= 0:
+            raise SpecError(f"gpus: {self.gpus!r} is below 0; give 0, 1 or a share such as 0.5")
+
+
+class Engine(Protocol):
+    """Workers that do units; warm from one call of `run` to the next, until `close`.
+
+    Functions have to be importable (module level), their arguments and results plain data, since
+    every worker is another interpreter, perhaps on another machine. A worker does one unit at a
+    time. A worker that dies is replaced; its unit comes back with ``died``. A worker outlives
+    neither `close` nor whoever made the engine. An interruption (Ctrl-C) reaches the caller only,
+    who then closes the engine.
+
+    Attributes:
+        name: ``"local"`` or ``"ray"``.
+        jobs: Units at a time.
+    """
+
+    name: str
+    jobs: int
+
+    def run(self, function: Callable[..., Any], units: Sequence[tuple[Any, ...]]) -> Iterator[Done]:
+        """Yield what ``function(*unit)`` returns for each unit, as it comes, each exactly once.
+
+        Closing the iterator early ends the units that have not come back.
+        """
+        ...
+
+    def close(self) -> None:
+        """End all workers, at once where one is busy; calling it again changes nothing."""
+        ...
+
+    def __enter__(self) -> Self:
+        """Return the engine."""
+        ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close it."""
+        ...
+
+
+def make_engine(
+    name: str,
+    jobs: int,
+    *,
+    resources: Resources | None = None,
+    address: str | None = None,
+) -> Engine:
+    """Return an engine by its name; workers begin when they are first needed.
+
+    Args:
+        name: One of `ENGINES`.
+        jobs: Units at a time, at least 1.
+        resources: What each unit is given.
+        address: Of a running Ray cluster; None for one of its own.
+
+    Raises:
+        UnknownNameError: There is no such engine.
+        SpecError: ``jobs`` is below 1, or an address was given to the local engine.
+        MissingDependencyError: Ray is not installed.
+    """
+    if name not in ENGINES:
+        raise unknown_name("engine", name, ENGINES)
+    if jobs < 1:
+        raise SpecError(f"jobs: {jobs!r} is not a whole number from 1; give the runs at a time")
+    given = resources or Resources()
+    if name == "ray":
+        from trimtab.search.engines.ray import RayEngine
+
+        return RayEngine(jobs, resources=given, address=address)
+    if address is not None:
+        raise SpecError(f"address: {address!r} is for the Ray engine; add --engine ray")
+    from trimtab.search.engines.local import LocalEngine
+
+    return LocalEngine(jobs, resources=given)
