@@ -92,9 +92,14 @@ def learn(
 
 def evaluate(
     policy: Annotated[str, typer.Argument(help="A shipped policy's name, or a policy file.")],
-    ring: Annotated[list[str] | None, typer.Option(help="a, b or c; may be repeated.")] = None,
+    ring: Annotated[
+        list[str] | None, typer.Option(help="a, b, c, kinds or wide; may be repeated.")
+    ] = None,
     tasks: Annotated[int, typer.Option(help="Tasks in each ring.")] = 256,
     seed: Annotated[int, typer.Option(help="First task; from 1000000 on for reports.")] = 0,
+    hyperparameters: Annotated[
+        str, typer.Option(help="What is steered, by commas, lr first; 'all': all of the ring's.")
+    ] = "lr",
     jobs: Annotated[int, typer.Option(help="Cores to use; 0: all.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for the rows.")] = Path("evaluation"),
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
@@ -114,6 +119,7 @@ def evaluate(
 
     if tasks < 1:
         raise SpecError(f"tasks: {tasks} is below 1; evaluate at least one task")
+    steered = () if hyperparameters == "all" else tuple(hyperparameters.split(","))
     loaded = read_policy(policy_path(policy))
     found: dict[str, Any] = {}
     with _bar("evaluating") as bar:
@@ -123,7 +129,7 @@ def evaluate(
             def show(done: int, total: int, task: Any = task) -> None:
                 bar.update(task, completed=done, total=total)
 
-            settings = RingSettings(name, tasks, seed)
+            settings = RingSettings(name, tasks, seed, steered)
             found[name] = evaluate_policy(loaded, settings, out, on_progress=show)
     if as_json:
         print(json.dumps({"rings": found}))

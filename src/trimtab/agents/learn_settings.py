@@ -23,6 +23,8 @@ class FamilyShare:
         variants: Shape buckets; empty: all.
         options: Keywords of the family's options.
         begin: Share of all iterations after which it is first drawn.
+        subsets: Hyperparameters that a batch of runs may steer, one of these drawn a batch; what
+            is not steered stays at its start. Empty: all that are offered.
     """
 
     name: str
@@ -30,6 +32,7 @@ class FamilyShare:
     variants: tuple[int, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
     begin: float = 0.0
+    subsets: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class LearnSettings:
         steps_per_decision: Range of the mean window length, drawn log-uniformly.
         start_decades: Starts are drawn up to this many decades off a fair one, either way.
         far_share: Share of the starts that are drawn from 1.7 times that range.
+        default_share: Share of the other hyperparameters that start at their default.
         aversion: Weight of what a run ends below the mean of its siblings, beyond the loss itself.
         withheld: Share of runs whose gradient statistics are withheld.
         width: Of the policy's layers.
@@ -63,6 +67,7 @@ class LearnSettings:
     steps_per_decision: tuple[float, float] = (5.0, 14.0)
     start_decades: float = 2.4
     far_share: float = 0.15
+    default_share: float = 0.5
     aversion: float = 1.0
     withheld: float = 0.15
     width: int = 64
@@ -83,7 +88,13 @@ def read_settings(path: str | Path) -> LearnSettings:
         raise SpecError(f"settings {path}: {error}; name a readable TOML file") from error
     try:
         fields["families"] = tuple(
-            FamilyShare(**{**item, "variants": tuple(item.get("variants", ()))})
+            FamilyShare(
+                **{
+                    **item,
+                    "variants": tuple(item.get("variants", ())),
+                    "subsets": tuple(tuple(names) for names in item.get("subsets", ())),
+                }
+            )
             for item in fields.pop("families")
         )
         fields["ppo"] = PPOSettings(**fields.pop("ppo", {}))

@@ -16,7 +16,7 @@ import numpy as np
 from trimtab.agents.learn_settings import FamilyShare, LearnSettings
 from trimtab.agents.policy_network import critic_inputs, init_critic, init_policy, value
 from trimtab.agents.proximal import Learner, advantages, optimiser, update
-from trimtab.agents.rollout import Episodes, rollout
+from trimtab.agents.rollout import Episodes, columns_of, rollout
 from trimtab.core.errors import SpecError
 from trimtab.core.features import GLOBAL_FEATURES, TOKEN_FEATURES
 from trimtab.core.hyperparameters import KINDS, Hyperparameter
@@ -60,10 +60,10 @@ class Progress:
 
 
 def family_of(share: FamilyShare, spec_names: Sequence[str]) -> Any:
-    """Return the family of a share, offering the hyperparameters that are steered."""
+    """Return the family of a share, offering the hyperparameters that are steered; none: all."""
     options = {"hyperparameters": tuple(spec_names), **share.options}
-    if "optimisers" in options:
-        options["optimisers"] = tuple(options["optimisers"])
+    options["optimisers"] = tuple(options.get("optimisers", ()))
+    options["hyperparameters"] = tuple(options["hyperparameters"]) or None
     if share.name == QUADRATIC:
         return narrowed(compiled_family(share.name), spec_names)
     return make_family(share.name, FamilyOptions(**options))
@@ -78,21 +78,29 @@ def control_spec(settings: LearnSettings, items: Sequence[Hyperparameter], k: in
 
 
 def start_values(
-    items: Sequence[Hyperparameter], default_lr: np.ndarray, decades: np.ndarray, rng: Any
+    items: Sequence[Hyperparameter],
+    default_lr: np.ndarray,
+    decades: np.ndarray,
+    rng: Any,
+    default_share: float = 0.0,
 ) -> np.ndarray:
     """Return (B, H) starts: learning rates off by ``decades``, others up to 10 times either way.
 
-    Kinds that are not on a log scale, or whose default is 0, start uniformly within their bounds.
+    Kinds that are not on a log scale, or whose default is 0, start uniformly within their bounds;
+    a ``default_share`` of all but the learning rates starts at the default.
     """
     columns = []
     for item in items:
         if item.kind == "lr":
             columns.append(default_lr * 10.0**decades)
-        elif item.scale == "log" and item.default > 0:
+            continue
+        if item.scale == "log" and item.default > 0:
             drawn = item.default * 10.0 ** rng.uniform(-1, 1, len(decades))
-            columns.append(np.clip(drawn, item.low, item.high))
+            drawn = np.clip(drawn, item.low, item.high)
         else:
-            columns.append(rng.uniform(item.low, item.high, len(decades)))
+            drawn = rng.uniform(item.low, item.high, len(decades))
+        usual = rng.random(len(decades)) < default_share
+        columns.append(np.where(usual, item.default, drawn))
     return np.stack(columns, axis=-1).astype(np.float32)
 
 
@@ -150,7 +158,11 @@ def _iteration(
     k = int(rng.choice(settings.decisions))
     low, high = np.log(settings.steps_per_decision)
     steps = round(k * float(np.exp(rng.uniform(low, high))))
-    spec = control_spec(settings, family.hyperparameters, k)
+    items = family.hyperparameters
+    if drawn.item.subsets:
+        names = drawn.item.subsets[rng.integers(len(drawn.item.subsets))]
+        items = tuple(item for item in items if item.name in names)
+    spec = control_spec(settings, items, k)
     size = settings.tasks * settings.siblings
     key = jax.random.fold_in(jax.random.key(settings.seed), iteration)
     task_keys = jnp.repeat(jax.random.split(key, settings.tasks), settings.siblings, axis=0)
@@ -166,10 +178,13 @@ def _iteration(
         learner.policy,
         task_keys,
         run_keys,
-        lambda fair: start_values(family.hyperparameters, fair, decades, rng),
+        lambda fair: start_values(
+            family.hyperparameters, fair, decades, rng, settings.default_share
+        ),
         steps,
         seed=int(rng.integers(2**31)),
         missing=missing,
+        columns=columns_of(spec, family.hyperparameters),
     )
     batch, figures = _batch(settings, learner, episodes, decades)
     remaining = 1.0 - iteration / settings.iterations

@@ -138,6 +138,7 @@ _RIVALS = {
     "p_over_race": "race",
     "p_over_lr_finder": "lr-finder",
     "p_over_shuffled": "shuffled",
+    "p_over_lr_alone": "lr-alone",
 }
 
 
@@ -169,6 +170,8 @@ def figures(rows: Sequence[Row]) -> dict[str, Any]:
         "capped": lambda some: float(np.mean([task["capped"] for task in some])),
     }
     for name, rival in _RIVALS.items():
+        if all(np.isnan(task["wins"][rival]) for task in tasks):
+            continue  # one hyperparameter is steered: it has no runs alone
         rules[name] = lambda some, rival=rival: float(  # type: ignore[misc]
             np.nanmean([task["wins"][rival] for task in some])
         )

@@ -5,7 +5,7 @@ The decision is the very same `observe` and `apply` as in a live run, traced by 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -16,13 +16,24 @@ import numpy as np
 from trimtab.agents.policy_network import act
 from trimtab.core.carry import Carry, begin
 from trimtab.core.control import apply, observe
+from trimtab.core.hyperparameters import Hyperparameter
 from trimtab.core.metrics import Metrics
 from trimtab.core.references import reference_multipliers
 from trimtab.core.session import no_action
 from trimtab.core.spec import ControlSpec, window_ends
 from trimtab.envs.simulators.batch import Programs, values_at
 
-__all__ = ["MAX_STEPS", "PAD", "STEERING", "Episodes", "fair_lr", "initial_carry", "rollout"]
+__all__ = [
+    "MAX_STEPS",
+    "PAD",
+    "STEERING",
+    "Episodes",
+    "bounded",
+    "columns_of",
+    "fair_lr",
+    "initial_carry",
+    "rollout",
+]
 
 STEERING = "mean"
 """How a policy answers in use; see `trimtab.agents.policy_network.act`."""
@@ -131,6 +142,26 @@ def fair_lr(bucket: Programs, runs: Any) -> np.ndarray:
     return np.asarray(usual / np.asarray(getattr(runs.draw, "lr_factor", np.ones(len(usual)))))
 
 
+def bounded(carry: Carry, items: Sequence[Hyperparameter], starts: np.ndarray) -> Carry:
+    """Return the memory of B runs with the bounds that their starts (B, H) leave them.
+
+    A learning rate's bounds move with its start and stay as they are.
+    """
+    low, high = np.array(carry.low_offset), np.array(carry.high_offset)
+    for h, item in enumerate(items):
+        if item.kind != "lr":
+            at = np.array([item.to_coordinate(float(value)) for value in starts[:, h]])
+            low[:, h] = item.to_coordinate(item.low) - at
+            high[:, h] = item.to_coordinate(item.high) - at
+    return carry._replace(low_offset=jnp.asarray(low), high_offset=jnp.asarray(high))
+
+
+def columns_of(spec: ControlSpec, offered: Sequence[Hyperparameter]) -> list[int]:
+    """Return where the spec's hyperparameters stand among those that a family offers."""
+    names = [item.name for item in offered]
+    return [names.index(item.name) for item in spec.hyperparameters]
+
+
 def initial_carry(spec: ControlSpec, total_steps: int, size: int, guarded: bool) -> Carry:
     """Return the memory of ``size`` runs that have not begun, padded to `PAD` decisions."""
     reference = reference_multipliers("warmup-linear", total_steps)
@@ -152,6 +183,7 @@ def rollout(
     guarded: bool = True,
     aside: Any = None,
     missing: np.ndarray | None = None,
+    columns: Sequence[int] | None = None,
 ) -> Episodes:
     """Return B whole runs, each steered by the policy or by a control.
 
@@ -170,12 +202,16 @@ def rollout(
         guarded: Whether the guard acts.
         aside: See ``mode``.
         missing: (B,) 1 where gradient statistics are withheld, as by trainers without them.
+        columns: Which of the family's H hyperparameters the spec's are; the others stay at their
+            start. None: the spec has them all.
     """
     size = len(task_keys)
     ends = window_ends(spec, total_steps)
     runs, val_loss = bucket.prepare(task_keys, run_keys)
     first_values = np.asarray(start(fair_lr(bucket, runs)), np.float32)
+    steered = list(range(first_values.shape[1]) if columns is None else columns)
     carry = initial_carry(spec, total_steps, size, guarded)
+    carry = bounded(carry, spec.hyperparameters, first_values[:, steered])
     schedule = np.zeros(MAX_STEPS, np.float32)
     schedule[:total_steps] = reference_multipliers("warmup-linear", total_steps)
     reference = jnp.asarray(schedule)
@@ -201,7 +237,10 @@ def rollout(
         alive = alive * (1 - np.asarray(carry.terminated))
         rows.append((seen, action, log_probability, reward, now * alive, values, held))
         steps = np.maximum(end - done, 1)
-        current = values_at(first_values, np.asarray(values.offset), spec.hyperparameters, np)
+        current = first_values.copy()
+        current[:, steered] = values_at(
+            first_values[:, steered], np.asarray(values.offset), spec.hyperparameters, np
+        )
         runs, metrics = bucket.window(
             runs, is_best, values.restore, jnp.asarray(current), reference, done, steps
         )
