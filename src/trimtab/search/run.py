@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from trimtab.core.references import reference_multipliers
 from trimtab.core.session import Session
 from trimtab.core.spec import ControlSpec
 
-__all__ = ["Progress", "RunResult", "RunSettings", "run_task"]
+__all__ = ["Progress", "RunKeeper", "RunResult", "RunSettings", "run_task"]
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,14 @@ class RunSettings:
         watch_only: Propose and record, but never change anything.
         held: Values of hyperparameters that are not steered, by name, where they are to differ
             from the task's defaults.
+        options: More keywords of the task's ``start``, such as ``optimizer=``.
     """
 
     seed: int = 0
     reference: str | Callable[[float], float] = "warmup-linear"
     watch_only: bool = False
     held: Mapping[str, float] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,27 @@ class Progress:
     decision: Decision | None
     best: Mapping[str, float]
     seconds: float
+
+
+class RunKeeper(Protocol):
+    """Who keeps a run's state while it goes on, so that it can be continued, forked or stopped."""
+
+    def resumed(self) -> Mapping[str, Any] | None:
+        """Return the state to go on from, as `after` was given it; None to begin the run."""
+        ...
+
+    def after(self, now: Progress, state: Callable[[], dict[str, Any]]) -> str | None:
+        """Look at a run after a window and its decision.
+
+        Args:
+            now: Where it stands.
+            state: Returns everything that the run goes on from, as nested plain data and NumPy
+                arrays. The run must be a `trimtab.search.storable.StorableRun`.
+
+        Returns:
+            The status to close the run with now, such as ``"stopped"``; None to go on.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -108,6 +131,7 @@ def run_task(
     *,
     recorder: Recorder | None = None,
     progress: Callable[[Progress], None] | None = None,
+    keeper: RunKeeper | None = None,
 ) -> RunResult:
     """Train a task once under a controller, and test its best-on-validation weights.
 
@@ -116,6 +140,9 @@ def run_task(
 
     A training run may offer ``measured``, all values of its latest validation; one that does not
     is validated once more after each window, for the record only.
+
+    A run that goes on from a state that a ``keeper`` kept takes the same path as if it had never
+    been left; its result's ``decisions`` and ``seconds`` are those since then.
 
     Raises:
         MetricError: The validation gives nothing to steer by, or a window did not train the steps
@@ -132,14 +159,19 @@ def run_task(
     begun = time.perf_counter()
     driver = _Driver(task, controller, spec, settings, reference, recorder)
     try:
-        driver.start()
+        state = None if keeper is None else keeper.resumed()
+        driver.start() if state is None else driver.resume(state)
+        status = None
         while True:
+            now = driver.progress(time.perf_counter() - begun)
             if progress is not None:
-                progress(driver.progress(time.perf_counter() - begun))
-            if driver.session.finished or driver.lost:
+                progress(now)
+            if keeper is not None:
+                status = keeper.after(now, driver.state)
+            if driver.session.finished or driver.lost or status is not None:
                 break
             driver.train_window()
-        driver.session.close("diverged" if driver.lost else None)
+        driver.session.close("diverged" if driver.lost else status)
         seconds = time.perf_counter() - begun
         test = driver.test_best()
     except BaseException as error:
@@ -201,12 +233,36 @@ class _Driver:
 
     def start(self) -> None:
         """Begin the run: the loss before step 1, and the first decision."""
-        self._run = self._task.start(seed=self._settings.seed)
+        self._run = self._task.start(seed=self._settings.seed, **self._settings.options)
         loss, measured = self._validation()
         examples = float(measured.get("examples", math.nan))
         self.session.budget = self._whole_run(examples)
         charge = FORWARD_CHARGE * examples if math.isfinite(examples) else 0.0
         self._tell(Metrics(val_loss=loss, charge=charge), measured)
+
+    def state(self) -> dict[str, Any]:
+        """Return everything that the run goes on from."""
+        run: Any = self.run
+        is_best = bool(self.session.carry.is_best)  # then one copy of the weights will do
+        return {
+            "session": self.session.state_dict(),
+            "budget": self.session.budget,
+            "weights": run.to_plain(run.snapshot()),
+            "best": None if is_best else run.to_plain(self._best),
+            "position": run.position(),
+            "lost": self.lost,
+        }
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state of this run, or of the one that it is forked from."""
+        run: Any = self._task.start(seed=self._settings.seed, **self._settings.options)
+        self._run, self.lost = run, bool(state["lost"])
+        self.session.load_state_dict(state["session"])
+        self.session.budget = float(state["budget"])
+        weights = run.from_plain(state["weights"])
+        self._best = weights if state["best"] is None else run.from_plain(state["best"])
+        run.restore(weights)
+        run.set_position(state["position"])
 
     def train_window(self) -> None:
         """Train up to the next decision, and take it."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -63,3 +63,18 @@ class ShuffledBatches:
         chosen = self._order[self._at : self._at + size]
         self._at += size
         return chosen
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the order stands, as plain data and a (n_examples,) int64 array."""
+        return {
+            "generator": self._generator.bit_generator.state,
+            "order": self._order.copy(),
+            "at": self._at,
+            "batch_size": self.batch_size,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        self._generator.bit_generator.state = state["generator"]
+        self._order = np.array(state["order"], np.int64)
+        self._at, self.batch_size = int(state["at"]), int(state["batch_size"])

@@ -15,6 +15,7 @@ from torch import nn
 from trimtab.adapters.torch_statistics import WindowStatistics
 from trimtab.core.errors import SpecError
 from trimtab.core.metrics import Metrics
+from trimtab.tasks import torch_plain
 from trimtab.tasks.randomness import ShuffledBatches
 from trimtab.tasks.splits import SPLITS
 from trimtab.tasks.windows import checked_split, validated, values_by_step
@@ -198,6 +199,41 @@ class TorchRun:
             buffer.copy_(kept)
         # load_state_dict keeps references; without a copy the next step would write into them.
         self.optimizer.load_state_dict(copy.deepcopy(snapshot.optimizer))
+
+    def to_plain(self, snapshot: _Snapshot) -> dict[str, Any]:
+        """Return a snapshot as nested plain data and NumPy arrays.
+
+        Raises:
+            SpecError: The optimiser keeps something that is neither tensor nor plain.
+        """
+        plain: dict[str, Any] = torch_plain.to_plain(vars(snapshot))
+        return plain
+
+    def from_plain(self, plain: Mapping[str, Any]) -> _Snapshot:
+        """Return the snapshot that `to_plain` made plain, in this process or another."""
+        return _Snapshot(**torch_plain.from_plain(plain))
+
+    def position(self) -> dict[str, Any]:
+        """Return where the order of data and the random stream stand; a snapshot holds neither.
+
+        Raises:
+            SpecError: The batches are of the task's own and have no ``state_dict``.
+        """
+        kept = getattr(self._setup.batches, "state_dict", None)
+        if kept is None:
+            raise SpecError(
+                f"batches: {type(self._setup.batches).__name__} has no state_dict(); give it "
+                "state_dict() and load_state_dict(), or use ShuffledBatches"
+            )
+        streams = {"cpu": self._random_state, "device": self._device_random_state}
+        return {"batches": kept(), "streams": torch_plain.to_plain(streams)}
+
+    def set_position(self, position: Mapping[str, Any]) -> None:
+        """Go on from a position."""
+        batches: Any = self._setup.batches
+        batches.load_state_dict(position["batches"])
+        streams = torch_plain.from_plain(position["streams"])
+        self._random_state, self._device_random_state = streams["cpu"], streams["device"]
 
     def _step(self, indices: np.ndarray, values: Mapping[str, float]) -> bool:
         self.optimizer.zero_grad(set_to_none=True)
