@@ -113,6 +113,7 @@ def compare(
 ) -> None:
     """Compare methods at equal compute: one table, one Parquet file, one report."""
     from trimtab.search.comparing import compare as run
+    from trimtab.search.comparison_cost import cost_answer
     from trimtab.search.comparison_figures import comparison_figures
     from trimtab.search.comparison_rows import result_rows, write_parquet
     from trimtab.search.journal import fingerprint
@@ -140,8 +141,10 @@ def compare(
     with _progress() as tell:
         found = run(plans, out, identity, jobs=jobs, progress=tell)
     figures = comparison_figures(found)
+    figures["cost"] = cost_answer(figures, _training_seconds(file[0]))
     write_parquet(out / "comparison.parquet", found, identity)
     report = _write_report(out / "comparison.html", found, figures, identity)
+    _write_about(out / "about.json", found, file[0], jobs)
     for refusal in found.refusals:
         say(f"left out: {refusal.method} on {refusal.task}: {refusal.reason}")
     if as_json:
@@ -149,9 +152,40 @@ def compare(
         print_json({"rows": result_rows(found), "figures": figures, "left_out": left_out})
         return
     _print_figures(figures)
+    if figures["cost"]:
+        typer.echo(f"{figures['cost']['sentence']}\n")
     typer.echo(f"wrote {(out / 'comparison.parquet').resolve()}")
     if report is not None:
         typer.echo(f"wrote {report.resolve()}")
+
+
+def _training_seconds(path: str) -> float | None:
+    """Return how long a policy was trained, if its file says so."""
+    from trimtab.controllers.learned import read_policy_header
+
+    minutes = read_policy_header(path)["about"].get("minutes")
+    try:
+        return None if minutes is None else 60 * float(minutes)
+    except ValueError:
+        return None
+
+
+def _write_about(path: Path, found: Comparison, policy: str, jobs: int) -> None:
+    """Write what a table of results needs beside the Parquet file, which holds no time."""
+    from trimtab.controllers.learned import read_policy_header
+    from trimtab.records.encoding import to_json
+    from trimtab.records.provenance import command_line, machine
+
+    about = {
+        "command": command_line(),
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": machine(),
+        "jobs": jobs,
+        "policy": read_policy_header(policy)["name"],
+        "training_seconds": _training_seconds(policy),
+        "left_out": [refusal._asdict() for refusal in found.refusals],
+    }
+    path.write_text(to_json(about) + "\n", encoding="utf-8")
 
 
 def _refuse_beside_suite(options: dict[str, Any]) -> None:

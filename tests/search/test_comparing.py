@@ -98,8 +98,32 @@ def test_rows_behind_random_are_single_runs_made_by_hand(whole):
     assert all(pool[row["run_seed"]]["test"] == row["test"] for row in rows)
 
 
+def test_the_table_is_read_back_as_the_comparison_it_was_written_from(whole):
+    from trimtab.search.comparison_figures import comparison_figures
+    from trimtab.search.comparison_rows import read_parquet, result_rows
+
+    folder, document = whole
+    found, about = read_parquet(folder / "o" / "comparison.parquet")
+    assert result_rows(found) == document["rows"]
+    figures = json.loads(json.dumps(comparison_figures(found)))
+    assert figures.items() <= document["figures"].items()
+    assert {"code", "task code", "numpy"} <= about.keys()
+    told = json.loads((folder / "o" / "about.json").read_text())
+    assert told["command"].endswith("--jobs 2 --out o --json")
+    assert told["left_out"] == []
+
+
+def test_the_json_says_what_a_steered_run_costs_and_saves(whole):
+    _, document = whole
+    cost = document["figures"]["cost"]
+    assert cost["steered"]["runs"] == pytest.approx(1.0, abs=0.05)
+    assert {row["method"] for row in cost["methods"]} == {"race", "random", "reference"}
+    assert cost["training_seconds"] > 60
+    assert cost["sentence"].startswith("One steered run costs 1.0")
+
+
 def test_killed_and_finished_it_gives_the_same_table(whole, tmp_path):
-    """Killed five times at random moments of a slow task's twin; random seed fixed."""
+    """Killed five times by kill -9, after random numbers of results; the seed is fixed."""
     folder, _ = whole
     (tmp_path / "tiny.py").write_text((folder / "tiny.py").read_text())
     moments = random.Random(7)
@@ -116,6 +140,7 @@ def test_killed_and_finished_it_gives_the_same_table(whole, tmp_path):
         children = _children(process.pid)
         process.send_signal(signal.SIGKILL)
         process.communicate()
+        assert process.returncode == -signal.SIGKILL  # it was in the middle, not at its end
         assert _all_gone(children)
         text = path.read_text() if path.exists() else ""
         assert text.splitlines()[: len(lines)] == lines  # nothing is done again

@@ -62,6 +62,8 @@ def _theme(ink: str, faint: str, grid: str, colours: list[str], best: str) -> di
         "style": {
             "reference": {"color": faint, "strokeWidth": 1.5, "strokeDash": [1, 4]},
             "best": {"color": best, "strokeWidth": 2.5},
+            "steered": {"color": colours[0]},
+            "faint": {"color": faint},
         },
     }
 

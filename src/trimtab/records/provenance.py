@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
-__all__ = ["command_line", "git_commit", "package_versions"]
+__all__ = ["command_line", "git_commit", "machine", "package_versions"]
 
 # Module name -> distribution name; looked up only if the module is loaded.
 _PACKAGES: dict[str, str] = {
@@ -60,3 +62,14 @@ def git_commit() -> str | None:
 def command_line() -> str:
     """Return the command that started this process, with passwords in addresses blanked."""
     return re.sub(r"://([^:/@\s]+):[^@\s]*@", r"://\1:***@", shlex.join(sys.argv))
+
+
+def machine() -> str:
+    """Return the processor and how many of its cores this process may use, in words."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    name = platform.processor() or platform.machine()
+    listed = Path("/proc/cpuinfo")
+    if listed.exists():
+        found = re.search(r"^model name\s*:\s*(.+)$", listed.read_text(), re.MULTILINE)
+        name = found.group(1).strip() if found else name
+    return f"{name}, {cores} core{'s' * (cores != 1)}"

@@ -17,7 +17,7 @@ from trimtab.records.chart_data import figures_of, label_of, spelled, steered_na
 from trimtab.records.charts import THEMES, charts_of, require_report_extra
 from trimtab.records.rows import DecisionRecord, RunRecord
 
-__all__ = ["page", "report_html", "write_picture", "write_report"]
+__all__ = ["draw", "page", "report_html", "write_picture", "write_report"]
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
 _POLICY += "script-src 'unsafe-inline' 'unsafe-eval'"  # Vega compiles its expressions
@@ -52,13 +52,28 @@ def write_picture(path: Path, record: RunRecord, other: RunRecord | None = None)
         SpecError: The ending is another one, or the file cannot be written.
     """
     require_report_extra()
+    draw(path, _sheet(charts_of(record, other)))
+
+
+def draw(path: Path, chart: dict[str, Any]) -> None:
+    """Write a Vega-Lite specification as a picture on white.
+
+    Args:
+        path: File that ends in ``.png`` or ``.svg``.
+        chart: The specification, without colours of its own theme.
+
+    Raises:
+        MissingDependencyError: The extra ``report`` is not installed.
+        SpecError: The ending is another one, or the file cannot be written.
+    """
+    require_report_extra()
     kind = path.suffix.lower()
     if kind not in (".png", ".svg"):
         raise SpecError(f"{path}: a picture ends in .png or .svg, not {kind!r}; rename it")
     import altair
     import vl_convert
 
-    spec = _sheet(charts_of(record, other)) | {"$schema": altair.SCHEMA_URL}
+    spec = chart | {"$schema": altair.SCHEMA_URL}
     config = THEMES["light"] | {"background": "white", "padding": 24}
     config["font"] = "Helvetica, Arial, sans-serif"
     if kind == ".svg":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from trimtab.core.errors import SpecError, StoreError
+from trimtab.search.engines.base import Done, Engine
+from trimtab.search.engines.local import LocalEngine
 from trimtab.search.journal import Journal
 from trimtab.search.methods import Outcome, SingleRun, find_method
 from trimtab.search.planning import Frame, Plan, Refusal, frames_of, require_some
@@ -20,7 +23,7 @@ from trimtab.search.units import (
     perform,
     tuned_rate,
 )
-from trimtab.search.workers import Done, run_all
+from trimtab.tasks.cache import cache_folder
 
 __all__ = ["Comparison", "Entry", "Failure", "TaskResult", "Update", "compare"]
 
@@ -71,6 +74,7 @@ class TaskResult:
         tuned_lr: lr*.
         tuned: Reference runs at lr*.
         pool: Reference runs from random starts.
+        examples: Training examples with gradient of a whole run; nan where the task does not say.
     """
 
     name: str
@@ -79,6 +83,7 @@ class TaskResult:
     tuned_lr: float
     tuned: tuple[SingleRun, ...]
     pool: tuple[SingleRun, ...]
+    examples: float = float("nan")
 
 
 @dataclass(frozen=True)
@@ -99,10 +104,8 @@ class Comparison:
 class _Runner:
     """Does units that are not in the journal yet."""
 
-    def __init__(
-        self, journal: Journal, jobs: int, total: int, tell: Callable[[Update], None] | None
-    ) -> None:
-        self._journal, self._jobs, self._tell = journal, jobs, tell
+    def __init__(self, journal: Journal, total: int, tell: Callable[[Update], None] | None) -> None:
+        self._journal, self._tell = journal, tell
         self._total, self._done = total, 0
         self.failures: list[Failure] = []
 
@@ -112,7 +115,7 @@ class _Runner:
     def has(self, unit: Unit) -> bool:
         return unit.key in self._journal.results
 
-    def run(self, work: Sequence[tuple[Unit, Told]], *, jobs: int | None = None) -> None:
+    def run(self, work: Sequence[tuple[Unit, Told]], engine: Engine) -> None:
         known = [unit for unit, _ in work if self.has(unit)]
         left = {unit.key: (unit, told) for unit, told in work if not self.has(unit)}
         self._done += len(known)
@@ -120,11 +123,15 @@ class _Runner:
         self._total -= len(work) - len(known) - len(todo)  # asked for by two plans
         if known:
             self._say("kept from before")
-        with _one_thread():
-            for done in run_all(perform, todo, jobs or self._jobs):
-                self._take(todo[done.place][0], done)
+        for done in engine.run(perform, todo):
+            self._take(todo[done.place][0], done)
 
     def _take(self, unit: Unit, done: Done) -> None:
+        if done.died:
+            raise StoreError(
+                f"{unit.label}: {done.error}; what was done is kept: run the same command again, "
+                "with fewer --jobs if memory was short"
+            )
         self._done += 1
         if done.error:
             self.failures.append(Failure(unit.label, done.error, done.trace))
@@ -138,19 +145,24 @@ class _Runner:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """Let processes that are started meanwhile use one thread each."""
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, "1"))
+def _kept_programs() -> Iterator[None]:
+    """Let processes that are started meanwhile keep what JAX compiles in the user's cache folder.
+
+    A simulated task takes seconds to compile and a hundredth of one to run; every process would
+    compile it again. What the user has set for JAX is left alone.
+    """
+    folder, name = cache_folder(), "JAX_COMPILATION_CACHE_DIR"
+    if folder is None or name in os.environ:
+        yield
+        return
+    least = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
+    added = {name: str(folder / "jax"), **({} if least in os.environ else {least: "0.5"})}
+    os.environ.update(added)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        for key in added:
+            os.environ.pop(key, None)
 
 
 def compare(
@@ -182,26 +194,20 @@ def compare(
         raise SpecError(f"--jobs: {jobs} is below 1; give the number of processes")
     frames = frames_of(plans)
     require_some(frames)
-    with Journal(folder, identity) as journal:
-        runner = _Runner(journal, jobs, sum(frame.count() for frame in frames), progress)
-        runner.run([(unit, Told()) for frame in frames for unit in frame.preparing()])
+    with Journal(folder, identity) as journal, _kept_programs(), LocalEngine(jobs) as engine:
+        runner = _Runner(journal, sum(frame.count() for frame in frames), progress)
+        runner.run([(unit, Told()) for frame in frames for unit in frame.preparing()], engine)
         _stop_at_failures(runner)
         rates = [_rate(frame, runner) for frame in frames]
-        runner.run(
-            [w for frame, rate in zip(frames, rates, strict=True) for w in _first(frame, rate[0])]
-        )
+        pairs = list(zip(frames, rates, strict=True))
+        runner.run([work for frame, rate in pairs for work in _first(frame, rate[0])], engine)
         _stop_at_failures(runner)
         runner.run(
-            [
-                w
-                for frame, rate in zip(frames, rates, strict=True)
-                for w in _second(frame, rate[0], runner)
-            ]
+            [work for frame, rate in pairs for work in _second(frame, rate[0], runner)], engine
         )
-        alone = [
-            w for frame, rate in zip(frames, rates, strict=True) for w in _alone(frame, rate[0])
-        ]
-        runner.run(alone, jobs=1)
+        engine.close()  # frees its memory: what is left runs in one process
+        with LocalEngine(1) as single:
+            runner.run([work for frame, rate in pairs for work in _alone(frame, rate[0])], single)
         _stop_at_failures(runner)
         return _collect(frames, rates, runner)
 
@@ -277,8 +283,9 @@ def _collect(
         known = tasks.get(frame.name)
         if known is None or len(pool) > len(known.pool):
             task = frame.task
+            examples = task.total_steps * float(getattr(task, "batch_size", math.nan))
             tasks[frame.name] = TaskResult(
-                frame.name, task.monitor, task.mode, tuned_lr, tuple(tuned), pool
+                frame.name, task.monitor, task.mode, tuned_lr, tuple(tuned), pool, examples
             )
         for method, budget in frame.methods():
             for unit in frame.of(method, budget):

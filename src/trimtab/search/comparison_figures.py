@@ -5,6 +5,7 @@ Intervals are 95 %, from a bootstrap over tasks and, within a task, over seeds.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -200,9 +201,11 @@ def comparison_figures(comparison: Comparison) -> dict[str, Any]:
     ``methods`` names the methods in order. ``regret``, ``n_star`` and
     ``probability_of_improvement`` (of the steered run over the method) hold ``value``, ``low`` and
     ``high`` for each; ``regret_by_start`` and ``n_star_by_start`` the same for each start factor.
-    ``capped`` is the share of tasks on which n* is at the pool's size; ``spent`` and ``seconds``
-    are means over all results; ``profile`` is read at ``profile_levels``; ``test`` holds each
-    task's mean of the monitored metric, ``tasks`` what the figures are counted from.
+    ``capped`` is the share of tasks on which n* is at the pool's size; ``spent``, ``seconds``
+    and ``examples`` are means over all results; ``n_tasks`` is on how many tasks a method was run,
+    ``steered`` what steered runs came to on just these; ``profile`` is read at
+    ``profile_levels``; ``test`` holds each task's mean of the monitored metric, ``tasks`` what
+    the figures are counted from.
     """
     by_name, labels = _gathered(comparison)
     tasks = list(by_name.values())
@@ -238,6 +241,42 @@ def _capped(tasks: Sequence[_Task], label: str) -> float | None:
     return float(np.mean(limit))
 
 
+def _steered_beside(
+    by_name: Mapping[str, _Task],
+    of: Mapping[str, Sequence[Entry]],
+    label: str,
+    comparison: Comparison,
+) -> dict[str, float | None] | None:
+    """Return what steered runs came to on the tasks that a method was run on; None without any."""
+    names = {entry.task for entry in of[label]}
+    mine = [entry for entry in of.get(_STEERED, ()) if entry.task in names]
+    if {entry.task for entry in mine} != names:
+        return None
+    tasks = [by_name[name] for name in sorted(names) if by_name[name].curve.size]
+    sample = [(task, list(task.losses[_STEERED])) for task in tasks]
+    return {
+        "regret": _regret(_STEERED)(sample) if sample else None,
+        "spent": _mean_spent(mine),
+        "seconds": _mean_seconds(mine),
+        "examples": _examples(comparison, mine),
+    }
+
+
+def _mean_spent(entries: Sequence[Entry]) -> float:
+    return float(np.mean([entry.outcome.spent for entry in entries]))
+
+
+def _mean_seconds(entries: Sequence[Entry]) -> float:
+    return float(np.mean([sum(run.seconds for run in e.outcome.runs) for e in entries]))
+
+
+def _examples(comparison: Comparison, entries: Sequence[Entry]) -> float | None:
+    """Return the mean charge in training examples; None where a task does not tell its own."""
+    charges = [e.outcome.spent * comparison.tasks[e.task].examples for e in entries]
+    mean = float(np.mean(charges))
+    return None if math.isnan(mean) else mean
+
+
 def _means(
     comparison: Comparison, by_name: Mapping[str, _Task], labels: Sequence[str]
 ) -> dict[str, Any]:
@@ -248,11 +287,11 @@ def _means(
     for entry in comparison.entries:
         of[label_of(entry, budgets)].append(entry)
     return {
-        "spent": {label: float(np.mean([e.outcome.spent for e in of[label]])) for label in labels},
-        "seconds": {
-            label: float(np.mean([sum(r.seconds for r in e.outcome.runs) for e in of[label]]))
-            for label in labels
-        },
+        "n_tasks": {label: len({e.task for e in of[label]}) for label in labels},
+        "steered": {label: _steered_beside(by_name, of, label, comparison) for label in labels},
+        "examples": {label: _examples(comparison, of[label]) for label in labels},
+        "spent": {label: _mean_spent(of[label]) for label in labels},
+        "seconds": {label: _mean_seconds(of[label]) for label in labels},
         "test": {
             name: {
                 label: float(np.mean([e.outcome.result.test for e in of[label] if e.task == name]))
@@ -269,6 +308,7 @@ def _means(
                 "tuned": by_name[name].tuned,
                 "median": by_name[name].median,
                 "pool": len(task.pool),
+                "examples": None if math.isnan(task.examples) else task.examples,
                 "flagged": by_name[name].flagged,
             }
             for name, task in comparison.tasks.items()

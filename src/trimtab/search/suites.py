@@ -21,7 +21,8 @@ _SEARCHES = (
     "hyperopt:1,hyperopt:4,hyperopt:8,hyperopt:16,optuna:1,optuna:4,optuna:8,optuna:16"
 )
 _RAY = "asha:2,asha:4,asha:8,asha:16,pbt:4,pbt:8,pbt:16,pb2:4,pb2:8,pb2:16"
-_SIMULATED = ("simulated/quadratic", "simulated/mlp", "simulated/mlp@1")
+_SIMULATED = ("simulated/quadratic", "simulated/mlp", "simulated/transformer")
+_FACTORS = (0.01, 0.1, 1.0, 10.0, 100.0)
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,10 @@ class Suite:
 SUITES: Mapping[str, Suite] = MappingProxyType(
     {
         "fast": Suite(
-            "3 simulated tasks and 1 tiny real one, about an hour on 2 cores",
+            "3 simulated tasks and 1 tiny real one, about half an hour on 2 cores",
             (
-                (_SIMULATED, None, f"{_ONE_RUN},{_SEARCHES}", 5, None),
-                (("tabular/letters",), "tiny", f"{_ONE_RUN},{_SEARCHES}", 5, None),
-                (_SIMULATED[:1], None, "open-loop", 5, (0.01, 1.0, 100.0)),
+                (_SIMULATED, None, f"{_ONE_RUN},open-loop,{_SEARCHES}", 5, _FACTORS),
+                (("tabular/letters",), "tiny", f"{_ONE_RUN},open-loop,{_SEARCHES}", 5, _FACTORS),
                 (_SIMULATED[:1], None, _RAY, 3, None),
             ),
         ),

@@ -1,0 +1,380 @@
+"""Write ``benchmarks/RESULTS.md`` and its picture from finished comparisons.
+
+    trimtab compare --suite fast --jobs 2 --out comparison-fast
+    python -m benchmarks.results comparison-fast comparison-real
+
+Each folder is one that ``trimtab compare`` finished; it gives one section, from its Parquet file
+alone. The picture is drawn from the first. Losses stand in the same table as wins, and the
+sentence about when not to use trimtab is made from the rows; with ``--json`` the sentences that
+the README repeats go to standard output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trimtab.core.errors import SpecError
+from trimtab.records.comparison_charts import compute_picture
+from trimtab.records.report import draw
+from trimtab.search.comparing import Comparison
+from trimtab.search.comparison_cost import cost_answer
+from trimtab.search.comparison_figures import comparison_figures
+from trimtab.search.comparison_rows import read_parquet
+
+__all__ = ["Finished", "budget_rows", "main", "read_finished", "section", "when_not"]
+
+_STEERED = "trimtab"
+_CONTROLS = frozenset({"zero", "open-loop", "shuffled"})
+_CLOSE = 0.05  # of regret; smaller differences are called equal
+
+_HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished comparison.
+
+    Attributes:
+        comparison: Its rows.
+        figures: What is counted from them, the cost answer included.
+        versions: What the results depend on, by name.
+        about: Command, date, machine and what was left out.
+    """
+
+    comparison: Comparison
+    figures: Mapping[str, Any]
+    versions: Mapping[str, str]
+    about: Mapping[str, Any]
+
+
+def read_finished(folder: Path) -> Finished:
+    """Return the comparison that was finished in a folder.
+
+    Raises:
+        SpecError: There is none.
+    """
+    try:
+        about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SpecError(
+            f"{folder} holds no finished comparison ({error}); run its command again, which "
+            "repeats nothing"
+        ) from error
+    comparison, versions = read_parquet(folder / "comparison.parquet")
+    figures = comparison_figures(comparison)
+    figures["cost"] = cost_answer(figures, about["training_seconds"])
+    return Finished(comparison, figures, versions, about)
+
+
+def _interval(found: Mapping[str, float] | None) -> str:
+    if found is None:
+        return "–"
+    return f"{found['value']:.2f} ({found['low']:.2f} .. {found['high']:.2f})"
+
+
+def _regret(figures: Mapping[str, Any], label: str) -> float:
+    found = figures["regret"].get(label)
+    return float("inf") if found is None else float(found["value"])
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    marks = "|".join(["---"] + ["---:"] * (len(heads) - 1))
+    lines = [f"| {' | '.join(heads)} |", f"|{marks}|"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def methods_table(figures: Mapping[str, Any]) -> str:
+    """Return every method and budget, the lowest regret first; steered runs in bold."""
+    n_tasks = len(figures["tasks"])
+    rows = []
+    for label in sorted(figures["methods"], key=lambda one: _regret(figures, one)):
+        mark = "**" if label == _STEERED else ""
+        on = figures["n_tasks"][label]
+        beside = figures["steered"][label]
+        theirs = "–" if beside is None or beside["regret"] is None else f"{beside['regret']:.2f}"
+        rows.append(
+            (
+                f"{mark}`{label}`{mark}" + ("" if on == n_tasks else f" (on {on})"),
+                f"{figures['spent'][label]:.2f}",
+                f"{mark}{_interval(figures['regret'][label])}{mark}",
+                "" if label == _STEERED else theirs,
+                _interval(figures["n_star"][label]),
+                _interval(figures["probability_of_improvement"].get(label)),
+                f"{figures['seconds'][label]:.3g}",
+            )
+        )
+    heads = (
+        "method",
+        "whole runs",
+        "regret",
+        "trimtab on the same tasks",
+        "n*",
+        "P(trimtab is better)",
+        "seconds",
+    )
+    return _table(heads, rows)
+
+
+def starts_table(figures: Mapping[str, Any]) -> str:
+    """Return regret by start factor of the methods that use a start; empty if starts were drawn."""
+    scales = list(next(iter(figures["regret_by_start"].values()), {}))
+    rows = [
+        (f"`{label}`", *(_interval(figures["regret_by_start"][label][scale]) for scale in scales))
+        for label in sorted(figures["methods"], key=lambda one: _regret(figures, one))
+        if scales and figures["regret_by_start"][label][scales[0]] is not None
+    ]
+    return _table(("method", *(f"x{scale}" for scale in scales)), rows) if rows else ""
+
+
+def budget_rows(comparison: Comparison, figures: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return, for each search, its regret at the smallest and the largest budget that was run.
+
+    ``better_on`` counts the tasks on which the mean test value is at least as good at the larger.
+    A search that does not gain from its budget is set up wrongly.
+    """
+    labels: dict[str, list[tuple[int, str]]] = {}
+    for label in figures["methods"]:
+        name, colon, budget = label.partition(":")
+        if colon and figures["regret"].get(label) is not None:
+            labels.setdefault(name, []).append((int(budget), label))
+    rows = []
+    for name, found in labels.items():
+        (least, small), (most, large) = min(found), max(found)
+        if least == most:
+            continue
+        shared = [t for t, means in figures["test"].items() if small in means and large in means]
+        sign = {t: 1.0 if comparison.tasks[t].mode == "min" else -1.0 for t in shared}
+        better = [
+            t
+            for t in shared
+            if sign[t] * figures["test"][t][large] <= sign[t] * figures["test"][t][small]
+        ]
+        rows.append(
+            {
+                "method": name,
+                "least": least,
+                "most": most,
+                "regret_least": _regret(figures, small),
+                "regret_most": _regret(figures, large),
+                "better_on": len(better),
+                "tasks": len(shared),
+            }
+        )
+    return rows
+
+
+def _budget_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    return _table(
+        ("search", "smallest budget", "its regret", "largest budget", "its regret", "gains on"),
+        [
+            (
+                f"`{row['method']}`",
+                str(row["least"]),
+                f"{row['regret_least']:.2f}",
+                str(row["most"]),
+                f"{row['regret_most']:.2f}",
+                f"{row['better_on']} of {row['tasks']} tasks"
+                + ("" if row["regret_most"] <= row["regret_least"] else "; **not on average**"),
+            )
+            for row in rows
+        ],
+    )
+
+
+def cost_table(figures: Mapping[str, Any]) -> str:
+    """Return what each method needs to end as well as one steered run; empty without steered."""
+    if not figures["cost"]:
+        return ""
+    before = {"yes": "", "beyond": "more than ", "below": "at most "}
+    least = {"yes": "", "beyond": "at least ", "below": "at most "}
+
+    def cell(row: Mapping[str, Any], field: str, form: str, words: Mapping[str, str]) -> str:
+        value = row[field]
+        return "–" if value is None else f"{words[row['reaches']]}{value:{form}}"
+
+    rows = [
+        (
+            f"`{row['method']}`",
+            "not in one run" if row["saved_runs"] is None else cell(row, "runs", ".1f", before),
+            cell(row, "saved_examples", ",.0f", least),
+            cell(row, "saved_seconds", ".3g", least),
+            "–" if row["paid_back_after"] is None else f"{row['paid_back_after']:,}",
+        )
+        for row in figures["cost"]["methods"]
+    ]
+    heads = (
+        "method",
+        "whole runs to end as well",
+        "examples saved",
+        "seconds saved",
+        "training paid back after",
+    )
+    return _table(heads, rows)
+
+
+def when_not(figures: Mapping[str, Any]) -> str:
+    """Return the sentence about when not to use trimtab, from what ended with lower regret.
+
+    Methods are compared on the tasks that they were run on; differences under 0.05 of regret are
+    called equal. A tuned start is judged by the reference at factor 1.
+    """
+    reasons = []
+    better = []
+    for label in figures["methods"]:
+        found, beside = figures["regret"].get(label), figures["steered"].get(label)
+        name = label.partition(":")[0]
+        if label == _STEERED or name in _CONTROLS or found is None or beside is None:
+            continue
+        if beside["regret"] is not None and found["value"] < beside["regret"] - _CLOSE:
+            better.append((figures["spent"][label], label, found["value"], beside["regret"]))
+    tuned = [
+        (name, figures["regret_by_start"].get(name, {}).get("1"))
+        for name in ("reference", _STEERED)
+    ]
+    if all(found is not None for _, found in tuned):
+        reference, steered = (float(found["value"]) for _, found in tuned if found is not None)
+        if steered > reference - _CLOSE:
+            told = "no better" if steered <= reference + _CLOSE else "worse"
+            reasons.append(
+                f"your learning rate is tuned already (there it ends {told}: regret {steered:.2f} "
+                f"against the plain schedule's {reference:.2f})"
+            )
+    cheap = [one for one in better if ":" not in one[1]]
+    if cheap:
+        listed = ", ".join(f"`{label}` {value:.2f}" for _, label, value, _ in sorted(cheap))
+        mine = min(one[3] for one in cheap)
+        reasons.append(
+            f"one of these one-run methods fits your task ({listed}; steered {mine:.2f})"
+        )
+    dear = sorted(one for one in better if ":" in one[1] and one[0] > 1.5)
+    if dear:
+        runs, label, value, mine = dear[0]
+        reasons.append(
+            f"you can pay for {runs:.1f} whole runs or more (`{label}` ends at {value:.2f}, one "
+            f"steered run at {mine:.2f})"
+        )
+    if not reasons:
+        return (
+            "Nothing that was compared ended clearly better than one steered run, at any budget "
+            "that was run; other tasks and larger budgets were not tried."
+        )
+    return f"Do not use trimtab if {'; or if '.join(reasons)}."
+
+
+def _name(finished: Finished) -> str:
+    words = str(finished.about["command"]).split()
+    if "--suite" in words[:-1]:
+        return f"Suite `{words[words.index('--suite') + 1]}`"
+    return ", ".join(f"`{name}`" for name in finished.comparison.tasks)
+
+
+def _tasks_table(figures: Mapping[str, Any]) -> str:
+    """Return each task's scale, and the mean test value of the methods that end best on it."""
+    rows = []
+    for name, task in figures["tasks"].items():
+        means = figures["test"][name]
+        best = sorted(means, key=means.__getitem__, reverse=task["mode"] == "max")
+        rows.append(
+            (
+                f"`{name}`",
+                task["metric"],
+                f"{task['tuned']:.3g}",
+                f"{task['median']:.3g}",
+                str(task["pool"]),
+                "–" if _STEERED not in means else f"{means[_STEERED]:.3g}",
+                f"`{best[0]}` {means[best[0]]:.3g}",
+                "yes" if task["flagged"] else "no",
+            )
+        )
+    heads = (
+        "task",
+        "metric",
+        "loss when tuned",
+        "median loss of the pool",
+        "pool",
+        "trimtab, mean on test",
+        "best method, mean on test",
+        "within the noise",
+    )
+    return _table(heads, rows)
+
+
+def _under(finished: Finished) -> str:
+    """Return what stands under the tables: tasks, seeds, machine, versions, command, date."""
+    about = finished.about
+    seeds = sorted({entry.seed for entry in finished.comparison.entries})
+    left = sorted({f"{one['method']} on {one['task']}" for one in about["left_out"]})
+    known = ", ".join(
+        f"{name} {value}" for name, value in finished.versions.items() if value != "–"
+    )
+    return (
+        f"Seeds {seeds[0]} to {seeds[-1]}; policy {about['policy']}; {about['machine']}, "
+        f"{about['jobs']} at a time; {about['date']}. Intervals are 95 %. "
+        f"Left out: {'; '.join(left) or 'nothing'}.\n\n`{about['command']}`\n\n"
+        f"<details><summary>Versions</summary>\n\n{known}\n\n</details>"
+    )
+
+
+def section(finished: Finished) -> str:
+    """Return one comparison as Markdown."""
+    figures = finished.figures
+    parts = [f"## {_name(finished)}", methods_table(figures)]
+    if starts := starts_table(figures):
+        parts += ["### Regret by start factor", starts]
+    if rows := budget_rows(finished.comparison, figures):
+        parts += ["### Does each search gain from its budget?", _budget_table(rows)]
+    if figures["cost"]:
+        parts += ["### What it costs, and saves", figures["cost"]["sentence"], cost_table(figures)]
+        parts += ["### When not to use it", when_not(figures)]
+    parts += ["### Tasks", _tasks_table(figures), _under(finished)]
+    return "\n\n".join(parts)
+
+
+_HEAD = """# Results
+
+Written by `python -m benchmarks.results`; do not edit. Definitions are in
+[measures](../docs/measures.md), the rivals' settings in [rivals](../docs/rivals.md). Rows are
+sorted by regret: what stands above `trimtab` ended better than it. *trimtab on the same tasks* is
+one steered run's regret where a method ran on some tasks only.
+
+![Regret against compute, all methods]({picture})"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the page and the picture."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser.add_argument("folders", nargs="+", type=Path, help="finished by trimtab compare")
+    parser.add_argument("--out", type=Path, default=_HERE / "RESULTS.md")
+    parser.add_argument(
+        "--picture", type=Path, default=_HERE.parent / "docs" / "images" / "compute.png"
+    )
+    parser.add_argument("--json", action="store_true", help="print the README's sentences")
+    options = parser.parse_args(arguments)
+    try:
+        finished = [read_finished(folder) for folder in options.folders]
+    except SpecError as error:
+        parser.exit(2, f"{error}\n")
+    drawn = compute_picture(finished[0].figures)
+    if drawn is not None:
+        options.picture.parent.mkdir(parents=True, exist_ok=True)
+        draw(options.picture, drawn)
+    shown = os.path.relpath(options.picture.resolve(), options.out.resolve().parent)
+    head = _HEAD.format(picture=Path(shown).as_posix())
+    page = "\n\n".join([head, *(section(one) for one in finished)])
+    options.out.write_text(page + "\n", encoding="utf-8")
+    if options.json:
+        first = finished[0].figures
+        cost = first["cost"]["sentence"] if first["cost"] else None
+        print(json.dumps({"cost": cost, "when_not": when_not(first)}, indent=2))
+        return
+    print(f"wrote {options.out} and {options.picture}")
+
+
+if __name__ == "__main__":
+    main()

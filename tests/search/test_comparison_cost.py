@@ -1,0 +1,76 @@
+"""The cost answer, on figures made by hand."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from trimtab.search.comparison_cost import cost_answer, cost_rows
+
+
+def figures(steered: float, regrets: dict[str, float], seconds: float = 2.0) -> dict[str, Any]:
+    """A budget of n costs n runs of 100 examples, each as long as a steered one."""
+    labels = ["trimtab", *regrets]
+    runs = {label: float(label.partition(":")[2] or 1) for label in labels}
+    beside = {"regret": steered, "spent": 1.0, "examples": 100.0, "seconds": seconds}
+    return {
+        "methods": labels,
+        "regret": {
+            label: {"value": value, "low": value, "high": value}
+            for label, value in {"trimtab": steered, **regrets}.items()
+        },
+        "spent": runs,
+        "examples": {label: 100.0 * n for label, n in runs.items()},
+        "seconds": {label: seconds * n for label, n in runs.items()},
+        "steered": dict.fromkeys(labels, beside),
+    }
+
+
+SEARCH = {"random:1": 1.0, "random:4": 0.5, "random:16": 0.0}
+
+
+def test_a_search_reaches_equal_quality_between_two_budgets_on_the_log_scale():
+    (row,) = cost_rows(figures(0.25, SEARCH), 600.0)
+    assert row["reaches"] == "yes"
+    assert row["runs"] == pytest.approx(8.0)  # half way from 4 to 16 in log runs
+    assert row["saved_runs"] == pytest.approx(7.0)
+    assert row["saved_examples"] == pytest.approx(700.0)
+    assert row["saved_seconds"] == pytest.approx(14.0)
+    assert row["paid_back_after"] == math.ceil(600 / 14)
+
+
+def test_a_search_that_never_gets_there_needs_more_than_was_tried():
+    (row,) = cost_rows(figures(-0.1, SEARCH), 600.0)
+    assert (row["reaches"], row["runs"]) == ("beyond", pytest.approx(16.0))
+    assert row["paid_back_after"] is None
+    told = cost_answer(figures(-0.1, SEARCH), 600.0)["sentence"]
+    assert "random search needs more than 16.0 to end as well, so at least 15.0" in told
+    assert "are paid back after at most 20 such runs" in told
+
+
+def test_a_loss_is_told_as_plainly_as_a_win():
+    answer = cost_answer(figures(1.5, SEARCH), 600.0)
+    assert answer["methods"][0]["reaches"] == "below"
+    assert answer["sentence"].endswith("random search ends as well with 1.0, so nothing is saved.")
+
+
+def test_a_method_of_one_run_saves_nothing_that_can_be_counted():
+    rows = {row["method"]: row for row in cost_rows(figures(0.25, {"cosine": 1.0, "race": 0.2}))}
+    assert (rows["cosine"]["reaches"], rows["cosine"]["saved_runs"]) == ("beyond", None)
+    assert (rows["race"]["reaches"], rows["race"]["saved_runs"]) == ("below", pytest.approx(0.0))
+
+
+def test_a_method_is_measured_against_steered_runs_of_its_own_tasks():
+    given = figures(0.25, SEARCH)
+    other = {"regret": 0.5, "spent": 2.0, "examples": 200.0, "seconds": 4.0}
+    given["steered"] = dict.fromkeys(given["methods"], other)
+    (row,) = cost_rows(given)
+    assert (row["runs"], row["saved_runs"]) == (pytest.approx(4.0), pytest.approx(2.0))
+
+
+def test_without_steered_runs_there_is_no_answer():
+    given = figures(0.0, SEARCH)
+    given["regret"]["trimtab"] = None
+    assert cost_answer(given, 600.0) == {}
