@@ -106,8 +106,13 @@ def _task(name: str, variant: str | None) -> Task:
 
 
 def has_known_rate(task: Task) -> bool:
-    """Whether the task tells its tuned learning rate, or is no simulated one that can be tuned."""
-    return getattr(task, "tuned_lr", None) is not None or not _is_simulated(task)
+    """Whether the task tells its tuned learning rate, or is no simulated one that can be tuned.
+
+    A rate that the task works out when it is first asked for counts, and is not asked for here.
+    """
+    if not _is_simulated(task) or hasattr(type(task), "tuned_lr"):
+        return True
+    return getattr(task, "tuned_lr", None) is not None
 
 
 def usual_pool(task: Task) -> int:
@@ -117,7 +122,7 @@ def usual_pool(task: Task) -> int:
 
 def tuning_seeds(task: Task) -> int:
     """Return how many seeds the tuned learning rate is run with."""
-    return _TUNED_SEEDS if has_known_rate(task) else _GRID_SEEDS
+    return _GRID_SEEDS if _is_simulated(task) else _TUNED_SEEDS
 
 
 def _is_simulated(task: Task) -> bool:
