@@ -68,7 +68,11 @@ def some_of(n: int) -> np.ndarray:
 
 
 def probabilities(run: Any, inputs: Any) -> np.ndarray:
-    """Return (n, n_classes) softmax probabilities of a PyTorch run's network."""
+    """Return (n, n_classes) softmax probabilities of a run's network."""
+    if isinstance(inputs, np.ndarray):  # Keras
+        logits = np.asarray(run.model(inputs, training=False), np.float64)
+        shares = np.exp(logits - logits.max(1, keepdims=True))
+        return shares / shares.sum(1, keepdims=True)
     import torch
 
     run.model.eval()
@@ -141,6 +145,14 @@ def animals(task: Any, run: Any, path: Path) -> Shown:
     """Draw silhouettes; the package numbers its animals and does not name them."""
     at, captions = classified(task, run, task._data.inputs, [f"no. {n}" for n in range(10)])
     pictures = task._data.inputs[task._data.splits["test"][at]][:, 0].numpy()
+    draw_grid([[(255 * one).astype(np.uint8)] for one in pictures], captions, path)
+    return {}
+
+
+def keras_digits(task: Any, run: Any, path: Path) -> Shown:
+    """Draw digits."""
+    at, captions = classified(task, run, task._data.inputs, [str(n) for n in range(10)])
+    pictures = task._data.inputs[task._data.splits["test"][at]][..., 0]
     draw_grid([[(255 * one).astype(np.uint8)] for one in pictures], captions, path)
     return {}
 
@@ -290,6 +302,14 @@ def adult(task: Any, run: Any, _path: Path) -> Shown:
     return table(["person"], cells, captions)
 
 
+def keras_credit(task: Any, run: Any, _path: Path) -> Shown:
+    """Return the numbers that the network is given of card holders."""
+    at, captions = classified(task, run, task._data.inputs, ("paid", "failed to pay"))
+    rows = task._data.inputs[task._data.splits["test"][at]]
+    cells = [[" ".join(f"{value:.1f}" for value in row[:12]) + " ..."] for row in rows]
+    return table(["first twelve features, standardised"], cells, captions)
+
+
 def _person(names: Sequence[str], row: np.ndarray) -> str:
     told = []
     for name, value in zip(names, row.tolist(), strict=True):
@@ -314,6 +334,8 @@ def table(
 
 DRAWINGS: dict[str, Callable[[Any, Any, Path], Shown]] = {
     "detection/trees": trees,
+    "keras/credit": keras_credit,
+    "keras/digits": keras_digits,
     "segmentation/brain-tissue": brain_tissue,
     "segmentation/nuclei": nuclei,
     "tabular/adult": adult,

@@ -138,6 +138,7 @@ def shown_by(page: TaskPage) -> Mapping[str, Any] | None:
             "OMP_NUM_THREADS": "1",
             "TOKENIZERS_PARALLELISM": "false",
             "CUDA_VISIBLE_DEVICES": "",
+            "KERAS_BACKEND": "tensorflow",
         }
         log.info("running %s for its page", page.name)
         try:
