@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from trimtab.adapters.torch_sample import SAMPLED_ENTRIES, Sample
 from trimtab.adapters.torch_statistics import WindowStatistics
 from trimtab.core.errors import SpecError
 from trimtab.core.metrics import Metrics
@@ -155,3 +156,77 @@ def test_copies_are_gone_after_the_window() -> None:
 def test_a_window_without_steps_is_refused() -> None:
     with pytest.raises(SpecError, match="window_steps: 0 is below 1"):
         WindowStatistics().begin(0)
+
+
+def many_weights(seed: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(300, 400), (400,), (1, 5, 20000), (64, 32, 3, 3)]
+    return [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
+
+
+def test_of_a_large_model_a_fixed_sample_is_looked_at() -> None:
+    weights = many_weights(0)
+    sample, again = Sample(weights), Sample(many_weights(1))
+    room, other = sample.room(), again.room()
+
+    assert not sample.is_whole
+    assert SAMPLED_ENTRIES <= sample.entries < 2 * SAMPLED_ENTRIES
+    assert torch.equal(room.take(weights), other.take(weights))
+    assert float(sample.weighted(torch.ones(sample.entries)).sum()) == pytest.approx(
+        sum(weight.numel() for weight in weights)
+    )
+
+
+def test_a_sample_estimates_what_all_entries_give() -> None:
+    weights = many_weights(0)
+    statistics = WindowStatistics()
+    statistics.begin(2)
+    noise, gradients = torch.Generator().manual_seed(7), many_weights(1)
+    for _ in range(2):
+        before = flat(weights)
+        for weight, gradient in zip(weights, gradients, strict=True):
+            weight.grad = gradient.detach() + torch.randn(weight.shape, generator=noise)
+        seen = flat([weight.grad for weight in weights if weight.grad is not None])
+        statistics.before_step(1.0, weights)
+        with torch.no_grad():
+            for weight in weights:
+                weight -= 0.1 * weight.grad
+        statistics.after_step(weights)
+    metrics = statistics.finish()
+
+    # 32,768 independent normal entries: a relative error of 0.4 % is one standard deviation.
+    assert metrics.grad_norm == pytest.approx(np.linalg.norm(seen), rel=0.015)
+    assert metrics.grad_cosine == pytest.approx(0.5, abs=0.015)
+    ratio = np.linalg.norm(flat(weights) - before) / np.linalg.norm(before)
+    assert metrics.update_ratio == pytest.approx(ratio, rel=0.02)
+
+
+def test_a_window_goes_on_from_its_state_on_a_large_model() -> None:
+    cosines = []
+    for interrupted in (False, True):
+        weights, statistics = many_weights(0), WindowStatistics()
+        statistics.begin(2)
+        for step in range(2):
+            for weight, gradient in zip(weights, many_weights(step + 1), strict=True):
+                weight.grad = gradient.detach()
+            if interrupted and step == 1:
+                state = statistics.state_dict()
+                statistics = WindowStatistics()
+                statistics.load_state_dict(state)
+            statistics.before_step(1.0, weights)
+            statistics.after_step(weights)
+        cosines.append(statistics.finish().grad_cosine)
+
+    assert cosines[0] == cosines[1]
+    assert cosines[0] == pytest.approx(0.0, abs=0.02)
+
+
+def test_complex_and_frozen_entries_are_counted() -> None:
+    weight = torch.tensor([3.0 + 4.0j], requires_grad=True)
+    weight.grad = torch.tensor([0.0 + 2.0j])
+    statistics = WindowStatistics()
+    statistics.begin(1)
+    statistics.before_step(1.0, [weight])
+    statistics.after_step([weight])
+
+    assert statistics.finish().grad_norm == 2.0

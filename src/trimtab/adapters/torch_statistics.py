@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from trimtab.adapters.torch_sample import Room, Sample
 from trimtab.core.errors import SpecError
 from trimtab.core.metrics import Metrics
 
@@ -21,12 +22,19 @@ CHECK_EVERY = 4
 class WindowStatistics:
     """Loss and gradient statistics of one window of optimiser steps.
 
-    Gradients and weights are touched on the window's last two steps only: the last but one keeps
-    a copy of the gradients, the last one swaps it for a copy of the weights. So at most one copy
-    of the trainable weights is held: on an accelerator only for a moment; in main memory its room
-    is kept from window to window, for new pages cost several times what the copy does. All other
-    steps cost the reading of one loss; on an accelerator the losses stay there and are read every
-    `CHECK_EVERY` steps.
+    Gradients and weights are touched on the window's last two steps only, and of a model with
+    more than `trimtab.adapters.torch_sample.SAMPLED_ENTRIES` weights only a fixed sample of them,
+    stratified by tensor (see `trimtab.adapters.torch_sample.Sample`): the features look at changes
+    against the run's own past, for which the same entries each time serve as well as all. The last
+    but one step copies the sample of the gradients; the last one takes their product with its own,
+    and copies the sample of the weights before and after its update. All other steps cost the
+    reading of one loss; on an accelerator the losses stay there and are read every `CHECK_EVERY`
+    steps.
+
+    With e_i the gradient's i-th sampled entry, n_i the entries it stands for (1 if all are looked
+    at), p_i that of the step before, w_i the weight and u_i its change: ``grad_norm`` is
+    sqrt(sum n e^2), ``grad_cosine`` sum n e p / sqrt(sum n e^2 sum n p^2), ``update_ratio``
+    sqrt(sum n u^2 / sum n w^2).
 
     One window is ``begin``, then ``before_step`` and ``after_step`` around each optimiser step,
     then ``finish``:
@@ -49,7 +57,8 @@ class WindowStatistics:
     """
 
     def __init__(self) -> None:
-        self._room: list[torch.Tensor | None] = []
+        self._sample: Sample | None = None
+        self._rooms: tuple[Room, Room] | None = None
         self.begin(1)
 
     def begin(self, window_steps: int) -> None:
@@ -66,9 +75,9 @@ class WindowStatistics:
         self._waits = False
         self._losses: list[float] = []
         self._unread: list[torch.Tensor] = []
-        self._gradients: list[torch.Tensor | None] | None = None
-        self._weights: list[torch.Tensor | None] | None = None
-        self._measured: dict[str, torch.Tensor] = {}
+        self._gradients: torch.Tensor | None = None  # sampled at the last but one step
+        self._weights: torch.Tensor | None = None  # sampled before the last step's update
+        self._sums: dict[str, torch.Tensor] = {}
 
     def before_step(self, loss: torch.Tensor | float, parameters: Sequence[torch.Tensor]) -> bool:
         """Take in a step's loss and gradients; return whether training may go on.
@@ -87,15 +96,11 @@ class WindowStatistics:
         self._step += 1
         self._take_loss(loss)
         if not self._finite:
-            self._drop_copies()
+            self._gradients = self._weights = None
             return False
         if self._step >= self._window_steps - 1:
             with torch.no_grad():
-                if self._step < self._window_steps:
-                    self._gradients = self._copies([parameter.grad for parameter in parameters])
-                else:
-                    self._measure_gradients(parameters)
-                    self._weights = self._copies([p.detach() for p in parameters])
+                self._look(parameters)
         return True
 
     @torch.no_grad()
@@ -107,11 +112,11 @@ class WindowStatistics:
         """
         if self._weights is None:
             return
-        weights = [weight for weight in self._weights if weight is not None]
-        self._weights = None
-        norm = _norm(weights)
-        torch._foreach_sub_(weights, [parameter.detach() for parameter in parameters])
-        self._measured["update_ratio"] = _norm(weights) / norm
+        sample, (room, _) = self._places(parameters)
+        before, self._weights = self._weights, None
+        self._sums["weights"] = sample.weighted(before).dot(before)
+        change = room.take(parameters).sub_(before)
+        self._sums["update"] = sample.weighted(change).dot(change)
 
     def finish(self) -> Metrics:
         """Return the window's metrics; validation and charge are left to the caller.
@@ -122,7 +127,7 @@ class WindowStatistics:
         ``train_loss_std`` is the population's standard deviation. Computed in float64.
         """
         self._read_losses()
-        self._drop_copies()
+        self._gradients = self._weights = None
         losses = np.asarray(self._losses, np.float64)
         fields: dict[str, float] = {"steps": float(self._step)}
         fields["finite"] = 1.0 if self._finite else 0.0
@@ -135,22 +140,19 @@ class WindowStatistics:
                 if half:
                     change = losses[losses.size - half :].mean() - losses[:half].mean()
                     fields["train_loss_change"] = float(change)
-        if self._measured and self._finite:
-            names = sorted(self._measured)
-            values = torch.stack([self._measured[name].double() for name in names]).tolist()
-            fields |= dict(zip(names, values, strict=True))
+        if self._sums and self._finite:
+            fields |= _from_sums(self._read_sums())
         return Metrics(**fields)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the open window, to go on with it later: plain values and tensors."""
         self._read_losses()
-        gradients = self._gradients and [None if g is None else g.clone() for g in self._gradients]
         return {
             "window_steps": self._window_steps,
             "step": self._step,
             "finite": self._finite,
             "losses": list(self._losses),
-            "gradients": gradients,
+            "gradients": None if self._gradients is None else self._gradients.clone(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -179,61 +181,45 @@ class WindowStatistics:
             self._losses += values
             self._finite = self._finite and all(math.isfinite(value) for value in values)
 
-    def _measure_gradients(self, parameters: Sequence[torch.Tensor]) -> None:
-        now = [_dense(parameter.grad) for parameter in parameters]
-        norm = _norm([gradient for gradient in now if gradient is not None])
-        self._measured["grad_norm"] = norm
-        before, self._gradients = self._gradients, None
-        if before is None:
+    def _read_sums(self) -> dict[str, float]:
+        """Return the sums as numbers, with one wait for the device."""
+        values = torch.stack(list(self._sums.values())).tolist()
+        return dict(zip(self._sums, values, strict=True))
+
+    def _look(self, parameters: Sequence[torch.Tensor]) -> None:
+        """Take in the gradients of one of the last two steps, and the weights of the last."""
+        sample, (mine, other) = self._places(parameters)
+        gradients = [parameter.grad for parameter in parameters]
+        if self._step < self._window_steps:
+            self._gradients = other.take(gradients)
             return
-        pairs = [
-            (a, b) for a, b in zip(before, now, strict=True) if a is not None and b is not None
-        ]
-        lengths = _norm([gradient for gradient in before if gradient is not None]) * norm
-        if pairs:
-            dots = [_single(a).flatten().dot(_single(b).flatten()) for a, b in pairs]
-            dot = torch.stack([item.to(norm.device) for item in dots]).sum()
-            self._measured["grad_cosine"] = (dot / lengths).clamp(-1.0, 1.0)
+        now, before = mine.take(gradients), self._gradients
+        weighted = sample.weighted(now)
+        self._sums["gradients"] = weighted.dot(now)
+        if before is not None and before.numel() == now.numel():
+            before = before.to(now.device, now.dtype)  # a state that was loaded is elsewhere
+            self._sums["product"] = weighted.dot(before)
+            self._sums["gradients before"] = sample.weighted(before).dot(before)
+        self._gradients = None
+        self._weights = other.take(parameters)
 
-    def _copies(self, tensors: list[torch.Tensor | None]) -> list[torch.Tensor | None]:
-        """Return dense copies, in the room of the last ones where they fit."""
-        room = self._room + [None] * (len(tensors) - len(self._room))
-        self._room = [_copy(tensor, into) for tensor, into in zip(tensors, room, strict=False)]
-        return list(self._room)
-
-    def _drop_copies(self) -> None:
-        self._gradients = self._weights = None
-        if any(room is not None and room.device.type != "cpu" for room in self._room):
-            self._room = []
+    def _places(self, parameters: Sequence[torch.Tensor]) -> tuple[Sample, tuple[Room, Room]]:
+        """Return the sample for these weights, and room for two of them."""
+        if self._sample is None or self._rooms is None or not self._sample.fits(parameters):
+            self._sample = Sample(parameters)
+            self._rooms = self._sample.room(), self._sample.room()
+        return self._sample, self._rooms
 
 
-def _dense(gradient: torch.Tensor | None) -> torch.Tensor | None:
-    if gradient is None:
-        return None
-    return gradient.to_dense() if gradient.is_sparse else gradient
-
-
-def _copy(tensor: torch.Tensor | None, into: torch.Tensor | None) -> torch.Tensor | None:
-    if tensor is None:
-        return None
-    if tensor.is_sparse:
-        return tensor.to_dense()
-    fits = into is not None and (into.shape, into.dtype) == (tensor.shape, tensor.dtype)
-    if into is None or not fits or into.device != tensor.device:
-        return tensor.clone()
-    return into.copy_(tensor)
-
-
-def _single(tensor: torch.Tensor) -> torch.Tensor:
-    """Return half-precision tensors as float32, whose range holds their squares."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
-
-
-def _norm(tensors: list[torch.Tensor]) -> torch.Tensor:
-    """Return the Euclidean norm of all entries together, () on the first tensor's device."""
-    if not tensors:
-        return torch.tensor(math.nan)
-    norms = torch._foreach_norm([_single(tensor) for tensor in tensors])
-    device = norms[0].device
-    total: torch.Tensor = torch.stack([norm.float().to(device) for norm in norms]).norm()
-    return total
+def _from_sums(sums: dict[str, float]) -> dict[str, float]:
+    """Return the statistics from the sums over sampled entries."""
+    squared = sums["gradients"]
+    fields = {"grad_norm": math.sqrt(squared)}
+    before = sums.get("gradients before", math.nan)
+    lengths = math.sqrt(squared) * math.sqrt(before)
+    if lengths > 0:
+        fields["grad_cosine"] = min(max(sums["product"] / lengths, -1.0), 1.0)
+    weights = sums.get("weights", math.nan)
+    if weights > 0:
+        fields["update_ratio"] = math.sqrt(sums["update"] / weights)
+    return fields

@@ -233,11 +233,7 @@ class Steering:
         self.snapshots.load_state_dict(state["best"])
         self._validation.last_loss = float(state["last_loss"])
         self._begin_window(int(state["position"]))
-        statistics = dict(state["statistics"])
-        if statistics["gradients"] is not None:
-            pairs = zip(statistics["gradients"], self._stepper.weights, strict=True)
-            statistics["gradients"] = [g if g is None else g.to(w.device) for g, w in pairs]
-        self._statistics.load_state_dict(statistics)
+        self._statistics.load_state_dict(state["statistics"])
 
     # Inside.
 

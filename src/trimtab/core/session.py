@@ -392,10 +392,14 @@ class Session:
         return np.asarray(before.offset + moves * before.units, np.float32)
 
     def _log_schedule(self, steps: int) -> None:
+        items = self.spec.hyperparameters
+        bases = [(item.name, item.kind == "lr", self._in_force(h)) for h, item in enumerate(items)]
+        last = self.total_steps - 1
         for step in range(self.steps_done, self.steps_done + steps):
+            reference = float(self.reference[min(step, last)])
             row: dict[str, float] = {"step": step}
-            for h, item in enumerate(self.spec.hyperparameters):
-                row[item.name] = self.value(h, step)
+            for name, scheduled, base in bases:
+                row[name] = base * reference if scheduled else base
             self.summary.schedule.append(row)
 
     def _count(self) -> None:
