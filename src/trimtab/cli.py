@@ -16,7 +16,15 @@ from typing import Annotated, Any
 
 import typer
 
-from trimtab import cli_comparing, cli_demo, cli_learning, cli_lists, cli_reporting, cli_running
+from trimtab import (
+    cli_comparing,
+    cli_demo,
+    cli_exporting,
+    cli_learning,
+    cli_lists,
+    cli_reporting,
+    cli_running,
+)
 from trimtab.core.errors import PolicyFileError, SpecError, TrimtabError, UnknownNameError
 
 __all__ = ["app", "main"]
@@ -34,6 +42,7 @@ app = typer.Typer(
 app.command("run", short_help="Fine-tune once, steered or not.")(cli_running.run)
 app.command("compare", short_help="Compare methods at equal compute.")(cli_comparing.compare)
 app.command("report", short_help="Write a run's report as one HTML file.")(cli_reporting.report)
+app.command("export", short_help="Write a run's schedule as plain code.")(cli_exporting.export)
 app.command("demo", short_help="Fine-tune twice from a wrong start.")(cli_demo.demo)
 app.command("tasks", short_help="List tasks, metrics and licences.")(cli_lists.tasks)
 app.command("methods", short_help="List the ways to choose hyperparameters.")(cli_comparing.methods)
