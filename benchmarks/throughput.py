@@ -6,14 +6,15 @@ measure the loss on 256 validation samples after every 20 steps:
 * ``ours``: ``simulated/mlp``, variant 0, learning rate steered, for N = 1 to 1024 runs at once;
 * ``torch``: a PyTorch loop in a process a core, one thread each, one run at a time;
 * ``vmap``: 256 networks by ``torch.func.vmap`` and ``grad``, one process with all cores;
-* ``limit``: the step's matrix products alone, batched over 256 runs, nothing between them.
+* ``limit``: the step's matrix products alone, batched over 256 runs, nothing between them;
+* ``dacbench``: DACBench's SGD benchmark with this network and these samples, in an environment of
+  its own (``make venv-dacbench``): one environment, as it comes, and one a core beside it.
 
     python -m benchmarks.throughput
     python -m benchmarks.throughput --json
 
 Times are on the wall; the load average is printed, since on a busy machine they mean little.
-DACBench needs an environment of its own (``make venv-dacbench``) and is not run from here: its
-figure is null, with the reason beside it.
+Without DACBench's environment its figure is null, with the reason beside it.
 """
 
 from __future__ import annotations
@@ -23,10 +24,15 @@ import json
 import multiprocessing
 import os
 import platform
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,6 +45,8 @@ os.environ["XLA_FLAGS"] = (
     f"--xla_force_host_platform_device_count={_CORES} " + os.environ.get("XLA_FLAGS", "")
 )
 
+ROOT = Path(__file__).resolve().parent.parent
+DACBENCH_PYTHON = ROOT / ".venv-dacbench" / "bin" / "python"
 BATCH, WINDOW, VALIDATION = 32, 20, 256
 SIZES = (64, 32, 32, 10)
 RUNS = (1, 4, 16, 64, 256, 1024)
@@ -197,6 +205,51 @@ def product_limit(n_runs: int, repeats: int) -> float:
     return best_rate(work, n_runs, repeats=repeats)
 
 
+def dacbench_rates(env_steps: int, repeats: int) -> tuple[float, float] | str:
+    """Return DACBench's steps a second of one environment and of one a core; or why not.
+
+    One step of its environment is an epoch of 20 batches and a validation.
+    """
+    if not DACBENCH_PYTHON.exists():
+        return "not run: there is no .venv-dacbench; make venv-dacbench makes it"
+    inputs, labels = _samples()
+    kept = WINDOW * BATCH + VALIDATION
+    with tempfile.TemporaryDirectory() as folder:
+        samples = Path(folder) / "samples.npz"
+        np.savez(samples, inputs=inputs[:kept], labels=labels[:kept])
+        script = str(Path(__file__).with_name("throughput_dacbench.py"))
+        command = [str(DACBENCH_PYTHON), "-W", "ignore", script, str(samples)]
+        command += ["--env-steps", str(env_steps), "--repeats", str(repeats)]
+
+        def rates(count: int) -> list[float]:
+            running = [
+                subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+                for _ in range(count)
+            ]
+            found = []
+            for process in running:
+                out, errors = process.communicate()
+                if process.returncode:
+                    raise RuntimeError((errors.strip().splitlines() or ["no message"])[-1])
+                found.append(float(json.loads(out.splitlines()[-1])["steps_per_second"]))
+            return found
+
+        try:
+            return rates(1)[0], sum(rates(_CORES))
+        except RuntimeError as error:
+            return f"failed: {error}"
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in ("jax", "jaxlib", "numpy", "torch"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
 def measured(*, quick: bool) -> dict[str, Any]:
     """Return every figure as JSON-able data."""
     windows, repeats = (1, 2) if quick else (10, 5)
@@ -208,20 +261,26 @@ def measured(*, quick: bool) -> dict[str, Any]:
     loop = torch_rate(40 if quick else 2000)
     vmap = vmap_rate(16 if quick else 256, WINDOW, repeats)
     limit = product_limit(256, 3 * repeats)
+    dacbench = dacbench_rates(2 if quick else 20, repeats)
+    alone, together = (None, None) if isinstance(dacbench, str) else dacbench
     return {
         "inner_steps_per_second": top,
         "over_torch": top / loop,
-        "over_dacbench": None,
+        "over_dacbench": None if alone is None else top / alone,
         "share_of_gemm_limit": top / limit,
         "steps_per_second_by_runs": {str(n_runs): rate for n_runs, rate in ours.items()},
         "torch_steps_per_second": loop,
         "torch_vmap_steps_per_second": vmap,
         "gemm_limit_steps_per_second": limit,
-        "dacbench_reason": "not run: DACBench lives in an environment of its own",
+        "dacbench_steps_per_second": alone,
+        "dacbench_steps_per_second_one_a_core": together,
+        "dacbench_reason": dacbench if isinstance(dacbench, str) else None,
         "cores": _CORES,
         "load_average": os.getloadavg()[0],
         "machine": platform.processor() or platform.machine(),
-        "python": platform.python_version(),
+        "versions": _versions(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": "python -m benchmarks.throughput" + (" --quick" if quick else ""),
     }
 
 
@@ -242,8 +301,18 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"over torch loop   {figures['over_torch']:>10.1f} (bar {BAR_TORCH:.0f})")
     print(f"torch vmap        {figures['torch_vmap_steps_per_second']:>10,.0f} steps/s")
     print(f"share of products {figures['share_of_gemm_limit']:>10.1%}")
-    print(f"over DACBench     {figures['dacbench_reason']} (bar {BAR_DACBENCH:.0f})")
-    print(f"load average {figures['load_average']:.1f} on {figures['cores']} cores")
+    if figures["over_dacbench"] is None:
+        print(f"over DACBench     {figures['dacbench_reason']}")
+    else:
+        print(f"over DACBench     {figures['over_dacbench']:>10.1f} (bar {BAR_DACBENCH:.0f})")
+        print(
+            f"DACBench          {figures['dacbench_steps_per_second']:>10,.0f} steps/s, as it comes"
+        )
+        every = figures["dacbench_steps_per_second_one_a_core"]
+        print(f"  one a core      {every:>10,.0f} steps/s")
+    versions = ", ".join(f"{name} {number}" for name, number in figures["versions"].items())
+    print(f"load average {figures['load_average']:.1f} on {figures['cores']} cores; {versions}")
+    print(f"{figures['command']}, {figures['date']}")
     return 0
 
 
