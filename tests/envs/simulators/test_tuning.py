@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from trimtab.cli_output import start_values
 from trimtab.controllers.fixed import ReferenceController
 from trimtab.core.spec import ControlSpec
 from trimtab.envs.simulators import tasks, tuning
@@ -68,3 +69,9 @@ def test_a_tuned_quadratic_does_well() -> None:
     task = tasks.quadratic(17, "tiny")
     best, *others = (_single(task, task.tuned_lr * factor, 0) for factor in (1.0, 0.01, 100.0))
     assert best < min(others)
+
+
+def test_a_start_scale_counts_from_the_tuned_rate() -> None:
+    task = tasks.quadratic(17, "tiny")
+    (lr,), _ = start_values(task, ("lr",), {}, 0.01)
+    assert lr.default == 0.01 * task.tuned_lr

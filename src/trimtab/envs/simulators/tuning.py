@@ -74,7 +74,8 @@ def grid_losses(
             for each in values
         ]
         return np.array(losses, np.float64)
-    program = _program(family, bucket)
+    whole: Any = family  # every family is hashable, which the protocol cannot say
+    program = _program(whole, bucket)
     found = program(family.bank(bucket), task_key, run_keys, values, reference, first, steps)
     return np.asarray(found, np.float64)
 
