@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,37 +21,18 @@ CASES = [
     ("simulated/mlp", 9, "sgd", {}),
     ("simulated/mlp", 11, "adam", {}),
     ("simulated/mlp", 3, "rmsprop", {"loss": "squared-error"}),
+    ("simulated/mlp", 4, "adam", {"loss": "margin"}),
     ("simulated/transformer", 1, "adamw", {}),
     ("simulated/cnn", 0, "sgd", {}),
 ]
 
 
-def _logits(made, variant, tensors, inputs):
-    architecture = made.architecture
-    if made.name == "simulated/mlp":
-        return slow.perceptron_logits(architecture.shapes[variant], tensors, inputs)
-    if made.name == "simulated/cnn":
-        return slow.convolution_logits(tensors, inputs)
-    return slow.transformer_logits(architecture.sizes[variant], tensors, inputs)
-
-
-def _inputs(made, rows, draw):
-    scale = np.hypot(draw.gain[0], draw.turn[0])
-    if made.name == "simulated/cnn":
-        return scale * rows + draw.shift[0]
-    if made.name == "simulated/transformer":
-        return (rows + int(np.round(np.abs(draw.shift[0]) / scale * 8))) % 16
-    return draw.gain * rows + draw.turn * np.roll(rows, 32, axis=1) + draw.shift
-
-
-@pytest.mark.parametrize(("name", "variant", "optimiser", "options"), CASES)
-def test_compiled_step_agrees_with_the_obvious_one(name, variant, optimiser, options):
-    made = family(name, hyperparameters=OFFERED, optimisers=(optimiser,), events=False, **options)
+def _task(made, variant, optimiser):
+    """Return bank, task and a run some steps under way, all with odd moments and weights."""
     bank = raw_bank(made, variant)
     draw = pick(draws(made, 4, seed=9, variant=variant), 2)._replace(frozen=jnp.float32(0))
     state = started(made, bank, draw, 3, variant)
-    size = state.params.shape[0]
-    noise = jax.random.normal(jax.random.key(4), (2, size))
+    noise = jax.random.normal(jax.random.key(4), (2, state.params.shape[0]))
     state = state._replace(
         params=state.params + 0.1 * noise[0] / draw.scale,
         first=noise[1] * 0.1,
@@ -57,59 +40,138 @@ def test_compiled_step_agrees_with_the_obvious_one(name, variant, optimiser, opt
         updates=jnp.int32(7),
     )
     rate = tuned_rate(made, draw) * (30.0 if optimiser == "sgd" else 100.0)
-    values = np.array([rate, 0.02, 0.8, 0.1], np.float32)
+    return bank, draw, state, np.float32(rate)
 
-    window = jax.jit(
-        lambda bank, state, values: made.advance(
-            variant, bank, draw, state, values, jnp.ones(9), STEP, jnp.int32(1), jnp.int32(1)
-        )
-    )
-    new, metrics = window(bank, state, jnp.asarray(values))
 
+def _compiled(made, variant, bank, draw, state, values):
+    @jax.jit
+    def window(bank, state, values):
+        one = jnp.int32(1)
+        return made.advance(variant, bank, draw, state, values, jnp.ones(9), STEP, one, one)
+
+    return window(bank, state, jnp.asarray(values, jnp.float32))
+
+
+def _logits(made, variant, tensors, inputs, factors):
+    architecture = made.architecture
+    if made.name == "simulated/cnn":
+        return slow.convolution_logits(tensors, inputs)
+    if made.name == "simulated/transformer":
+        return slow.transformer_logits(architecture.sizes[variant], tensors, inputs)
+    return slow.perceptron_logits(architecture.shapes[variant], tensors, inputs, factors)
+
+
+def _inputs(made, rows, draw):
+    scale = np.hypot(draw.gain[0], draw.turn[0])
+    if made.name == "simulated/cnn":
+        return scale * rows + draw.shift[0]
+    if made.name == "simulated/transformer":
+        moved = (rows + int(np.round(np.abs(draw.shift[0]) / scale * 8))) % 16
+        return moved.astype(int)
+    return draw.gain * rows + draw.turn * np.roll(rows, 32, axis=1) + draw.shift
+
+
+def _loss(made, variant, bank, draw, state, smoothing, factors, weights):
+    """Return the training loss of a step at (P,) weights of the network, in float64."""
     exact = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), draw)
     places = slow.batch_places(int(state.seed), STEP, 32, int(draw.n_train))
     rows = np.asarray(draw.rows)[places]
     inputs = _inputs(made, np.asarray(bank.rows)[rows].astype(np.float64), exact)
-    if name == "simulated/transformer":
-        inputs = inputs.astype(int)
     labels = np.asarray(draw.labels)[places]
-    layout = made.layout(variant)
-    scales = np.asarray(exact.scale * exact.tensor_scale[layout.tensor_of_element])
     base = made.architecture.layout(variant).split(np.asarray(made._base(bank, draw), np.float64))
-
-    def loss_of(params):
-        trained = layout.split(params * scales)
-        tensors = {key: trained.get(key, value) for key, value in base.items()}
-        for key in base:
-            if f"{key}.down" in trained:
-                low_rank = trained[f"{key}.down"] @ trained[f"{key}.up"]
-                tensors[key] = base[key] + low_rank
-        logits = _logits(made, variant, tensors, inputs)
-        mean = slow.classification_loss(logits, labels, int(draw.classes), 0.1, made.options.loss)
-        return float(exact.loss_scale) * mean
-
-    params = np.asarray(state.params, np.float64)
-    elements = np.random.default_rng(0).choice(size, min(40, size), replace=False)
-    # relative steps: weights of a strongly scaled network are tiny
-    slopes = slow.numeric_gradient(lambda w: loss_of(w / scales), params * scales, elements)
-    gradient = slopes * scales[elements]
-    decay = 0.02 * float(draw.decay_factor) * layout.decays[elements].astype(np.float64)
-    inside = COUPLED * float(exact.loss_scale) * scales[elements] ** 2
-    expected = slow.optimiser_step(
-        optimiser,
-        params[elements],
-        gradient,
-        (
-            np.asarray(state.first, np.float64)[elements],
-            np.asarray(state.second, np.float64)[elements],
-            7,
-        ),
-        lr=float(values[0]) * float(exact.lr_factor),
-        momentum=0.8,
-        coupled_decay=np.zeros(len(elements)) if optimiser == "adamw" else decay * inside,
-        decoupled_decay=decay * float(exact.scale) if optimiser == "adamw" else 0.0 * decay,
+    trained = made.layout(variant).split(weights)
+    tensors = {key: trained.get(key, value) for key, value in base.items()}
+    for key in base:
+        if f"{key}.down" in trained:
+            tensors[key] = base[key] + trained[f"{key}.down"] @ trained[f"{key}.up"]
+    logits = _logits(made, variant, tensors, inputs, factors)
+    classes, loss = int(draw.classes), made.options.loss
+    return float(exact.loss_scale) * slow.classification_loss(
+        logits, labels, classes, smoothing, loss
     )
 
-    assert float(metrics.train_loss) == pytest.approx(loss_of(params), rel=1e-5)
+
+def _scales(made, variant, draw):
+    of_tensor = np.asarray(draw.scale, np.float64) * np.asarray(draw.tensor_scale, np.float64)
+    return of_tensor[made.layout(variant).tensor_of_element]
+
+
+def _stepped(optimiser, draw, state, scales, elements, gradient, *, lr, decay, momentum):
+    """Return the weights of some elements after the step; ``decay`` (n,) as the task has it."""
+    inside = COUPLED * float(draw.loss_scale) * scales[elements] ** 2
+    moments = (np.asarray(state.first, np.float64), np.asarray(state.second, np.float64))
+    return slow.optimiser_step(
+        optimiser,
+        np.asarray(state.params, np.float64)[elements],
+        gradient,
+        (moments[0][elements], moments[1][elements], 7),
+        lr=lr * float(draw.lr_factor),
+        momentum=momentum,
+        coupled_decay=0.0 * decay if optimiser == "adamw" else decay * inside,
+        decoupled_decay=decay * float(draw.scale) if optimiser == "adamw" else 0.0 * decay,
+    )
+
+
+@pytest.mark.parametrize(("name", "variant", "optimiser", "options"), CASES)
+def test_compiled_step_agrees_with_the_obvious_one(name, variant, optimiser, options):
+    made = family(name, hyperparameters=OFFERED, optimisers=(optimiser,), events=False, **options)
+    bank, draw, state, rate = _task(made, variant, optimiser)
+
+    new, metrics = _compiled(made, variant, bank, draw, state, [rate, 0.02, 0.8, 0.1])
+
+    layout, scales = made.layout(variant), _scales(made, variant, draw)
+    loss = partial(_loss, made, variant, bank, draw, state, 0.1, ())
+    weights = np.asarray(state.params, np.float64) * scales
+    elements = np.random.default_rng(0).choice(layout.size, min(40, layout.size), replace=False)
+    # relative steps: weights of a strongly scaled network are tiny
+    gradient = slow.numeric_gradient(loss, weights, elements) * scales[elements]
+    decay = 0.02 * float(draw.decay_factor) * layout.decays[elements].astype(np.float64)
+    expected = _stepped(
+        *(optimiser, draw, state, scales, elements, gradient),
+        lr=float(rate),
+        decay=decay,
+        momentum=0.8,
+    )
+    assert float(metrics.train_loss) == pytest.approx(loss(weights), rel=1e-5)
     moved = np.asarray(new.params)[elements]
+    assert np.linalg.norm(moved - expected) < 1e-5 * np.linalg.norm(expected)
+
+
+def test_compiled_step_of_the_wide_family_agrees_with_the_obvious_one():
+    made = family("simulated/wide", optimisers=("adamw",), events=False)
+    bank, draw, state, rate = _task(made, 1, "adamw")
+    one = jnp.float32(1)
+    draw = draw._replace(clip=one, loss_scale=one, scale=one, network=jnp.uint32(3))
+    generator = np.random.default_rng(1)
+    offered = {item.name: item for item in made.hyperparameters}
+    values = {name: float(item.default) for name, item in offered.items()}
+    for name, item in offered.items():
+        spread = 0.3 * generator.random() if item.kind == "dropout" else 0.0
+        values[name] = spread or values[name] * generator.uniform(0.5, 1.0)
+    values |= {"lr": float(rate), "label_smoothing": 0.1}
+
+    names = list(offered)
+    acting = {names[place] for place in slow.acting_places(3, len(names), 8)}
+    now = {name: values[name] if name in acting else offered[name].default for name in offered}
+    layout, scales = made.layout(1), _scales(made, 1, draw)
+    rates = [now[f"dropout.{layer}"] for layer in range(layout.n_layers)]
+    factors = slow.dropout_factors(int(state.seed), STEP, rates, 32, [16] * layout.n_layers)
+    loss = partial(_loss, made, 1, bank, draw, state, now["label_smoothing"], factors)
+    weights = np.asarray(state.params, np.float64) * scales
+    everywhere = np.arange(layout.size)
+    gradient = slow.numeric_gradient(loss, weights, everywhere) * scales
+    state = state._replace(clip_unit=np.float32(0.5 / now["clip"] * np.linalg.norm(gradient)))
+    layer = layout.layer_of_element
+    decay = np.array([now[f"decay.{i}"] for i in range(layout.n_layers)])[layer] * layout.decays
+    expected = _stepped(
+        *("adamw", draw, state, scales, everywhere, gradient * 0.5),
+        lr=now["lr"] * np.array([now[f"rate.{i}"] for i in range(layout.n_layers)])[layer],
+        decay=decay * now["weight_decay"] * float(draw.decay_factor),
+        momentum=now["momentum"],
+    )
+    new, metrics = _compiled(made, 1, bank, draw, state, list(values.values()))
+
+    assert {"clip", "rate.1", "decay.2", "dropout.1"} < acting
+    assert float(metrics.train_loss) == pytest.approx(loss(weights), rel=1e-5)
+    moved = np.asarray(new.params)
     assert np.linalg.norm(moved - expected) < 1e-5 * np.linalg.norm(expected)

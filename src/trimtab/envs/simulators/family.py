@@ -9,7 +9,17 @@ from trimtab.core.errors import SpecError, unknown_name
 from trimtab.core.hyperparameters import Hyperparameter
 from trimtab.core.metrics import Metrics
 
-__all__ = ["LOSSES", "OPTIMISERS", "SPLITS", "Family", "FamilyOptions"]
+__all__ = [
+    "EVALUATION_CHUNK",
+    "LOSSES",
+    "OPTIMISERS",
+    "SPLITS",
+    "Family",
+    "FamilyOptions",
+]
+
+EVALUATION_CHUNK = 128
+"""Runs that are evaluated together, where a family does not say otherwise."""
 
 SPLITS: tuple[str, ...] = ("validation", "selection", "test")
 """What `Family.evaluate` knows, apart from the training samples."""
@@ -17,8 +27,8 @@ SPLITS: tuple[str, ...] = ("validation", "selection", "test")
 OPTIMISERS: tuple[str, ...] = ("adam", "adamw", "sgd", "rmsprop")
 """Every optimiser, in the order of its code in a draw."""
 
-LOSSES: tuple[str, ...] = ("cross-entropy", "squared-error")
-"""Every training loss."""
+LOSSES: tuple[str, ...] = ("cross-entropy", "squared-error", "margin")
+"""Every training loss; what is reported on the splits is the same."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +85,8 @@ class Family(Protocol):
         name: Such as ``"simulated/mlp"``.
         hyperparameters: Those that act, the learning rate first.
         n_variants: Number of shape buckets (architectures).
+        evaluation_chunk: Runs that are best evaluated together: as many as their activations on a
+            whole split still fit the processor's cache.
     """
 
     name: str
@@ -87,6 +99,11 @@ class Family(Protocol):
     @property
     def n_variants(self) -> int:
         """Number of shape buckets."""
+        ...
+
+    @property
+    def evaluation_chunk(self) -> int:
+        """Runs that are best evaluated together."""
         ...
 
     def bank(self, variant: int) -> Any:

@@ -17,13 +17,10 @@ from jax import lax
 from trimtab.core.metrics import Metrics
 from trimtab.envs.simulators.family import Family
 
-__all__ = ["CHUNK", "EVALUATION_CHUNK", "advance_many", "evaluate_many"]
+__all__ = ["CHUNK", "advance_many", "evaluate_many"]
 
 CHUNK = 16
 """Runs that are advanced together; must divide the number of runs, else all are one chunk."""
-
-EVALUATION_CHUNK = 128
-"""The same for evaluation, which reads its weights once and wants longer batches."""
 
 
 def advance_many(
@@ -76,16 +73,26 @@ def evaluate_many(
     states: Any,
     split: str,
     *,
-    chunk: int = EVALUATION_CHUNK,
+    chunk: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Return (N,) losses and accuracies of N runs on one split."""
+    """Return (N,) losses and accuracies of N runs on one split.
+
+    Args:
+        family: Whose runs they are.
+        variant: Shape bucket of all of them.
+        bank: Of the variant.
+        draws: Leaves (N, ...).
+        states: Leaves (N, ...).
+        split: As in `Family.evaluate`.
+        chunk: Runs at a time; None: the family's ``evaluation_chunk``.
+    """
 
     def group(item: tuple[Any, ...]) -> tuple[jax.Array, jax.Array]:
         return jax.vmap(lambda draw, state: family.evaluate(variant, bank, draw, state, split))(
             *item
         )
 
-    return _in_chunks(group, (draws, states), chunk)
+    return _in_chunks(group, (draws, states), family.evaluation_chunk if chunk is None else chunk)
 
 
 def _in_chunks(group: Any, batch: Any, chunk: int) -> Any:

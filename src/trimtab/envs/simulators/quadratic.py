@@ -33,6 +33,7 @@ from trimtab.core.errors import unknown_name
 from trimtab.core.hyperparameters import Hyperparameter, hyperparameter
 from trimtab.core.metrics import Metrics
 from trimtab.envs.simulators.counters import normal, seed_of
+from trimtab.envs.simulators.family import EVALUATION_CHUNK
 from trimtab.envs.simulators.quadratic_draws import SPLITS, Draw, draw_quadratic
 
 __all__ = ["Moments", "Quadratics", "State"]
@@ -128,6 +129,11 @@ class Quadratics:
     def n_variants(self) -> int:
         """One: every task is padded to the same size."""
         return 1
+
+    @property
+    def evaluation_chunk(self) -> int:
+        """The usual: a closed form needs little memory."""
+        return EVALUATION_CHUNK
 
     def bank(self, variant: int) -> tuple[()]:
         """Return nothing: a quadratic needs no pretrained networks."""

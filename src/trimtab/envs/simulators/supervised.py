@@ -20,7 +20,12 @@ from trimtab.envs.simulators.distributions import distributions
 from trimtab.envs.simulators.draws import SLOTS, Draw, draw_task
 from trimtab.envs.simulators.effects import Interpreter, usual_effects, usual_hyperparameters
 from trimtab.envs.simulators.events import disturbed_batch, disturbed_gradient
-from trimtab.envs.simulators.family import OPTIMISERS, SPLITS, FamilyOptions
+from trimtab.envs.simulators.family import (
+    EVALUATION_CHUNK,
+    OPTIMISERS,
+    SPLITS,
+    FamilyOptions,
+)
 from trimtab.envs.simulators.hashing import batch_positions, mixed
 from trimtab.envs.simulators.layouts import Layout, Tensor
 from trimtab.envs.simulators.networks import Architecture, Dropout, merged
@@ -59,6 +64,7 @@ class SupervisedFamily:
         options: What is offered and drawn.
         offered: Every hyperparameter of the family, the learning rate first.
         interpret: What they come to.
+        evaluation_chunk: Runs that are best evaluated together.
     """
 
     name: str
@@ -66,6 +72,7 @@ class SupervisedFamily:
     options: FamilyOptions = field(default_factory=FamilyOptions)
     offered: tuple[Hyperparameter, ...] = field(default_factory=usual_hyperparameters)
     interpret: Interpreter = usual_effects
+    evaluation_chunk: int = EVALUATION_CHUNK
 
     def __post_init__(self) -> None:
         offered = {item.name for item in self.offered}
@@ -282,7 +289,7 @@ class SupervisedFamily:
     def _losses(
         self, logits: jax.Array, labels: jax.Array, draw: Draw, smoothing: jax.Array
     ) -> jax.Array:
-        """Return (B,) losses in nats, or squared errors halved for ``"squared-error"``."""
+        """Return (B,) losses in nats, squared errors halved, or squared hinges."""
         classes = draw.classes.astype(jnp.float32)
         present = jnp.arange(MAX_CLASSES, dtype=jnp.int32) < draw.classes
         target = jax.nn.one_hot(labels, MAX_CLASSES, dtype=jnp.float32)
@@ -292,6 +299,8 @@ class SupervisedFamily:
         if self.options.loss == "squared-error":
             error = jnp.where(present[None, :], logits - target, 0.0)
             return 0.5 * (error * error).sum(1)
+        if self.options.loss == "margin":
+            return _margin_losses(logits, target, present)
         shifted = logits - jax.lax.stop_gradient(logits.max(1, keepdims=True))
         log_total = jnp.log(jnp.exp(shifted).sum(1))
         return log_total - (target * shifted).sum(1)
@@ -300,6 +309,26 @@ class SupervisedFamily:
 def _masked(logits: jax.Array, classes: jax.Array) -> jax.Array:
     present = jnp.arange(MAX_CLASSES, dtype=jnp.int32) < classes
     return jnp.where(present[None, :], logits, np.float32(-1e4))
+
+
+def _margin_losses(logits: jax.Array, target: jax.Array, present: jax.Array) -> jax.Array:
+    """Return (B,) multi-class squared hinges: sum over j != y of max(0, 1 + z_j - z_y)^2.
+
+    With smoothed labels the right class y is weighed by its target.
+
+    Args:
+        logits: (B, 10) scores z.
+        target: (B, 10), rows sum to 1.
+        present: (10,) bool, classes of the task; the others neither score nor count.
+
+    Source: Weston and Watkins 1999, a hinge for every wrong class, squared as in Tang 2013
+    (arXiv 1306.0239).
+    """
+    # (B, j, y)
+    shortfall = jnp.maximum(1.0 + logits[:, :, None] - logits[:, None, :], 0.0)
+    counted = present[:, None] & present[None, :] & ~np.eye(MAX_CLASSES, dtype=bool)
+    squares = jnp.where(counted[None], shortfall * shortfall, 0.0)
+    return (squares.sum(1) * target).sum(1)
 
 
 @cache
