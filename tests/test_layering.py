@@ -30,7 +30,7 @@ LAYERS = {
     "adapters": frozenset({"core", "defaults"}),
     "tasks": frozenset({"core", "adapters"}),
     "agents": _BELOW_THREE | {"defaults"},
-    "search": _BELOW_THREE,
+    "search": _BELOW_THREE | {"defaults"},
 }
 # They wire the rest together: anything, but inside functions only.
 COMPOSITION_ROOTS = frozenset({"__init__", "__main__", "cli", "defaults"})

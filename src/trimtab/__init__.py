@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from trimtab.core.protocols import Task as Task
     from trimtab.core.protocols import TrainingRun as TrainingRun
     from trimtab.core.spec import ControlSpec as ControlSpec
+    from trimtab.search.study import tune as tune
 
 __version__ = "0.1.0"
 
@@ -34,6 +35,7 @@ __all__ = [
     "TrainingRun",
     "__version__",
     "agents",
+    "tune",
 ]
 
 # Public name -> where it lives: "module:attribute", or a module.
@@ -46,6 +48,7 @@ _HOMES = MappingProxyType(
         "Task": "trimtab.core.protocols:Task",
         "TrainingRun": "trimtab.core.protocols:TrainingRun",
         "agents": "trimtab.agents",
+        "tune": "trimtab.search.study:tune",
     }
 )
 

@@ -24,6 +24,7 @@ from trimtab import (
     cli_lists,
     cli_reporting,
     cli_running,
+    cli_tuning,
 )
 from trimtab.core.errors import PolicyFileError, SpecError, TrimtabError, UnknownNameError
 
@@ -41,6 +42,10 @@ app = typer.Typer(
 
 app.command("run", short_help="Fine-tune once, steered or not.")(cli_running.run)
 app.command("compare", short_help="Compare methods at equal compute.")(cli_comparing.compare)
+app.command("tune", short_help="Spend the budget of several runs.")(cli_tuning.tune)
+app.command("studies", short_help="List the studies of a store.")(cli_tuning.studies)
+app.command("resume", short_help="Go on with a study.")(cli_tuning.resume)
+app.command("gc", short_help="Remove snapshots that nothing needs.")(cli_tuning.gc)
 app.command("report", short_help="Write a run's report as one HTML file.")(cli_reporting.report)
 app.command("export", short_help="Write a run's schedule as plain code.")(cli_exporting.export)
 app.command("demo", short_help="Fine-tune twice from a wrong start.")(cli_demo.demo)

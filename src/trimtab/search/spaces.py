@@ -1,0 +1,283 @@
+"""Spaces of static choices: what a study may vary between runs, conditions included."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from trimtab.core.errors import SpecError
+from trimtab.core.hyperparameters import Hyperparameter
+from trimtab.core.protocols import Task
+
+__all__ = ["Parameter", "Space", "from_configspace", "space_of", "to_configspace", "to_hyperopt"]
+
+_RATE_FACTOR = 10.0  # either way: the policy forgives what is farther off
+_OTHERS_FACTOR = 3.0
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One static choice.
+
+    Attributes:
+        name: Of a hyperparameter of the task, or else a keyword of the task's ``start``.
+        low: Smallest number; unused where there are options.
+        high: Largest number.
+        is_log: Whether numbers are spread log-uniformly.
+        is_whole: Whether numbers are whole.
+        options: What is chosen from; empty for numbers.
+        parent: Another choice that this one depends on, or an empty string.
+        parent_options: The values of the parent for which there is this choice.
+
+    Raises:
+        SpecError: There is nothing to choose from.
+    """
+
+    name: str
+    low: float = 0.0
+    high: float = 1.0
+    is_log: bool = False
+    is_whole: bool = False
+    options: tuple[Any, ...] = ()
+    parent: str = ""
+    parent_options: tuple[Any, ...] = ()
+
+    def __post_init__(self) -> None:
+        wrong = not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high)
+        if not self.options and (wrong or (self.is_log and self.low <= 0)):
+            raise SpecError(
+                f"{self.name}: low={self.low!r} and high={self.high!r} are no range to choose from "
+                f"{'on a log scale' if self.is_log else ''}; give low below high, or options"
+            )
+
+    def is_there(self, choices: Mapping[str, Any]) -> bool:
+        """Whether there is this choice, given those that were made before."""
+        return not self.parent or choices.get(self.parent) in self.parent_options
+
+
+@dataclass(frozen=True)
+class Space:
+    """Static choices in an order in which parents come first.
+
+    Attributes:
+        parameters: The choices.
+
+    Raises:
+        SpecError: Two have one name, or a parent is missing or comes later.
+    """
+
+    parameters: tuple[Parameter, ...]
+
+    def __post_init__(self) -> None:
+        seen: set[str] = set()
+        for item in self.parameters:
+            if item.name in seen:
+                raise SpecError(f"space: {item.name} is there twice; name each choice once")
+            if item.parent and item.parent not in seen:
+                raise SpecError(
+                    f"space: {item.name} depends on {item.parent!r}, which does not come before it"
+                )
+            seen.add(item.name)
+
+    def suggest(self, trial: Any) -> dict[str, Any]:
+        """Return the choices that an Optuna trial (or anything with its methods) suggests."""
+        chosen: dict[str, Any] = {}
+        for item in self.parameters:
+            if not item.is_there(chosen):
+                continue
+            if item.options:
+                chosen[item.name] = trial.suggest_categorical(item.name, list(item.options))
+            elif item.is_whole:
+                low, high = int(item.low), int(item.high)
+                chosen[item.name] = trial.suggest_int(item.name, low, high, log=item.is_log)
+            else:
+                chosen[item.name] = trial.suggest_float(
+                    item.name, item.low, item.high, log=item.is_log
+                )
+        return chosen
+
+    def distributions(self, choices: Mapping[str, Any]) -> dict[str, Any]:
+        """Return Optuna's distributions of the choices that were made."""
+        from optuna.distributions import (
+            CategoricalDistribution,
+            FloatDistribution,
+            IntDistribution,
+        )
+
+        found: dict[str, Any] = {}
+        for item in self.parameters:
+            if item.name not in choices:
+                continue
+            if item.options:
+                found[item.name] = CategoricalDistribution(list(item.options))
+            elif item.is_whole:
+                low, high = int(item.low), int(item.high)
+                found[item.name] = IntDistribution(low, high, log=item.is_log)
+            else:
+                found[item.name] = FloatDistribution(item.low, item.high, log=item.is_log)
+        return found
+
+    def within(self, choices: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the choices that the space knows, numbers moved into their ranges."""
+        kept: dict[str, Any] = {}
+        for item in self.parameters:
+            if item.name in choices and item.is_there(kept):
+                value = choices[item.name]
+                kept[item.name] = value if item.options else min(max(value, item.low), item.high)
+        return kept
+
+
+def space_of(task: Task, steered: Sequence[str], start: Mapping[str, float]) -> Space:
+    """Return what a study varies on a task.
+
+    A task's attribute ``space`` (a `Space`, or a ConfigSpace ``ConfigurationSpace``) decides where
+    it has one. Else: the start of the learning rate within ten times either way; every other
+    hyperparameter that is not steered within three times its start, the batch size downwards only
+    (so that no run costs more than a whole one); and the task's ``choices``, a mapping from
+    keywords of its ``start`` to options.
+
+    Args:
+        task: What is trained.
+        steered: Names of the steered hyperparameters.
+        start: Values where they differ from the task's defaults.
+    """
+    own = getattr(task, "space", None)
+    if isinstance(own, Space):
+        return own
+    if own is not None:
+        return from_configspace(own)
+    parameters = [
+        _around(item, start.get(item.name, item.default))
+        for item in task.hyperparameters
+        if item.kind == "lr" or item.name not in steered
+    ]
+    offered = getattr(task, "choices", None) or {}
+    for name, options in offered.items():
+        parameters.append(Parameter(name, options=tuple(options)))
+    return Space(tuple(item for item in parameters if item is not None))
+
+
+def _around(item: Hyperparameter, start: float) -> Parameter | None:
+    if item.kind == "lr":
+        return Parameter(item.name, start / _RATE_FACTOR, start * _RATE_FACTOR, is_log=True)
+    if item.kind == "batch_size":
+        low = max(item.low, 1.0, start / 4)
+        return Parameter(item.name, round(low), round(start), True, True) if low < start else None
+    if item.scale == "log" and start > 0:
+        low, high = max(item.low, start / _OTHERS_FACTOR), min(item.high, start * _OTHERS_FACTOR)
+        return Parameter(item.name, low, high, is_log=True)
+    middle = item.to_coordinate(start)
+    reach = math.log10(_OTHERS_FACTOR) if item.scale == "complement" else 0.2
+    low, high = item.from_coordinate(middle - reach), item.from_coordinate(middle + reach)
+    return Parameter(item.name, low, high) if low < high else None
+
+
+def from_configspace(space: Any) -> Space:
+    """Return a ConfigSpace ``ConfigurationSpace`` as a space, conditions on one parent included.
+
+    Raises:
+        SpecError: It holds a kind of choice or condition that has no counterpart here.
+    """
+    conditions = {one.child.name: one for one in space.conditions}
+    parameters = []
+    for item in space.values():
+        parent, values = _condition(conditions.get(item.name))
+        given: dict[str, Any] = {"parent": parent, "parent_options": values}
+        if hasattr(item, "choices"):
+            given["options"] = tuple(_plain(one) for one in item.choices)
+        elif hasattr(item, "sequence"):
+            given["options"] = tuple(_plain(one) for one in item.sequence)
+        elif hasattr(item, "lower"):
+            whole = type(item.default_value).__name__.startswith("int")
+            given |= {"low": float(item.lower), "high": float(item.upper)}
+            given |= {"is_log": bool(item.log), "is_whole": whole}
+        elif hasattr(item, "value"):
+            given["options"] = (_plain(item.value),)
+        else:
+            raise SpecError(f"space: {item.name} is a {type(item).__name__}, which is not known")
+        parameters.append(Parameter(item.name, **given))
+    return Space(tuple(_parents_first(parameters)))
+
+
+def _parents_first(parameters: list[Parameter]) -> list[Parameter]:
+    ordered: list[Parameter] = []
+    left = list(parameters)
+    while left:
+        known = {item.name for item in ordered}
+        ready = [item for item in left if not item.parent or item.parent in known]
+        if not ready:
+            raise SpecError(
+                f"space: {left[0].name} depends on {left[0].parent!r}, which is missing"
+            )
+        ordered += ready
+        left = [item for item in left if item not in ready]
+    return ordered
+
+
+def _condition(condition: Any) -> tuple[str, tuple[Any, ...]]:
+    if condition is None:
+        return "", ()
+    if hasattr(condition, "values"):
+        return condition.parent.name, tuple(_plain(one) for one in condition.values)
+    if type(condition).__name__ == "EqualsCondition":
+        return condition.parent.name, (_plain(condition.value),)
+    raise SpecError(
+        f"space: {type(condition).__name__} on {condition.child.name} is not known; "
+        "use EqualsCondition or InCondition"
+    )
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else value
+
+
+def to_configspace(space: Space, *, seed: int | None = None) -> Any:
+    """Return a space as a ConfigSpace ``ConfigurationSpace``."""
+    from ConfigSpace import Categorical, ConfigurationSpace, Float, InCondition, Integer
+
+    made = ConfigurationSpace(seed=seed)
+    for item in space.parameters:
+        if item.options:
+            made.add(Categorical(item.name, list(item.options)))
+        elif item.is_whole:
+            bounds = (int(item.low), int(item.high))
+            made.add(Integer(item.name, bounds, log=item.is_log))
+        else:
+            made.add(Float(item.name, (item.low, item.high), log=item.is_log))
+    for item in space.parameters:
+        if item.parent:
+            made.add(InCondition(made[item.name], made[item.parent], list(item.parent_options)))
+    return made
+
+
+def to_hyperopt(space: Space) -> dict[str, Any]:
+    """Return a space as Hyperopt's; choices that depend on an option stand inside it.
+
+    A choice with dependants is ``{name: option, dependant: ...}`` in Hyperopt's sample.
+    """
+    return _hyperopt_level(space, "", None)
+
+
+def _hyperopt_level(space: Space, parent: str, option: Any) -> dict[str, Any]:
+    from hyperopt import hp
+
+    found: dict[str, Any] = {}
+    for item in space.parameters:
+        if item.parent != parent or (parent and option not in item.parent_options):
+            continue
+        label = item.name if not parent else f"{item.name}|{parent}={option}"
+        if item.options:
+            inner = [
+                {item.name: one, **_hyperopt_level(space, item.name, one)} for one in item.options
+            ]
+            found[item.name] = hp.choice(label, inner)
+        elif item.is_log:
+            low, high = math.log(item.low), math.log(item.high)
+            made = hp.qloguniform if item.is_whole else hp.loguniform
+            found[item.name] = made(label, low, high, *([1] if item.is_whole else []))
+        else:
+            made = hp.quniform if item.is_whole else hp.uniform
+            found[item.name] = made(label, item.low, item.high, *([1] if item.is_whole else []))
+    return found

@@ -1,0 +1,244 @@
+"""Studies: more than one run on a task, with a budget, that survive whatever happens to them."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from trimtab.core.errors import SpecError
+from trimtab.core.hyperparameters import resolve_hyperparameters
+from trimtab.core.protocols import Task
+from trimtab.core.registry import make_task
+from trimtab.records.studies import Studies
+from trimtab.search.coordinating import Coordinator, StudyProgress, TuneResult
+from trimtab.search.designs import design_of
+from trimtab.search.engines.base import Engine, Resources, make_engine
+from trimtab.search.engines.inline import InlineEngine
+from trimtab.search.pareto import check_objectives
+from trimtab.search.static_choices import SAMPLERS, usual_sampler
+from trimtab.search.study_plan import StudySettings
+from trimtab.search.study_unit import GIVEN_TASKS
+
+__all__ = ["resume", "tune"]
+
+
+def tune(
+    task: str | Task,
+    *,
+    method: str = "trimtab",
+    budget: float = 4,
+    seed: int = 0,
+    jobs: int = 1,
+    store: str | Path | None = None,
+    study: str | None = None,
+    engine: str | Engine = "local",
+    address: str | None = None,
+    variant: str | None = None,
+    hyperparameters: Sequence[str] = ("lr",),
+    start: Mapping[str, float] | None = None,
+    policy: str = "trimtab-1",
+    decisions: int = 20,
+    reference: str = "warmup-linear",
+    objectives: Sequence[str] = ("loss",),
+    stop_when_gain_below: float | None = None,
+    sampler: str | None = None,
+    snapshot_seconds: float = 10.0,
+    resources: Resources | None = None,
+    progress: Callable[[StudyProgress], None] | None = None,
+) -> TuneResult:
+    """Spend a budget of whole runs on a task, and return the best run on validation.
+
+    The same arguments give the same best run, for any number of jobs, with either engine, and
+    however often the study was interrupted. A study that exists is continued up to its budget; one
+    that is finished is returned as it is. The result is never worse on validation than the best
+    single run in it.
+
+    Args:
+        task: Registered name, ``module:factory``, or a task. A task that other processes cannot
+            find by a name is trained in this process, one run at a time.
+        method: ``"trimtab"``, or any name of ``trimtab methods``.
+        budget: Whole-run equivalents in all.
+        seed: Of the runs and of whatever is drawn.
+        jobs: Runs at a time.
+        store: Database URL or SQLite file; None keeps nothing after the study.
+        study: Name to continue by; None for one made of task, method and seed.
+        engine: ``"local"``, ``"ray"``, or an engine of your own, which stays open.
+        address: Of a running Ray cluster; None for one of its own.
+        variant: Size of the task.
+        hyperparameters: What is steered.
+        start: Start values where they differ from the task's defaults.
+        policy: Shipped policy's name, or a policy file.
+        decisions: Decisions of a run.
+        reference: Name of the reference schedule.
+        objectives: Of the Pareto set: ``"loss"``, ``"seconds"``, ``"spent"``, or a metric.
+        stop_when_gain_below: End when a further run is expected to gain less than this of the
+            monitored metric's loss.
+        sampler: Who proposes static choices; None for Optuna's where it is installed.
+        snapshot_seconds: How often at most a run is kept to go on from; 0: after each decision.
+        resources: What each run is given.
+        progress: Told after each unit.
+
+    Raises:
+        SpecError: A setting is not allowed, or a study of that name has other settings.
+        UnknownNameError: Task, method, policy, engine or sampler does not exist.
+        StoreError: The store failed, or runs did in a way that is worth no other try.
+        KeyboardInterrupt: Ctrl-C; what was done is kept, see `resume`.
+    """
+    if not (math.isfinite(budget) and budget >= 1):
+        raise SpecError(f"budget: {budget!r} is not a number from 1; give the whole runs to spend")
+    if not 0 <= seed < 2**31:
+        raise SpecError(f"seed: {seed!r} is not in 0..{2**31 - 1}; choose one of these")
+    if sampler is not None and sampler not in SAMPLERS:
+        from trimtab.core.errors import unknown_name
+
+        raise unknown_name("sampler", sampler, SAMPLERS)
+    made, name = _named(task, variant)
+    resolve_hyperparameters(hyperparameters, {one.name: one for one in made.hyperparameters})
+    settings = StudySettings(
+        variant=variant,
+        hyperparameters=tuple(hyperparameters),
+        start={key: float(value) for key, value in (start or {}).items()},
+        policy=policy,
+        policy_sha256=_policy_digits(policy),
+        decisions=decisions,
+        reference=reference,
+        sampler="" if sampler is None else sampler,
+        objectives=check_objectives(objectives),
+        stop_when_gain_below=stop_when_gain_below,
+        snapshot_seconds=snapshot_seconds,
+    )
+    called = study or _usual_name(made, method, seed)
+    with ExitStack() as stack:
+        where = store
+        if where is None:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="trimtab-"))
+            where = f"sqlite:///{folder}/study.db"
+        studies = stack.enter_context(Studies(where))
+        settings = _with_sampler(studies, called, settings)
+        design_of(made, method, seed, settings).propose((), budget)  # says what is wrong with it
+        record = studies.open(
+            called,
+            task=name,
+            method=method,
+            budget=float(budget),
+            seed=seed,
+            settings=settings.to_plain(),
+        )
+        given = _engine(stack, engine, jobs, (resources, address), is_given=name in GIVEN_TASKS)
+        return Coordinator(studies, record, made, given, progress).run()
+
+
+def resume(
+    study: str,
+    *,
+    store: str | Path,
+    jobs: int = 1,
+    engine: str | Engine = "local",
+    address: str | None = None,
+    resources: Resources | None = None,
+    progress: Callable[[StudyProgress], None] | None = None,
+) -> TuneResult:
+    """Go on with a study up to its budget; one that is finished is returned as it is.
+
+    Args:
+        study: Its name.
+        store: Database URL or SQLite file.
+        jobs: Runs at a time.
+        engine: As in `tune`.
+        address: As in `tune`.
+        resources: What each run is given.
+        progress: Told after each unit.
+
+    Raises:
+        UnknownNameError: There is no such study.
+        SpecError: Its task was given as an object, which only the process that has it can train.
+        StoreError: As in `tune`.
+    """
+    with ExitStack() as stack:
+        studies = stack.enter_context(Studies(store, create=False))
+        record = studies.study(study)
+        settings = StudySettings.from_plain(record.settings)
+        if record.task.startswith("object ") and record.task not in GIVEN_TASKS:
+            raise SpecError(
+                f"study {study!r}: its task was given as an object ({record.task}), so it cannot "
+                "be found by name; call trimtab.tune with it again"
+            )
+        made = GIVEN_TASKS.get(record.task) or make_task(
+            record.task, variant=settings.variant, default_member=0
+        )
+        record = studies.open(
+            study,
+            task=record.task,
+            method=record.method,
+            budget=record.budget,
+            seed=record.seed,
+            settings=record.settings,
+        )
+        given = _engine(
+            stack, engine, jobs, (resources, address), is_given=record.task in GIVEN_TASKS
+        )
+        return Coordinator(studies, record, made, given, progress).run()
+
+
+def _named(task: str | Task, variant: str | None) -> tuple[Task, str]:
+    """Return a task, and the name under which workers find it."""
+    if isinstance(task, str):
+        return make_task(task, variant=variant, default_member=0), task
+    own = f"object {task.name}"
+    GIVEN_TASKS[own] = task
+    return task, own
+
+
+def _usual_name(task: Task, method: str, seed: int) -> str:
+    plain = "".join(c if c.isascii() and c.isalnum() else "-" for c in task.name).strip("-")
+    return f"{plain[:60] or 'task'}-{method}-{seed}"
+
+
+def _policy_digits(policy: str) -> str:
+    from trimtab.defaults import policy_path
+
+    path = policy_path(policy)
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    except OSError as error:
+        raise SpecError(
+            f"policy {path}: {error.strerror or error}; name a shipped policy or a readable file"
+        ) from error
+
+
+def _with_sampler(studies: Studies, name: str, settings: StudySettings) -> StudySettings:
+    """Return the settings with the sampler that the study has, or gets now."""
+    if settings.sampler:
+        return settings
+    for known in studies.all():
+        if known.name == name:
+            return replace(settings, sampler=str(known.settings.get("sampler", "random")))
+    return replace(settings, sampler=usual_sampler())
+
+
+def _engine(
+    stack: ExitStack,
+    engine: str | Engine,
+    jobs: int,
+    means: tuple[Resources | None, str | None],
+    *,
+    is_given: bool,
+) -> Engine:
+    if not isinstance(engine, str):
+        return engine
+    if is_given:
+        if jobs != 1 or engine != "local":
+            raise SpecError(
+                f"jobs={jobs}, engine={engine!r}: a task that is an object is trained in this "
+                "process, one run at a time; name it as module:factory to use other processes"
+            )
+        return InlineEngine()
+    resources, address = means
+    made = make_engine(engine, jobs, resources=resources, address=address)
+    stack.callback(made.close)
+    return made
