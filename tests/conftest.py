@@ -9,6 +9,8 @@ from pathlib import Path
 # Before NumPy, PyTorch or JAX is loaded; subprocesses inherit it.
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[variable] = "1"
+for variable in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
+    os.environ[variable] = "1"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Compiling dominates the simulators' tests: 7 s became 1 s with what the last run compiled.

@@ -84,7 +84,10 @@ def array_of(value: Any) -> np.ndarray:
     """
     import keras
 
-    array = np.array(keras.ops.convert_to_numpy(value))
+    if isinstance(value, keras.Variable) and backend_name() == "tensorflow":
+        array = np.array(value.value.numpy())  # its __array__ is one that NumPy 2 warns about
+    else:
+        array = np.array(keras.ops.convert_to_numpy(value))
     return array if array.dtype.kind in "biuf" else array.astype(np.float32)
 
 

@@ -1,0 +1,180 @@
+"""Keras classifiers whose inputs lie in memory: pretrained once, with a new head for each run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from trimtab.tasks.cache import cached_arrays
+from trimtab.tasks.classification import classification_scores
+from trimtab.tasks.keras_run import KerasRun, KerasSetup
+from trimtab.tasks.packages import package_versions
+from trimtab.tasks.randomness import ShuffledBatches, run_seeds
+
+__all__ = [
+    "KERAS_PACKAGES",
+    "LabelledArrays",
+    "NetworkMaker",
+    "Schooling",
+    "fine_tuning_setup",
+    "pretrained_body",
+]
+
+KERAS_PACKAGES: Mapping[str, str] = {"keras": "keras", "sklearn": "scikit-learn"}
+
+NetworkMaker = Callable[[int, int], Any]
+"""Makes a built model of (n_classes, seed); its last layer is the head, with kernel and bias."""
+
+
+@dataclass(frozen=True)
+class LabelledArrays:
+    """Examples in memory and who may see them.
+
+    Attributes:
+        inputs: (n, ...) float32.
+        labels: (n,) int64, class of each.
+        splits: For each split its rows, (n_split,) int64.
+    """
+
+    inputs: np.ndarray
+    labels: np.ndarray
+    splits: Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Schooling:
+    """How a body is pretrained: AdamW, cosine decay to zero, gradients clipped to norm 1.
+
+    Attributes:
+        steps: Optimiser steps.
+        batch_size: Examples a step.
+        lr: Learning rate of the first step.
+        seed: Of initialisation, order of data and dropout.
+    """
+
+    steps: int
+    batch_size: int
+    lr: float
+    seed: int = 0
+
+
+def pretrained_body(
+    name: str,
+    inputs: Mapping[str, object],
+    make: NetworkMaker,
+    data: LabelledArrays,
+    *,
+    schooling: Schooling,
+    n_classes: int,
+    defaults: Mapping[str, float],
+) -> list[np.ndarray]:
+    """Return the weights of a trained network without its head, from the cache if they are there.
+
+    Args:
+        name: Start of the cache file's name.
+        inputs: Everything that the weights depend on; the schooling and versions are added.
+        make: Makes the network.
+        data: With the splits ``train`` and ``validation``, of labels below ``n_classes``.
+        schooling: How long and how fast.
+        n_classes: Classes of the pretraining.
+        defaults: Values of the other hyperparameters.
+    """
+
+    def build() -> dict[str, np.ndarray]:
+        run = KerasRun(
+            _setup(
+                make(n_classes, schooling.seed),
+                data,
+                n_classes=n_classes,
+                batch_size=schooling.batch_size,
+                defaults=defaults,
+                order_seed=schooling.seed,
+            )
+        )
+        progress = np.arange(schooling.steps) / schooling.steps
+        rates = schooling.lr * 0.5 * (1.0 + np.cos(math.pi * progress))
+        run.advance({"lr": rates}, schooling.steps)
+        body = run.model.get_weights()[:-2]
+        return {f"weight.{place:03d}": np.asarray(array) for place, array in enumerate(body)}
+
+    versions = package_versions({"keras": "keras"}) | {"schooling": schooling}
+    arrays = cached_arrays(name, {**inputs, **versions}, build)
+    return [arrays[key] for key in sorted(arrays)]
+
+
+def fine_tuning_setup(
+    make: NetworkMaker,
+    body: list[np.ndarray],
+    data: LabelledArrays,
+    *,
+    n_classes: int,
+    batch_size: int,
+    defaults: Mapping[str, float],
+    seed: int,
+) -> KerasSetup:
+    """Return what a fresh run is made of: the pretrained body, and a new head near zero.
+
+    Args:
+        make: Makes the network.
+        body: Weights without the head.
+        data: With all four splits.
+        n_classes: Classes of the fine-tuning.
+        batch_size: Training examples a step.
+        defaults: Values of the hyperparameters.
+        seed: Moves the head, the order of data and dropout.
+    """
+    seeds = run_seeds(seed)
+    model = make(n_classes, seeds.noise)
+    *_, kernel, bias = model.get_weights()
+    drawn = np.random.default_rng(seeds.weights).normal(0.0, 0.01, kernel.shape)
+    model.set_weights([*body, drawn.astype(np.float32), np.zeros_like(bias)])
+    return _setup(
+        model,
+        data,
+        n_classes=n_classes,
+        batch_size=batch_size,
+        defaults=defaults,
+        order_seed=seeds.order,
+    )
+
+
+def _setup(
+    model: Any,
+    data: LabelledArrays,
+    *,
+    n_classes: int,
+    batch_size: int,
+    defaults: Mapping[str, float],
+    order_seed: int,
+) -> KerasSetup:
+    import keras
+
+    def evaluate(predict: Callable[[np.ndarray], np.ndarray], split: str) -> dict[str, float]:
+        rows = data.splits[split]
+        parts = [predict(data.inputs[rows[at : at + 512]]) for at in range(0, len(rows), 512)]
+        return classification_scores(np.concatenate(parts), data.labels[rows])
+
+    optimizer = keras.optimizers.AdamW(
+        learning_rate=defaults["lr"],
+        weight_decay=defaults["weight_decay"],
+        beta_1=defaults["beta1"],
+        global_clipnorm=defaults["clip"],
+    )
+    spared = [weight for weight in model.trainable_variables if len(weight.shape) <= 1]
+    optimizer.exclude_from_weight_decay(var_list=spared)
+    return KerasSetup(
+        model=model,
+        optimizer=optimizer,
+        loss=keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.0),
+        inputs=data.inputs,
+        targets=np.eye(n_classes, dtype=np.float32)[np.minimum(data.labels, n_classes - 1)],
+        rows=data.splits["train"],
+        batches=ShuffledBatches(len(data.splits["train"]), batch_size, seed=order_seed),
+        evaluate=evaluate,
+        defaults=defaults,
+        splits=tuple(data.splits),
+    )
