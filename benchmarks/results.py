@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.core.errors import SpecError
-from trimtab.records.comparison_charts import compute_picture
+from trimtab.records.comparison_compute import compute_picture
 from trimtab.records.report import draw
 from trimtab.search.comparing import Comparison
 from trimtab.search.comparison_cost import cost_answer

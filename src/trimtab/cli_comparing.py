@@ -112,13 +112,16 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
 ) -> None:
     """Compare methods at equal compute: one table, one Parquet file, one report."""
+    from trimtab.defaults import policy_path
     from trimtab.search.comparing import compare as run
     from trimtab.search.comparison_cost import cost_answer
     from trimtab.search.comparison_figures import comparison_figures
     from trimtab.search.comparison_rows import result_rows, write_parquet
     from trimtab.search.journal import fingerprint
+    from trimtab.search.planning import policy_of, rhythm_of
 
-    rhythm, file = _rhythm_and_policy(policy, decisions)
+    path = policy_path(policy).resolve()
+    rhythm, file = rhythm_of(path, decisions), policy_of(path)
     if suite is not None:
         from trimtab.search.suites import suite_plans
 
@@ -194,20 +197,6 @@ def _refuse_beside_suite(options: dict[str, Any]) -> None:
     given = [name for name, value in options.items() if value is not None and value != []]
     if given:
         raise SpecError(f"--suite: it fixes what {given[0]} says as well; give one of the two")
-
-
-def _rhythm_and_policy(policy: str, decisions: int) -> tuple[Any, tuple[str, str]]:
-    """Return the policy's rhythm, its file, and digits that name its content."""
-    import hashlib
-
-    from trimtab.controllers.learned import read_policy_header
-    from trimtab.defaults import policy_path
-    from trimtab.search.methods import Rhythm
-
-    path = policy_path(policy).resolve()
-    spec = read_policy_header(path)["spec"]
-    digits = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    return Rhythm(decisions, spec.front_windows, spec.front_share), (str(path), digits)
 
 
 def _plan(

@@ -6,6 +6,7 @@ The decision is the very same `observe` and `apply` as in a live run, traced by 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -187,6 +188,8 @@ def rollout(
 ) -> Episodes:
     """Return B whole runs, each steered by the policy or by a control.
 
+    With the reward ``relative`` a reference run from the same start is made for each first.
+
     Args:
         bucket: Compiled programs of a family's variant.
         spec: What is steered, with its number of decisions.
@@ -210,6 +213,20 @@ def rollout(
     runs, val_loss = bucket.prepare(task_keys, run_keys)
     first_values = np.asarray(start(fair_lr(bucket, runs)), np.float32)
     steered = list(range(first_values.shape[1]) if columns is None else columns)
+    twin = None
+    if spec.reward == "relative" and mode != "zero":
+        twin = rollout(  # the reference from the same start, which nobody steers
+            bucket,
+            replace(spec, reward="best-so-far"),
+            parameters,
+            task_keys,
+            run_keys,
+            lambda _: first_values,
+            total_steps,
+            mode="zero",
+            guarded=False,
+            columns=columns,
+        ).val_loss
     carry = initial_carry(spec, total_steps, size, guarded)
     carry = bounded(carry, spec.hyperparameters, first_values[:, steered])
     schedule = np.zeros(MAX_STEPS, np.float32)
@@ -244,6 +261,8 @@ def rollout(
         runs, metrics = bucket.window(
             runs, is_best, values.restore, jnp.asarray(current), reference, done, steps
         )
+        if twin is not None:
+            metrics = metrics._replace(reference_loss=jnp.asarray(twin[k + 1]))
         if missing is not None:
             gone = jnp.where(jnp.asarray(missing) > 0, jnp.nan, 1.0)
             metrics = metrics._replace(

@@ -92,26 +92,38 @@ def _gathered(comparison: Comparison) -> tuple[dict[str, _Task], list[str]]:
     return tasks, list(labels)
 
 
-Keys = Mapping[str, Sequence[tuple[float | None, int]]]
-Statistic = Callable[[Sequence[tuple[_Task, list[tuple[float | None, int]]]]], float]
+Key = tuple[float | None, int]
+"""Start factor, None where it was drawn, and seed."""
+
+Sample = Sequence[tuple[_Task, np.ndarray]]
+"""Tasks, each with the (n, c) numbers of its results."""
+
+Values = Callable[[_Task, Sequence[Key]], np.ndarray]
+Statistic = Callable[[Sample], float]
 
 
 def _interval(
-    tasks: Sequence[_Task], label: str, statistic: Statistic, scale: float | None = None
+    tasks: Sequence[_Task],
+    label: str,
+    values: Values,
+    statistic: Statistic,
+    scale: float | None = None,
 ) -> dict[str, float] | None:
     """Return a statistic of a method's results with its interval; None if it has none.
 
     Args:
         tasks: All tasks.
-        label: The method.
-        statistic: Of tasks with the keys of their results.
+        label: The method whose results are resampled.
+        values: Gives the (n, c) numbers of a task's results that the statistic is made of.
+        statistic: Of tasks with such numbers.
         scale: Only results from this start factor; None for all.
     """
     have = []
     for task in tasks:
         keys = [k for k in task.losses.get(label, {}) if scale is None or k[0] == scale]
-        if keys:
-            have.append((task, keys))
+        found = values(task, keys) if keys else np.zeros((0, 1))
+        if len(found):
+            have.append((task, found))
     if not have:
         return None
     generator = np.random.default_rng(0)
@@ -119,9 +131,8 @@ def _interval(
     for _ in range(_N_BOOTSTRAP):
         sample = []
         for place in generator.integers(len(have), size=len(have)):
-            task, keys = have[place]
-            chosen = generator.integers(len(keys), size=len(keys))
-            sample.append((task, [keys[i] for i in chosen]))
+            task, found = have[place]
+            sample.append((task, found[generator.integers(len(found), size=len(found))]))
         drawn.append(statistic(sample))
     value = statistic(have)
     if not np.isfinite(value):
@@ -130,16 +141,15 @@ def _interval(
     return {"value": float(value), "low": float(low), "high": float(high)}
 
 
-def _regret(label: str) -> Statistic:
-    def statistic(sample: Sequence[tuple[_Task, list[tuple[float | None, int]]]]) -> float:
-        values = [
-            (task.losses[label][key] - task.tuned) / task.scale
-            for task, keys in sample
-            for key in keys
-        ]
-        return interquartile_mean(_worst_for_nan(np.array(values)))
+def _regrets(label: str) -> Values:
+    def values(task: _Task, keys: Sequence[Key]) -> np.ndarray:
+        return np.array([[(task.losses[label][key] - task.tuned) / task.scale] for key in keys])
 
-    return statistic
+    return values
+
+
+def _regret(sample: Sample) -> float:
+    return interquartile_mean(_worst_for_nan(np.concatenate([found[:, 0] for _, found in sample])))
 
 
 def _worst_for_nan(values: np.ndarray) -> np.ndarray:
@@ -150,37 +160,40 @@ def _worst_for_nan(values: np.ndarray) -> np.ndarray:
     return np.where(finite, values, values[finite].max() if finite.any() else np.nan)
 
 
-def _worth(label: str) -> Statistic:
-    def statistic(sample: Sequence[tuple[_Task, list[tuple[float | None, int]]]]) -> float:
-        values = []
-        for task, keys in sample:
-            losses = _worst_for_nan(np.array([task.losses[label][key] for key in keys]))
-            charge = float(np.mean([task.charge[label][key] for key in keys]))
-            loss = float(np.mean(losses))
-            values.append(runs_worth(task.curve, loss, charge) if np.isfinite(loss) else 0.0)
-        return interquartile_mean(np.array(values))
+def _losses_and_charges(label: str) -> Values:
+    def values(task: _Task, keys: Sequence[Key]) -> np.ndarray:
+        return np.array([[task.losses[label][key], task.charge[label][key]] for key in keys])
 
-    return statistic
+    return values
 
 
-def _over(rival: str) -> Statistic:
-    """Return the share of pairs in which the steered run is better than a rival's."""
+def _worth(sample: Sample) -> float:
+    values = []
+    for task, found in sample:
+        loss, charge = float(np.mean(_worst_for_nan(found[:, 0]))), float(np.mean(found[:, 1]))
+        values.append(runs_worth(task.curve, loss, charge) if np.isfinite(loss) else 0.0)
+    return interquartile_mean(np.array(values))
 
-    def statistic(sample: Sequence[tuple[_Task, list[tuple[float | None, int]]]]) -> float:
-        shares = []
-        for task, keys in sample:
-            theirs = task.losses.get(rival, {})
-            pairs = []
-            for key in keys:
-                other = key if key in theirs else (None, key[1])
-                if other in theirs:
-                    pairs.append((task.losses[_STEERED][key], theirs[other]))
-            if pairs:
-                mine, yours = np.array(pairs).T
-                shares.append(probability_of_improvement(mine, yours))
-        return float(np.mean(shares)) if shares else float("nan")
 
-    return statistic
+def _pairs(rival: str) -> Values:
+    """Pair steered losses with a rival's: by start and seed, else by seed."""
+
+    def values(task: _Task, keys: Sequence[Key]) -> np.ndarray:
+        theirs = task.losses.get(rival, {})
+        found = []
+        for key in keys:
+            other = key if key in theirs else (None, key[1])
+            if other in theirs:
+                found.append([task.losses[_STEERED][key], theirs[other]])
+        return np.array(found)
+
+    return values
+
+
+def _improvement(sample: Sample) -> float:
+    """Return the share of pairs in which the steered run is better, averaged over tasks."""
+    shares = [probability_of_improvement(found[:, 0], found[:, 1]) for _, found in sample]
+    return float(np.mean(shares))
 
 
 def _profile(tasks: Sequence[_Task], label: str) -> list[float]:
@@ -213,18 +226,30 @@ def comparison_figures(comparison: Comparison) -> dict[str, Any]:
     scales = sorted({e.start_scale for e in comparison.entries if e.start_scale is not None})
     found: dict[str, Any] = {
         "methods": labels,
-        "regret": {label: _interval(with_pool, label, _regret(label)) for label in labels},
-        "n_star": {label: _interval(with_pool, label, _worth(label)) for label in labels},
+        "regret": {
+            label: _interval(with_pool, label, _regrets(label), _regret) for label in labels
+        },
+        "n_star": {
+            label: _interval(with_pool, label, _losses_and_charges(label), _worth)
+            for label in labels
+        },
         "capped": {label: _capped(with_pool, label) for label in labels},
         "probability_of_improvement": {
-            label: _interval(tasks, _STEERED, _over(label)) for label in labels if label != _STEERED
+            label: _interval(tasks, _STEERED, _pairs(label), _improvement)
+            for label in labels
+            if label != _STEERED
         },
         "profile": {label: _profile(with_pool, label) for label in labels if with_pool},
         "profile_levels": list(PROFILE_LEVELS),
     }
-    for name, statistic in (("regret", _regret), ("n_star", _worth)):
+    for name, values, statistic in (
+        ("regret", _regrets, _regret),
+        ("n_star", _losses_and_charges, _worth),
+    ):
         found[f"{name}_by_start"] = {
-            label: {f"{s:g}": _interval(with_pool, label, statistic(label), s) for s in scales}
+            label: {
+                f"{s:g}": _interval(with_pool, label, values(label), statistic, s) for s in scales
+            }
             for label in labels
         }
     return found | _means(comparison, by_name, labels)
@@ -253,9 +278,10 @@ def _steered_beside(
     if {entry.task for entry in mine} != names:
         return None
     tasks = [by_name[name] for name in sorted(names) if by_name[name].curve.size]
-    sample = [(task, list(task.losses[_STEERED])) for task in tasks]
+    values = _regrets(_STEERED)
+    sample = [(task, values(task, list(task.losses[_STEERED]))) for task in tasks]
     return {
-        "regret": _regret(_STEERED)(sample) if sample else None,
+        "regret": _regret(sample) if sample else None,
         "spent": _mean_spent(mine),
         "seconds": _mean_seconds(mine),
         "examples": _examples(comparison, mine),

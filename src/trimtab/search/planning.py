@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from trimtab.controllers.learned import read_policy_header
 from trimtab.core.errors import SpecError
 from trimtab.core.hyperparameters import resolve_hyperparameters
 from trimtab.core.protocols import Task
@@ -14,7 +17,7 @@ from trimtab.search.methods import Method, Rhythm, find_method
 from trimtab.search.starts import StartLaw
 from trimtab.search.units import Unit, tuning_seeds, usual_pool
 
-__all__ = ["Frame", "Plan", "Refusal", "frames_of", "require_some"]
+__all__ = ["Frame", "Plan", "Refusal", "frames_of", "policy_of", "require_some", "rhythm_of"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,21 @@ class Plan:
     rhythm: Rhythm = field(default_factory=Rhythm)
     pool: int | None = None
     policy: tuple[str, str] = ("", "")
+
+
+def rhythm_of(policy: Path, decisions: int = 20) -> Rhythm:
+    """Return the rhythm that a policy asks for, for all methods of a comparison.
+
+    Raises:
+        PolicyFileError: The file is no policy.
+    """
+    spec = read_policy_header(policy)["spec"]
+    return Rhythm(decisions, spec.front_windows, spec.front_share)
+
+
+def policy_of(path: Path) -> tuple[str, str]:
+    """Return what a plan names a policy by: its file, and digits of its content."""
+    return str(path), hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 class Refusal(NamedTuple):

@@ -1,0 +1,77 @@
+"""The study of rewards: what its figures count, and what its page says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("jax")
+rewards = pytest.importorskip("benchmarks.rewards")  # absent beside an installed wheel
+
+
+def test_a_rate_collapses_where_the_first_third_lies_a_decade_below_the_tuned_one():
+    ends = np.array([2, 10, 30])
+    low = np.array([[0.0], [-1.5], [3.0]])  # 2 steps, 8 steps; the last window is not looked at
+    assert rewards.collapse_share(low, np.array([1.0]), ends) == 1.0
+    assert rewards.collapse_share(low, np.array([10.0]), ends) == 0.0  # came down to a sane rate
+    two = np.concatenate([low, low + 1.0], axis=1)
+    assert rewards.collapse_share(two, np.ones(2), ends) == 0.5
+
+
+def test_a_short_ramp_from_below_is_no_collapse():
+    ends = np.array([2, 30])
+    assert rewards.collapse_share(np.array([[-2.0], [0.0]]), np.ones(1), ends) == 0.0
+
+
+def figures(regret: float, spread: float = 0.1) -> dict[str, Any]:
+    def around(value: float) -> dict[str, float]:
+        return {"value": value, "low": value - spread, "high": value + spread}
+
+    return {
+        "regret": around(regret),
+        "n_star": around(8.0),
+        "harm_over_floor": around(0.02),
+        "diverged": around(0.0),
+        "collapse": 0.25,
+        "test": 0.4,
+        "test_reference": 0.9,
+    }
+
+
+def test_the_recommendation_keeps_to_what_the_intervals_tell_apart():
+    found = {
+        "best-so-far": figures(0.15),
+        "log-loss": figures(0.1),
+        "final": figures(0.9),
+    }
+    told = rewards.recommendation(found)
+    assert told.startswith("**Recommendation.** `log-loss` ended lowest")
+    assert "do not tell it from `best-so-far`" in told
+    assert "no reason here to leave `best-so-far`" in told
+    assert "Avoid `final`" in told
+    order = [line.split("`")[1] for line in rewards.table(found).splitlines() if "`" in line]
+    assert order == ["log-loss", "best-so-far", "final"]
+
+
+def test_every_reward_is_trained_with_the_same_settings():
+    from dataclasses import replace
+
+    made = [rewards.settings_for(name, 10) for name in rewards.REWARDS]
+    alike = {str(replace(one, name="", spec={**one.spec, "reward": ""})) for one in made}
+    assert len(alike) == 1
+    assert [one.spec["reward"] for one in made] == list(rewards.REWARDS)
+
+
+def test_a_page_is_written_between_its_marks_only(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("above\n<!-- results -->\nold\n<!-- end of results -->\nbelow\n")
+    rewards.write(page, "new")
+    rewards.write(page, "newer")
+    assert page.read_text() == (
+        "above\n<!-- results -->\n\nnewer\n\n<!-- end of results -->\nbelow\n"
+    )
+    page.write_text("no marks")
+    with pytest.raises(ValueError, match="put them back"):
+        rewards.write(page, "new")
