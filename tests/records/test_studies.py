@@ -15,6 +15,7 @@ import pytest
 from tests.records.test_store import INFO, drive
 from trimtab.core.errors import SpecError, StoreError, UnknownNameError
 from trimtab.records import processes, studies, transactions
+from trimtab.records.rows import run_row
 from trimtab.records.snapshots import snapshot_folder, write_snapshot
 from trimtab.records.store import Store, StoreRecorder
 from trimtab.records.studies import Studies
@@ -160,11 +161,12 @@ def test_runs_stand_in_a_tree(store: str) -> None:
         for place in (0, 1):
             claim = opened.claim(study, place)
             assert claim is not None
-            keeper = StoreRecorder(store, INFO)
-            parent = {} if place == 0 else {"parent_run": keeper.run - 1, "fork_decision": 3}
+            parent = {} if place == 0 else {"parent_run": 1, "fork_decision": 3}
             more = parent | {"study_id": study.id, "choices": '{"lr":0.1}'}
-            assert opened.attach(claim, keeper.run, more)
-            drive(keeper)
+            run = opened.begin_run(claim, run_row(INFO) | more)
+            drive(StoreRecorder(store, INFO, run=run))
+            assert opened.finish(claim, {})
+            assert opened.begin_run(claim, run_row(INFO) | more) is None
         first, second = opened.tree(study)
         assert (first.parent, first.place, first.status) == (None, 0, "finished")
         assert (second.parent, second.fork_decision, second.choices) == (first.run, 3, {"lr": 0.1})

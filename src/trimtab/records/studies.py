@@ -224,26 +224,31 @@ class Studies:
         query = units.update().where(*_held(claim)).values(values)
         return bool(self._database.change(lambda connection: connection.execute(query).rowcount))
 
-    def attach(self, claim: Claim, run: int, columns: Mapping[str, Any]) -> bool:
-        """Note which run a unit is, with the run's place in the study; False if it was lost.
+    def begin_run(self, claim: Claim, columns: Mapping[str, Any]) -> int | None:
+        """Add the run that a unit is, in one with the unit's note of it; None if it was lost.
 
         Args:
             claim: Of the unit.
-            run: Number of the run.
-            columns: More columns of the run's row, such as ``choices`` as JSON.
+            columns: Of the run's row, see `trimtab.records.rows.run_row`.
+
+        Returns:
+            The run's number.
         """
         from trimtab.records.models import runs, units
 
         record = claim.record
-        of_run = {"place": record.place, "round": record.round, "kind": record.kind, **columns}
+        row = dict(columns) | {"place": record.place, "round": record.round, "kind": record.kind}
 
-        def note(connection: Connection) -> bool:
-            held = connection.execute(units.update().where(*_held(claim)).values(run_id=run))
-            if held.rowcount == 1:
-                connection.execute(runs.update().where(runs.c.id == run).values(of_run))
-            return bool(held.rowcount == 1)
+        def begin(connection: Connection) -> int | None:
+            made = connection.execute(runs.insert(), row).inserted_primary_key
+            number = int(made[0]) if made is not None else 0
+            noted = units.update().where(*_held(claim)).values(run_id=number)
+            if connection.execute(noted).rowcount == 1:
+                return number
+            connection.execute(runs.delete().where(runs.c.id == number))
+            return None
 
-        return self._database.change(note)
+        return self._database.change(begin)
 
     def finish(
         self,

@@ -24,6 +24,7 @@ __all__ = ["SteeredDesign", "expected_gain"]
 _ROUNDING = 1e-6
 _FORK_AT = (0.3, 0.55)  # shares of all steps after which runs may be forked
 _SHIFT, _NOISE = 2.0, 0.7  # in places among the moves
+_WAYS = 3  # up, down, by chance
 _STOP_FROM, _STOP_AFTER_FORK = 0.35, 0.2  # progress before which nothing is stopped
 _USUAL_MARGIN = 0.05  # nats; taken until the study's own spread is known
 _SPREAD_FROM = 3
@@ -156,12 +157,13 @@ class SteeredDesign:
     ) -> dict[str, Any] | None:
         """Return a fork of the best run that was not tried yet and fits into what is left."""
         parent = best_of([e for e in entries if e.kind in ("first", "restart", "fork")])
-        if parent is None or not self._forks:
+        if parent is None:
             return None
+        points = parent.outcome.get("forks", ())  # none, if the task's runs cannot be kept
         before = [one["fork"] for one in (*(e.request for e in entries), *taken) if "fork" in one]
         own = parent.request.get("fork")
         first = -1 if own is None else int(own["decision"])
-        for decision, way in [(d, w) for w in range(3) for d in self._forks]:
+        for decision, way in [(d, w) for w in range(_WAYS) for d in points]:
             cost = 1.0 - self._progress[decision]
             fork = {"place": parent.place, "decision": decision, **self._way(way, place)}
             ways = [(o["place"], o["decision"], o["way"]) for o in before]

@@ -16,6 +16,7 @@ from trimtab.core.registry import make_task
 from trimtab.core.run_info import RunInfo
 from trimtab.core.spec import ControlSpec
 from trimtab.records.encoding import to_json
+from trimtab.records.rows import run_row
 from trimtab.records.snapshots import read_snapshot
 from trimtab.records.studies import Studies
 from trimtab.records.study_rows import Claim, StudyRecord, UnitRecord
@@ -136,7 +137,9 @@ def perform(store: str, name: str, place: int) -> dict[str, Any]:
         raise
     except Exception as error:  # noqa: BLE001 - one choice that fails must not end the study
         words = f"{type(error).__name__}: {' '.join(str(error).split()) or 'no message'}"
-        spent = float(claim.record.request.get("cost", 1.0))
+        # How much a failure had trained is not known; all of it is charged, unless it was nothing.
+        nothing = isinstance(error, _NoParentError)
+        spent = 0.0 if nothing else float(claim.record.request.get("cost", 1.0))
         studies.finish(claim, {"error": words, "spent": spent}, status="failed")
         return {"status": "failed", "place": place, "error": words}
 
@@ -170,10 +173,13 @@ def _steered(
     if refused:
         info_notices["snapshots"] = "; ".join(refused)
     info = RunInfo(**(vars(info) | {"notices": info_notices}))
-    recorder = StudyRecorder(studies, claim, info, run=record.run)
-    columns = {"choices": to_json(dict(request["choices"])), "study_id": study.id}
-    if not studies.attach(claim, recorder.run, columns):
+    number = record.run
+    if number is None:
+        columns = {"choices": to_json(dict(request["choices"])), "study_id": study.id}
+        number = studies.begin_run(claim, run_row(info) | columns)
+    if number is None:
         raise ClaimLostError(f"study {study.name!r}: another process does unit {record.place} now")
+    recorder = StudyRecorder(studies, claim, info, run=number)
     path = RunPath(request.get("stop"), None if state is None else state["path"])
     keeper = KeptRun(
         studies,
@@ -188,7 +194,10 @@ def _steered(
     tail = _Tail(keeper, can_be_kept)
     result = run_task(task, controller, spec, run_settings, recorder=recorder, keeper=tail)
     inherited = 0.0 if parent is None else _charge_at(parent[1]["run"], task)
-    return outcome_of(task, result, path, inherited=inherited)
+    outcome = outcome_of(task, result, path, inherited=inherited)
+    reached = len(outcome["path"]) - 1
+    can_fork = [one for one in request.get("keep", ()) if can_be_kept and one < reached]
+    return outcome | {"forks": can_fork}
 
 
 def _charge_at(state: Mapping[str, Any], task: Task) -> float:
@@ -217,6 +226,10 @@ class _Tail:
         return status
 
 
+class _NoParentError(SpecError):
+    """What a fork begins from is not there, so nothing was trained."""
+
+
 def _parent(
     studies: Studies, study: StudyRecord, request: Mapping[str, Any]
 ) -> tuple[UnitRecord, Mapping[str, Any]] | None:
@@ -231,14 +244,14 @@ def _parent(
         if one.purpose == "fork" and one.decision == fork["decision"]
     ]
     if not kept:
-        raise SpecError(
+        raise _NoParentError(
             f"study {study.name!r}: unit {unit.place} has no snapshot of decision "
             f"{fork['decision']} any more, so nothing can be forked from it"
         )
     try:
         return unit, read_snapshot(Path(kept[0].path), kept[0].sha256)
     except StoreError as error:  # not to be tried again: the file will not mend
-        raise SpecError(str(error)) from error
+        raise _NoParentError(str(error)) from error
 
 
 def _info(
