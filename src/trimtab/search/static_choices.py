@@ -130,13 +130,40 @@ def _hyperopt(
         to_hyperopt(space),
         algo=suggest,
         max_evals=len(known) + 1,
-        points_to_evaluate=[_hyperopt_point(space, choices) for choices, _ in known],
+        trials=_told_trials(space, [choices for choices, _ in known]),
         rstate=np.random.default_rng(seed),
         show_progressbar=False,
         verbose=False,
         return_argmin=False,
     )
     return space.within(found[-1])
+
+
+def _told_trials(space: Space, known: Sequence[Mapping[str, Any]]) -> Any:
+    """Return Hyperopt's trials of choices that are known, to be evaluated first."""
+    import hyperopt
+    from hyperopt.fmin import generate_trials_to_calculate
+
+    if not known:
+        return hyperopt.Trials()
+    points = [_hyperopt_point(space, choices) for choices in known]
+    trials = generate_trials_to_calculate(points)
+    labels = {label for point in points for label in point} | set(_labels(space))
+    for trial in trials._dynamic_trials:
+        for label in labels:  # it expects every label of every trial, without a value where none is
+            for part in ("idxs", "vals"):
+                trial["misc"][part].setdefault(label, [])
+    trials.refresh()
+    return trials
+
+
+def _labels(space: Space) -> list[str]:
+    """Return every label of `to_hyperopt`."""
+    return [
+        f"{item.name}|{item.parent}={option}" if item.parent else item.name
+        for item in space.parameters
+        for option in (item.parent_options or ("",))
+    ]
 
 
 def _hyperopt_point(space: Space, choices: Mapping[str, Any]) -> dict[str, Any]:
