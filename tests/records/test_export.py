@@ -37,7 +37,7 @@ from trimtab.records.rows import (
     run_row,
 )
 
-TIMEOUT = 240
+TIMEOUT = 600
 ITEMS = (
     hyperparameter("lr", 3e-3),
     hyperparameter("weight_decay", 0.1),

@@ -64,6 +64,8 @@ class TrimtabCallback(keras.callbacks.Callback):
         snapshots: ``"memory"`` (the device), ``"cpu"``, ``"disk"`` or ``"none"``.
         seed: Of the policy.
         store: Database URL or SQLite file for the record; None keeps none.
+        log_to: Trackers that are told as well: a folder for TensorBoard, ``mlflow:URI``,
+            ``wandb:PROJECT``, or several of them; None tells none.
         watch_only: Follow the reference, propose and record, but never change anything.
         total_steps: Batches of the run; None for epochs times batches an epoch.
         state_file: Where the state is kept at the end of each epoch, to go on after an
@@ -91,6 +93,7 @@ class TrimtabCallback(keras.callbacks.Callback):
         snapshots: str = "cpu",
         seed: int = 0,
         store: str | None = None,
+        log_to: str | Iterable[str] | None = None,
         watch_only: bool = False,
         total_steps: int | None = None,
         state_file: str | Path | None = None,
@@ -114,6 +117,7 @@ class TrimtabCallback(keras.callbacks.Callback):
             snapshots=snapshots,
             seed=seed,
             store=store,
+            log_to=log_to,
             watch_only=watch_only,
         )
         self._validation_data, self._validate = validation_data, validate

@@ -42,6 +42,7 @@ class Options:
         snapshots: ``"memory"``, ``"cpu"``, ``"disk"`` or ``"none"``.
         seed: Of the policy.
         store: Database URL or SQLite file; None keeps no record.
+        log_to: Trackers that are told as well.
         watch_only: Propose and record, but never change anything.
     """
 
@@ -55,6 +56,7 @@ class Options:
     snapshots: str
     seed: int
     store: str | None
+    log_to: str | Iterable[str] | None
     watch_only: bool
 
     @property
@@ -122,6 +124,7 @@ class SteeredModel:
             monitor=options.monitor,
             mode=options.mode,
             watch_only=options.watch_only,
+            log_to=options.log_to,
         )
         self.steering = Steering(
             info,

@@ -54,6 +54,8 @@ class KerasController:
         snapshots: ``"memory"`` (the device), ``"cpu"``, ``"disk"`` or ``"none"``.
         seed: Of the policy.
         store: Database URL or SQLite file for the record; None keeps none.
+        log_to: Trackers that are told as well: a folder for TensorBoard, ``mlflow:URI``,
+            ``wandb:PROJECT``, or several of them; None tells none.
         watch_only: Follow the reference, propose and record, but never change anything.
         loss_fn: The loss object, where ``label_smoothing`` is steered.
 
@@ -81,6 +83,7 @@ class KerasController:
         snapshots: str = "cpu",
         seed: int = 0,
         store: str | None = None,
+        log_to: str | Iterable[str] | None = None,
         watch_only: bool = False,
         loss_fn: Any = None,
     ) -> None:
@@ -97,6 +100,7 @@ class KerasController:
             snapshots=snapshots,
             seed=seed,
             store=store,
+            log_to=log_to,
             watch_only=watch_only,
         )
         self._steered = SteeredModel(

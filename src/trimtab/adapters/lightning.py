@@ -73,6 +73,8 @@ class TrimtabCallback(Callback):
         snapshots: ``"memory"`` (the device), ``"cpu"``, ``"disk"`` or ``"none"``.
         seed: Of the policy.
         store: Database URL or SQLite file for the record; None keeps none.
+        log_to: Trackers that are told as well: a folder for TensorBoard, ``mlflow:URI``,
+            ``wandb:PROJECT``, or several of them; None tells none.
         watch_only: Propose and record, but never change anything.
 
     Raises:
@@ -96,6 +98,7 @@ class TrimtabCallback(Callback):
         snapshots: str = "cpu",
         seed: int = 0,
         store: str | None = None,
+        log_to: str | Iterable[str] | None = None,
         watch_only: bool = False,
     ) -> None:
         if validation_data is not None and validate is not None:
@@ -111,6 +114,7 @@ class TrimtabCallback(Callback):
             snapshots=snapshots,
             seed=seed,
             store=store,
+            log_to=log_to,
             watch_only=watch_only,
         )
         self._which, self._total_steps = optimizer, total_steps

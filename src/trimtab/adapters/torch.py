@@ -77,6 +77,8 @@ class TorchController:
         snapshots: ``"memory"`` (the device), ``"cpu"``, ``"disk"`` or ``"none"``.
         seed: Of the policy.
         store: Database URL or SQLite file for the record; None keeps none.
+        log_to: Trackers that are told as well: a folder for TensorBoard, ``mlflow:URI``,
+            ``wandb:PROJECT``, or several of them; None tells none.
         watch_only: Follow the reference, propose and record, but never change anything.
         loss_fn: The loss module, where ``label_smoothing`` is steered.
 
@@ -110,6 +112,7 @@ class TorchController:
         snapshots: str = "cpu",
         seed: int = 0,
         store: str | None = None,
+        log_to: str | Iterable[str] | None = None,
         watch_only: bool = False,
         loss_fn: nn.Module | None = None,
     ) -> None:
@@ -150,6 +153,7 @@ class TorchController:
             monitor=monitor,
             mode=mode,
             watch_only=watch_only,
+            log_to=log_to,
         )
         self._steering = Steering(
             info,

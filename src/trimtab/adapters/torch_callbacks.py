@@ -46,6 +46,7 @@ class CallbackOptions:
         snapshots: ``"memory"``, ``"cpu"``, ``"disk"`` or ``"none"``.
         seed: Of the policy.
         store: Database URL or SQLite file; None keeps no record.
+        log_to: Trackers that are told as well.
         watch_only: Propose and record, but never change anything.
     """
 
@@ -59,6 +60,7 @@ class CallbackOptions:
     snapshots: str
     seed: int
     store: str | None
+    log_to: str | Iterable[str] | None
     watch_only: bool
 
 
@@ -124,6 +126,7 @@ def steer(
         monitor=options.monitor,
         mode=options.mode,
         watch_only=options.watch_only,
+        log_to=options.log_to if processes.leads else None,
     )
     return Steering(
         info,

@@ -55,6 +55,7 @@ _EXTRAS: Mapping[str, str] = MappingProxyType(
         "jax": "learn",
         "keras": "keras",
         "lightning": "lightning",
+        "mlflow": "trackers",
         "nilearn": "tasks",
         "optax": "learn",
         "optuna": "rivals",
@@ -65,11 +66,13 @@ _EXTRAS: Mapping[str, str] = MappingProxyType(
         "sb3_contrib": "agents",
         "sklearn": "tasks",
         "stable_baselines3": "agents",
+        "tensorboard": "trackers",
         "tensorflow": "keras",
         "torch": "torch",
         "torchmetrics": "tasks",
         "transformers": "transformers",
         "vl_convert": "report",
+        "wandb": "trackers",
         "wordllama": "tasks",
     }
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from trimtab.core.spec import ControlSpec
@@ -29,6 +29,7 @@ class RunInfo:
         study: Name of the study that the run belongs to; None for a run of its own.
         parent_run: Run that this one was forked from.
         fork_decision: Decision of the parent at which it was forked.
+        log_to: Trackers that are told of the run, as `trimtab.defaults.recorder_for` takes them.
         notices: What whoever reads the record must be told, such as the data's licence, by name.
     """
 
@@ -46,6 +47,7 @@ class RunInfo:
     study: str | None = None
     parent_run: int | None = None
     fork_decision: int | None = None
+    log_to: str | Iterable[str] | None = None
     notices: Mapping[str, str] = field(default_factory=dict)
 
     def start_values(self) -> dict[str, float]:

@@ -1,0 +1,1 @@
+"""Other people's trackers that a run can be told to: TensorBoard, MLflow, Weights & Biases."""
