@@ -188,6 +188,40 @@ def lightning_run(rank: int, folder: Path) -> dict[str, Any]:
     return told_of(callback, weights(module))
 
 
+def loop_run(rank: int, folder: Path) -> dict[str, Any]:
+    """Train a loop of one's own under DDP; each process has its own half of each batch."""
+    from tests.adapters.tiny_training import Net, examples, weights
+    from trimtab.adapters.torch import TorchController
+
+    del folder
+    distributed.init_process_group("gloo")
+    net = torch.nn.parallel.DistributedDataParallel(Net())
+    data = examples(96, seed=0, nan_at=53)  # one process's part of one batch
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2, weight_decay=0.1)
+
+    def batch_of(rows: list[Any]) -> dict[str, torch.Tensor]:
+        return {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+
+    def validate() -> float:
+        return float(net.module(**batch_of(examples(32, seed=1 + rank)))["loss"])
+
+    with TorchController(
+        optimizer,
+        total_steps=12,
+        validate=validate,
+        model=net,
+        policy="random" if rank == 0 else Failing(),
+        hyperparameters=("lr", "weight_decay", "layer_decay"),
+        decisions=6,
+    ) as steering:
+        for step in range(12):
+            first = 8 * step + 4 * rank
+            loss = net(**batch_of(data[first : first + 4]))["loss"]
+            loss.backward()
+            steering.step(loss)
+    return told_of(steering, weights(net))
+
+
 def told_of(callback: Any, final: list[torch.Tensor]) -> dict[str, Any]:
     summary = callback.summary
     return {
@@ -200,7 +234,8 @@ def told_of(callback: Any, final: list[torch.Tensor]) -> dict[str, Any]:
 
 @pytest.mark.framework
 @pytest.mark.parametrize(
-    ("run", "needs"), [("trainer_run", "transformers"), ("lightning_run", "lightning")]
+    ("run", "needs"),
+    [("loop_run", "torch"), ("trainer_run", "transformers"), ("lightning_run", "lightning")],
 )
 def test_both_processes_end_with_the_same_weights(tmp_path: Path, run: str, needs: str) -> None:
     pytest.importorskip(needs)

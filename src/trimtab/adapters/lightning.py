@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
+from torch import nn
 
 from trimtab.adapters.lightning_trainer import (
     announced_steps,
@@ -16,6 +17,7 @@ from trimtab.adapters.lightning_trainer import (
     steered_index,
 )
 from trimtab.adapters.lightning_validation import Capture, validation_batches
+from trimtab.adapters.torch_actuators import entries_of
 from trimtab.adapters.torch_callbacks import (
     CallbackOptions,
     drop_gradients,
@@ -26,6 +28,7 @@ from trimtab.adapters.torch_distributed import Processes
 from trimtab.adapters.torch_followed_rates import FollowedRates
 from trimtab.adapters.torch_random_state import random_state, restore_random_state
 from trimtab.adapters.torch_steering import Steering
+from trimtab.adapters.torch_values import SteeredValue
 from trimtab.core.decision import Summary
 from trimtab.core.errors import AdapterError
 from trimtab.core.hyperparameters import Hyperparameter
@@ -53,9 +56,11 @@ class TrimtabCallback(Callback):
 
     Args:
         hyperparameters: Names or `Hyperparameter` objects of the kinds ``lr``, ``weight_decay``
-            (groups at 0 stay at 0), ``momentum``, ``beta1``, ``dropout`` (modules),
-            ``label_smoothing`` (a loss module inside the model), ``clip``
-            (``gradient_clip_val``, by norm).
+            (groups at 0 stay at 0), ``momentum``, ``beta1``, ``dropout`` (modules and
+            attention floats), ``label_smoothing`` (a loss module inside the model), ``clip``
+            (``gradient_clip_val``, by norm), ``layer_decay``, ``frozen_depth``,
+            ``adapter_scale`` (LoRA); or a `SteeredValue` that your data or module read. Each is
+            proven to be used before the first update, or refused.
         decisions: Number of decisions.
         policy: Name or path of a policy, a `Controller`, or None to switch it off.
         reference: A name or a function of progress, in the place of the schedulers; None to
@@ -76,6 +81,8 @@ class TrimtabCallback(Callback):
         log_to: Trackers that are told as well: a folder for TensorBoard, ``mlflow:URI``,
             ``wandb:PROJECT``, or several of them; None tells none.
         watch_only: Propose and record, but never change anything.
+        layers: Modules from the input to the output, where depth is steered; None to take the
+            model's longest stack.
 
     Raises:
         AdapterError: Both ``validation_data`` and ``validate`` are given.
@@ -84,7 +91,7 @@ class TrimtabCallback(Callback):
     def __init__(
         self,
         *,
-        hyperparameters: Iterable[str | Hyperparameter] = ("lr",),
+        hyperparameters: Iterable[str | Hyperparameter | SteeredValue] = ("lr",),
         decisions: int = 20,
         policy: Any = "trimtab-1",
         reference: str | Callable[[float], float] | None = None,
@@ -100,11 +107,12 @@ class TrimtabCallback(Callback):
         store: str | None = None,
         log_to: str | Iterable[str] | None = None,
         watch_only: bool = False,
+        layers: Sequence[nn.Module] | None = None,
     ) -> None:
         if validation_data is not None and validate is not None:
             raise AdapterError("validation_data and validate are both given; give one of them")
         self._options = CallbackOptions(
-            hyperparameters=hyperparameters,
+            hyperparameters=entries_of(hyperparameters),
             decisions=decisions,
             policy=policy,
             reference=reference,
@@ -116,6 +124,7 @@ class TrimtabCallback(Callback):
             store=store,
             log_to=log_to,
             watch_only=watch_only,
+            layers=layers,
         )
         self._which, self._total_steps = optimizer, total_steps
         self._validation_data, self._validate = validation_data, validate
@@ -244,6 +253,7 @@ class TrimtabCallback(Callback):
         if not goes_on:
             drop_gradients(optimizer)
         self._followed.write()
+        self._live.divide_groups()  # the step goes through its groups after this event
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -297,12 +307,14 @@ class TrimtabCallback(Callback):
     def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         """Follow PyTorch's optimiser: put the schedulers' rates back right after its step."""
         del optimizer, args, kwargs
+        self._live.rejoin_groups()
         self._followed.put_back()
         if self._manual and self._pending:  # there may be another step in this batch
             self._tell()
 
     def _tell(self) -> None:
         self._pending = False
+        self._live.rejoin_groups()
         self._live.after_update()
 
     def _gradients_are_finite(self) -> bool:

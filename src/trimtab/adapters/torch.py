@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import nn
 
-from trimtab.adapters.torch_actuators import find_actuators
+from trimtab.adapters.torch_actuators import entries_of, find_actuators, wants_depth
 from trimtab.adapters.torch_checks import (
     check_loss,
     check_model,
     check_optimizer,
     check_total_steps,
 )
+from trimtab.adapters.torch_depth import DepthRates
+from trimtab.adapters.torch_distributed import LedController, LedValidation, Processes
+from trimtab.adapters.torch_memory import MicroBatches
+from trimtab.adapters.torch_proof import Proofs
 from trimtab.adapters.torch_reference import make_rates
 from trimtab.adapters.torch_snapshots import Snapshots
 from trimtab.adapters.torch_steering import Steering
 from trimtab.adapters.torch_stepping import Stepper
 from trimtab.adapters.torch_validation import Validation
+from trimtab.adapters.torch_values import SteeredValue
 from trimtab.core.decision import Summary
 from trimtab.core.hyperparameters import Hyperparameter
 from trimtab.core.run_info import RunInfo
@@ -61,8 +66,12 @@ class TorchController:
         model: Whose weights and buffers are snapshotted (several: ``nn.ModuleList``).
         hyperparameters: Names or `Hyperparameter` objects of these kinds: ``lr``,
             ``weight_decay`` (groups at 0 stay at 0), ``momentum``, ``beta1``, ``dropout`` (modules
-            of the model; a compiled model is compiled again for each new rate), ``label_smoothing``
-            (of ``loss_fn`` or a module of the model), ``clip``. Starts are what stands in the loop.
+            and attention floats; a compiled model is compiled again for each new rate),
+            ``label_smoothing`` (of ``loss_fn`` or a module of the model), ``clip``,
+            ``layer_decay`` and ``frozen_depth`` (see ``layers``), ``adapter_scale`` (LoRA). Starts
+            are what stands in the loop. Or a `SteeredValue` that the loop reads: augmentation,
+            mix-up, batch size, EMA decay. Each is proven to be used, or refused, before the first
+            update.
         decisions: Number of decisions.
         policy: Name or path of a policy, a `Controller`, or None to switch it off.
         reference: ``"warmup-linear"``, ``"cosine"``, ``"one-cycle"``, ``"constant"``, a function
@@ -81,6 +90,11 @@ class TorchController:
             ``wandb:PROJECT``, or several of them; None tells none.
         watch_only: Follow the reference, propose and record, but never change anything.
         loss_fn: The loss module, where ``label_smoothing`` is steered.
+        layers: Modules from the input to the output, where depth is steered; None to take the
+            model's longest stack.
+
+    Where several processes train together (``DistributedDataParallel``, Accelerate), each makes a
+    controller; the first one validates, decides and records, and the others apply what it says.
 
     Attributes:
         optimizer: The optimiser.
@@ -100,7 +114,7 @@ class TorchController:
         total_steps: int,
         validate: Callable[[], float | Mapping[str, float]],
         model: nn.Module,
-        hyperparameters: Iterable[str | Hyperparameter] = ("lr",),
+        hyperparameters: Iterable[str | Hyperparameter | SteeredValue] = ("lr",),
         decisions: int = 20,
         policy: Any = "trimtab-1",
         reference: Any = "warmup-linear",
@@ -115,6 +129,7 @@ class TorchController:
         log_to: str | Iterable[str] | None = None,
         watch_only: bool = False,
         loss_fn: nn.Module | None = None,
+        layers: Sequence[nn.Module] | None = None,
     ) -> None:
         from trimtab.defaults import controller_for
 
@@ -123,7 +138,11 @@ class TorchController:
         check_model(model)
         self.optimizer, self.model = optimizer, model
         self._stepper = Stepper(optimizer, model, clip=clip, scaler=scaler)
-        validation = Validation(validate, model, monitor=monitor, mode=mode)
+        self._memory = MicroBatches(model)
+        self._processes = processes = Processes()
+        validation: Any = Validation(validate, model, monitor=monitor, mode=mode)
+        hyperparameters = entries_of(hyperparameters)
+        depth = DepthRates(optimizer, model, layers) if wants_depth(hyperparameters) else None
         rates = make_rates(optimizer, reference, steps)
         items, actuators = find_actuators(
             hyperparameters,
@@ -132,9 +151,13 @@ class TorchController:
             learning_rate=rates.starts[rates.lead],
             loss_fn=loss_fn,
             clipping=self._stepper.clipping(),
+            depth=depth,
             cycled=rates.cycled,
         )
         spec, policy_object = controller_for(policy, items, decisions=decisions)
+        if processes.count > 1:
+            policy_object = LedController(policy_object, spec, processes)
+            validation = LedValidation(validation, processes)
         snapshots_kept = Snapshots(
             snapshots,
             needed=not watch_only and (keep_best or policy_object.guarded),
@@ -164,7 +187,9 @@ class TorchController:
             validation=validation,
             snapshots=snapshots_kept,
             keep_best=keep_best,
-            store=store,
+            store=store if processes.leads else None,
+            proofs=Proofs(actuators, optimizer, depth),
+            depth=depth,
         )
 
     # What a loop calls.
@@ -202,7 +227,8 @@ class TorchController:
             loss: Mean loss of the step, one number, not scaled.
 
         Raises:
-            AdapterError: The run is closed, or the loss is not one number.
+            AdapterError: The run is closed, the loss is not one number, or, at the first step, a
+                hyperparameter is not used.
         """
         steering = self._steering
         if steering.at_window_start:
@@ -210,12 +236,44 @@ class TorchController:
             steering.start()
         if steering.looks_at_gradients:
             self._stepper.unscale()
-        if steering.before_update(loss):
+        if steering.before_update(self._processes.mean(loss)):
+            steering.divide_groups()
             self._stepper.update()
+            steering.rejoin_groups()
         else:
             self._stepper.skip()
         self.optimizer.zero_grad()
         steering.after_update()
+
+    def backward(self, loss_of: Callable[[Any], torch.Tensor], batch: Any) -> torch.Tensor:
+        """Do a batch's forward and backward pass, in smaller parts where memory runs out.
+
+        ``loss = controller.backward(lambda b: loss_fn(model(b[0]), b[1]), (x, y))`` stands in the
+        place of computing the loss and ``loss.backward()``; then comes ``controller.step(loss)``.
+        A batch that runs out of memory is rolled back and done again in twice as many parts, and
+        so are later ones; ``summary.memory_retries`` counts. One that fits is done as without this.
+        Of several processes each would cut for itself, so there the error is left to the user.
+
+        Args:
+            loss_of: Returns the mean loss of a batch, or of a part of it.
+            batch: Tensors, or mappings and sequences of them, with examples in front.
+
+        Raises:
+            RuntimeError: Memory ran out with one example a part.
+        """
+        scaler = self._stepper.scaler
+
+        def done(part: Any, share: float) -> torch.Tensor:
+            loss = loss_of(part)
+            weighted = loss if share == 1.0 else loss * share
+            (weighted if scaler is None else scaler.scale(weighted)).backward()
+            return weighted.detach()
+
+        if self._processes.count > 1:
+            return done(batch, 1.0)
+        loss = self._memory.run(batch, done)
+        self._steering.memory_retries = self._memory.retries
+        return loss
 
     def close(self) -> Summary:
         """End the run as leaving the block does, and return the summary."""

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from trimtab.adapters.torch_actuators import Place, find_actuators
+from trimtab.adapters.torch_actuators import Place, find_actuators, wants_depth
 from trimtab.adapters.torch_checks import check_model, check_optimizer, check_total_steps
+from trimtab.adapters.torch_depth import DepthRates
 from trimtab.adapters.torch_distributed import LedController, LedValidation, Processes
 from trimtab.adapters.torch_followed_rates import FollowedRates
+from trimtab.adapters.torch_proof import Proofs
 from trimtab.adapters.torch_snapshots import Snapshots
 from trimtab.adapters.torch_steering import Steering
 from trimtab.adapters.torch_stepping import Stepper
 from trimtab.adapters.torch_validation import Validation
+from trimtab.adapters.torch_values import SteeredValue
 from trimtab.core.errors import AdapterError
 from trimtab.core.hyperparameters import Hyperparameter
 from trimtab.core.run_info import RunInfo
@@ -48,9 +51,10 @@ class CallbackOptions:
         store: Database URL or SQLite file; None keeps no record.
         log_to: Trackers that are told as well.
         watch_only: Propose and record, but never change anything.
+        layers: Modules from the input to the output, where depth is steered.
     """
 
-    hyperparameters: Iterable[str | Hyperparameter]
+    hyperparameters: Iterable[str | Hyperparameter | SteeredValue]
     decisions: int
     policy: Any
     reference: str | Callable[[float], float] | None
@@ -62,6 +66,7 @@ class CallbackOptions:
     store: str | None
     log_to: str | Iterable[str] | None
     watch_only: bool
+    layers: Sequence[nn.Module] | None = None
 
 
 def steer(
@@ -75,6 +80,7 @@ def steer(
     clipping: Place | None,
     scaler: Any,
     processes: Processes,
+    smoothing: Place | None = None,
 ) -> Steering:
     """Return the steering of a run whose optimiser is stepped by a trainer.
 
@@ -90,6 +96,7 @@ def steer(
         clipping: Where the trainer keeps its clipping norm; None if it clips nothing.
         scaler: The trainer's gradient scaler, or None.
         processes: Who trains together.
+        smoothing: Where the trainer keeps label smoothing, or None.
 
     Raises:
         AdapterError: Something cannot be steered as it is.
@@ -102,12 +109,16 @@ def steer(
     steps = check_total_steps(total_steps)
     check_optimizer(optimizer)
     check_model(model)
+    wanted = options.hyperparameters
+    depth = DepthRates(optimizer, model, options.layers) if wants_depth(wanted) else None
     items, actuators = find_actuators(
-        options.hyperparameters,
+        wanted,
         optimizer=optimizer,
         model=model,
         learning_rate=rates.starts[rates.lead],
         clipping=clipping,
+        smoothing=smoothing,
+        depth=depth,
         cycled=rates.cycled,
     )
     spec, policy = controller_for(options.policy, items, decisions=options.decisions)
@@ -145,6 +156,8 @@ def steer(
         ),
         keep_best=options.keep_best,
         store=options.store if processes.leads else None,
+        proofs=Proofs(actuators, optimizer, depth),
+        depth=depth,
     )
 
 

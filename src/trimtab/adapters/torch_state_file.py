@@ -12,11 +12,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from trimtab.core.digest import ArrayBytes, content_digest
 from trimtab.core.errors import AdapterError
 
 __all__ = ["read_state", "write_state"]
 
 _FORMAT = "trimtab-state-1"
+# What plain data of the wrong shape raise while they are put together again.
+_ODD = (TypeError, AttributeError, RecursionError)
 
 
 def write_state(path: Path, state: Mapping[str, Any]) -> str:
@@ -34,7 +37,8 @@ def write_state(path: Path, state: Mapping[str, Any]) -> str:
     text = json.dumps(_plain(state, tensors))
     partial = path.with_suffix(".partial")
     try:
-        save_file(tensors, partial, metadata={"format": _FORMAT, "state": text})
+        metadata = {"format": _FORMAT, "state": text, "sha256": _digest(text, tensors)}
+        save_file(tensors, partial, metadata=metadata)
         partial.replace(path)
     except SafetensorError as error:
         raise OSError(f"{path}: {error}") from error
@@ -45,7 +49,8 @@ def read_state(path: Path) -> tuple[dict[str, Any], str]:
     """Return the state in a file, with tensors in main memory, and its name as `write_state`'s.
 
     Raises:
-        AdapterError: The file is missing, damaged, or not one of these.
+        AdapterError: The file is missing, damaged, changed after it was written, or not one of
+            these.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -56,14 +61,38 @@ def read_state(path: Path) -> tuple[dict[str, Any], str]:
                     "was not written by this version of trimtab"
                 )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        state = _full(json.loads(metadata["state"]), tensors)
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        if isinstance(error, AdapterError):
-            raise
+        _check_content(path, metadata, tensors)
+        state = dict(_full(json.loads(metadata["state"]), tensors))
+    except AdapterError:
+        raise
+    except (OSError, SafetensorError, LookupError, ValueError, *_ODD) as error:
         raise AdapterError(
             f"{path}: no state can be read there ({error}); resume from another checkpoint"
         ) from error
-    return dict(state), _name_of(metadata["state"])
+    return state, _name_of(metadata["state"])
+
+
+def _check_content(
+    path: Path, metadata: Mapping[str, str], tensors: Mapping[str, torch.Tensor]
+) -> None:
+    """Raise unless a file holds what was written, by its hash."""
+    if metadata.get("sha256") != _digest(metadata["state"], tensors):
+        raise AdapterError(
+            f"{path}: it was changed after it was written (its hash is another); resume from "
+            "another checkpoint"
+        )
+
+
+def _digest(text: str, tensors: Mapping[str, torch.Tensor]) -> str:
+    """Return the hash of a state's plain part and tensors."""
+    arrays = [
+        (
+            name,
+            ArrayBytes(str(one.dtype), tuple(one.shape), one.reshape(-1).view(torch.uint8).numpy()),
+        )
+        for name, one in tensors.items()
+    ]
+    return content_digest({"format": _FORMAT, "state": text}, arrays)
 
 
 def _name_of(text: str) -> str:

@@ -11,6 +11,8 @@ import torch
 
 from trimtab.adapters.telling import tell
 from trimtab.adapters.torch_actuators import Actuator
+from trimtab.adapters.torch_depth import DepthRates
+from trimtab.adapters.torch_proof import Proofs
 from trimtab.adapters.torch_reference import Rates
 from trimtab.adapters.torch_snapshots import Snapshots
 from trimtab.adapters.torch_statistics import WindowStatistics
@@ -43,6 +45,8 @@ class Steering:
         snapshots: Where the best state is kept.
         keep_best: Whether the best weights are put back at the end; not in a run that is watched.
         store: Where the record goes; None for nowhere.
+        proofs: What is still to be proven before the first update, or None.
+        depth: Divides the optimiser's groups by depth for its step, or None.
 
     Attributes:
         spec: What is steered.
@@ -63,6 +67,8 @@ class Steering:
         snapshots: Snapshots,
         keep_best: bool,
         store: str | None,
+        proofs: Proofs | None = None,
+        depth: DepthRates | None = None,
     ) -> None:
         self.spec: ControlSpec = info.spec
         self.session: Session | None = None
@@ -76,6 +82,7 @@ class Steering:
         kinds = [item.kind for item in info.spec.hyperparameters]
         self._lr_index = kinds.index("lr") if "lr" in kinds else None
         self._statistics = WindowStatistics()
+        self._proofs, self._depth = proofs, depth
         self._warned: set[str] = set()
         self._closed = False
         self._window = 0  # optimiser steps of the open window
@@ -112,6 +119,16 @@ class Steering:
         self._begin_window()
 
     @property
+    def memory_retries(self) -> int:
+        """How often a batch was done again because memory ran out; kept in the summary."""
+        return 0 if self.session is None else self.session.summary.memory_retries
+
+    @memory_retries.setter
+    def memory_retries(self, count: int) -> None:
+        if self.session is not None:
+            self.session.summary.memory_retries = count
+
+    @property
     def looks_at_gradients(self) -> bool:
         """Whether gradients have to be unscaled before `before_update` of the coming step."""
         stepper = self._stepper
@@ -130,7 +147,14 @@ class Steering:
         return not self._coasting and not self._cut_short and self._position == self._window
 
     def before_update(self, loss: torch.Tensor | float) -> bool:
-        """Take in a step's loss and gradients; return whether its update may be done."""
+        """Take in a step's loss and gradients; return whether its update may be done.
+
+        Raises:
+            AdapterError: Before the first update: a value that is steered is used by nobody.
+        """
+        if self._proofs is not None:
+            proofs, self._proofs = self._proofs, None
+            proofs.finish()
         if self._coasting:
             return self._before_coasting(loss)
         self._position += 1
@@ -141,6 +165,16 @@ class Steering:
         if not self._rates.intact():
             self._warn("lr overwritten", _OVERWRITTEN)
         return True
+
+    def divide_groups(self) -> None:
+        """Give each layer its own rate, right before the optimiser's step."""
+        if self._depth is not None:
+            self._depth.divide()
+
+    def rejoin_groups(self) -> None:
+        """Give the optimiser its own groups back, after its step or in its place."""
+        if self._depth is not None:
+            self._depth.rejoin()
 
     def after_update(self) -> None:
         """Go on to the next step's values; at the end of a window validate and decide."""
@@ -158,6 +192,7 @@ class Steering:
 
     def finish(self, status: str | None = None) -> None:
         """Finish the record; without a status, put the best weights back if that is wanted."""
+        self.rejoin_groups()
         session, self._closed, was_closed = self.session, True, self._closed
         if was_closed or session is None:
             return

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch.utils.data import DataLoader
 from transformers.trainer_callback import ExportableState
 
 from trimtab.adapters.telling import tell
-from trimtab.adapters.torch_actuators import Place
+from trimtab.adapters.torch_actuators import Place, entries_of
 from trimtab.adapters.torch_callbacks import (
     CallbackOptions,
     drop_gradients,
@@ -27,6 +26,8 @@ from trimtab.adapters.torch_followed_rates import FollowedRates
 from trimtab.adapters.torch_state_file import write_state
 from trimtab.adapters.torch_steering import Steering
 from trimtab.adapters.torch_validation import left_as_it_was
+from trimtab.adapters.torch_values import SteeredValue
+from trimtab.adapters.transformers_attached import Attachment
 from trimtab.adapters.transformers_loss import StepLoss
 from trimtab.adapters.transformers_trainer import (
     STATE_FILE,
@@ -65,8 +66,11 @@ class TrimtabCallback(transformers.TrainerCallback, ExportableState):
 
     Args:
         hyperparameters: Names or `Hyperparameter` objects of the kinds ``lr``, ``weight_decay``
-            (groups at 0 stay at 0), ``momentum``, ``beta1``, ``dropout`` (modules), ``clip``
-            (``max_grad_norm``).
+            (groups at 0 stay at 0), ``momentum``, ``beta1``, ``dropout`` (modules and
+            attention floats), ``label_smoothing`` (``label_smoothing_factor``, with `attach`),
+            ``clip`` (``max_grad_norm``), ``layer_decay``, ``frozen_depth``, ``adapter_scale``
+            (LoRA); or a `SteeredValue` that your data or model read. Each is proven to be used
+            before the first update, or refused.
         decisions: Number of decisions.
         policy: Name or path of a policy, a `Controller`, or None to switch it off.
         reference: A name or a function of progress, in the place of Trainer's scheduler; None to
@@ -83,6 +87,8 @@ class TrimtabCallback(transformers.TrainerCallback, ExportableState):
         log_to: Trackers that are told as well: a folder for TensorBoard, ``mlflow:URI``,
             ``wandb:PROJECT``, or several of them; None tells none.
         watch_only: Propose and record, but never change anything.
+        layers: Modules from the input to the output, where depth is steered; None to take the
+            model's longest stack.
 
     Raises:
         AdapterError: Both ``validation_data`` and ``validate`` are given.
@@ -91,7 +97,7 @@ class TrimtabCallback(transformers.TrainerCallback, ExportableState):
     def __init__(
         self,
         *,
-        hyperparameters: Iterable[str | Hyperparameter] = ("lr",),
+        hyperparameters: Iterable[str | Hyperparameter | SteeredValue] = ("lr",),
         decisions: int = 20,
         policy: Any = "trimtab-1",
         reference: str | Callable[[float], float] | None = None,
@@ -105,11 +111,12 @@ class TrimtabCallback(transformers.TrainerCallback, ExportableState):
         store: str | None = None,
         log_to: str | Iterable[str] | None = None,
         watch_only: bool = False,
+        layers: Sequence[nn.Module] | None = None,
     ) -> None:
         if validation_data is not None and validate is not None:
             raise AdapterError("validation_data and validate are both given; give one of them")
         self._options = CallbackOptions(
-            hyperparameters=hyperparameters,
+            hyperparameters=entries_of(hyperparameters),
             decisions=decisions,
             policy=policy,
             reference=reference,
@@ -121,9 +128,11 @@ class TrimtabCallback(transformers.TrainerCallback, ExportableState):
             store=store,
             log_to=log_to,
             watch_only=watch_only,
+            layers=layers,
         )
         self._validation_data, self._validate = validation_data, validate
         self._loss = StepLoss()
+        self._attached: Attachment | None = None
         self._processes = Processes()
         self._steering: Steering | None = None
         self._rates: FollowedRates | None = None
@@ -150,17 +159,11 @@ class TrimtabCallback(transformers.TrainerCallback, ExportableState):
         """Add this callback to a trainer and read the loss from its ``compute_loss``.
 
         Needed where the model does not return the loss that is trained: with
-        ``label_smoothing_factor``, ``compute_loss_func`` or a ``compute_loss`` of one's own.
+        ``label_smoothing_factor``, ``compute_loss_func`` or a ``compute_loss`` of one's own. In
+        one process a batch that runs out of memory is then rolled back and done again in twice as
+        many parts, and so are later ones; ``summary.memory_retries`` counts.
         """
-        compute = trainer.compute_loss
-
-        @wraps(compute)
-        def compute_loss(*args: Any, **kwargs: Any) -> Any:
-            result = compute(*args, **kwargs)
-            self._loss.take(result[0] if isinstance(result, tuple) else result)
-            return result
-
-        trainer.compute_loss = compute_loss
+        self._attached = Attachment(trainer, self._loss)
         self._loss.comes_from_trainer = True
         if self not in trainer.callback_handler.callbacks:
             trainer.add_callback(self)
@@ -202,6 +205,7 @@ class TrimtabCallback(transformers.TrainerCallback, ExportableState):
             clipping=None if self._clip is None else Place(self._clip, self._norm, self._set_norm),
             scaler=scaler,
             processes=self._processes,
+            smoothing=None if self._attached is None else self._attached.smoothing(),
         )
         self._running = True
         self._loss.begin(model, scaler)
@@ -230,6 +234,8 @@ class TrimtabCallback(transformers.TrainerCallback, ExportableState):
         del state, control
         optimizer, scaler = unwrapped(kwargs["optimizer"])
         loss = self._processes.mean(self._loss.step())
+        if self._attached is not None:
+            self._live.memory_retries = self._attached.memory.retries
         if self._live.measures_gradients and scaler is not None:
             unscale(scaler, optimizer)
         if not self._live.before_update(loss) and scaler is None:
@@ -238,10 +244,12 @@ class TrimtabCallback(transformers.TrainerCallback, ExportableState):
             args.max_grad_norm = self._clip
             nn.utils.clip_grad_norm_(kwargs["model"].parameters(), float(self._clip or math.inf))
         self._used = self._followed.write()
+        self._live.divide_groups()
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Put the scheduler's own rates back, and let Trainer log the one that was used."""
         del args, state, control
+        self._live.rejoin_groups()
         if not self._followed.by_metric:  # then Trainer logs what stands in the groups
             self._followed.put_back()
         self._let_log(kwargs["lr_scheduler"])

@@ -53,6 +53,14 @@ class StepLoss:
             loss.register_hook(part.take_weight)
             self._parts.append(part)
 
+    def count(self) -> int:
+        """Return how many losses were taken for the coming step."""
+        return len(self._parts)
+
+    def rewind(self, count: int) -> None:
+        """Forget the losses of a batch that is done again."""
+        del self._parts[count:]
+
     def step(self) -> torch.Tensor:
         """Return the mean loss of the step that is about to be done, and forget it.
 

@@ -77,6 +77,7 @@ class Summary:
         diverged: Whether the run was given up after too many divergences, or, unguarded, met one.
         frozen: Decisions in which the fallback held the last multiplier.
         finished: Whether all announced steps were done.
+        memory_retries: How often a batch ran out of memory and was done again in smaller parts.
     """
 
     best: dict[str, float] = field(default_factory=dict)
@@ -90,6 +91,7 @@ class Summary:
     diverged: bool = False
     frozen: int = 0
     finished: bool = False
+    memory_retries: int = 0
 
 
 class Recorder:
