@@ -18,11 +18,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from trimtab.adapters.keras_variables import array_of
+from trimtab.core.digest import ArrayBytes, content_digest
 from trimtab.core.errors import AdapterError
 
 __all__ = ["before", "fingerprint", "read_state", "write_state"]
 
 _FORMAT = "trimtab-keras-state-1"
+# What plain data of the wrong shape raise while they are put together again.
+_ODD = (TypeError, AttributeError, RecursionError)
 
 
 def before(path: Path) -> Path:
@@ -54,6 +57,7 @@ def write_state(path: Path, state: Mapping[str, Any], weights: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
     metadata = {"format": _FORMAT, "weights": weights, "state": text}
+    metadata["sha256"] = _digest(metadata, arrays)
     try:
         save_file(arrays, partial, metadata=metadata)
     except SafetensorError as error:
@@ -73,7 +77,8 @@ def read_state(path: Path, weights: str) -> dict[str, Any] | None:
         weights: Fingerprint of the weights that the model has now.
 
     Raises:
-        AdapterError: There are states, but of other weights, or none that can be read.
+        AdapterError: There are states, but of other weights, changed after they were written, or
+            none that can be read.
     """
     there = [candidate for candidate in (path, before(path)) if candidate.exists()]
     for candidate in there:
@@ -106,11 +111,28 @@ def _read(path: Path) -> dict[str, Any]:
                 f"state_file: {path} has the format {metadata.get('format')!r}, expected "
                 f"{_FORMAT!r}; it was not written by this version of trimtab"
             )
+        if metadata.get("sha256") != _digest(metadata, arrays):
+            raise AdapterError(
+                f"state_file: {path} was changed after it was written (its hash is another); "
+                "delete it to begin a new run"
+            )
         return dict(_full(json.loads(metadata["state"]), arrays))
-    except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
+    except AdapterError:
+        raise
+    except (OSError, SafetensorError, LookupError, ValueError, *_ODD) as error:
         raise AdapterError(
             f"state_file: {path} cannot be read ({error}); delete it to begin a new run"
         ) from error
+
+
+def _digest(metadata: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> str:
+    """Return the hash of a state's texts and arrays."""
+    bytes_of = [
+        (name, ArrayBytes(str(one.dtype), one.shape, np.ascontiguousarray(one).tobytes()))
+        for name, one in arrays.items()
+    ]
+    texts = {key: metadata[key] for key in ("format", "weights", "state")}
+    return content_digest(texts, bytes_of)
 
 
 def _plain(value: Any, arrays: dict[str, np.ndarray]) -> Any:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from trimtab.core.digest import ArrayBytes, content_digest
 from trimtab.core.errors import PolicyFileError, SpecError
 from trimtab.core.features import GLOBAL_FEATURES, TOKEN_FEATURES
 from trimtab.core.hyperparameters import KINDS
@@ -40,6 +41,9 @@ TOKEN_BLOCK = len(TOKEN_FEATURES) + len(KINDS)
 _N_GLOBAL = len(GLOBAL_FEATURES)
 _MOVES = np.asarray(MOVES, np.float32)
 _EXTRA = ("novelty_mean", "novelty_scale", "novelty_limit")
+_TEXTS = ("format", "name", "spec", "spec_hash", "about")
+_LARGEST_FILE = 256 * 2**20  # bytes; a policy has some 150 thousand
+_LONGEST_HEADER = 2**20
 
 
 def parameter_shapes(width: int) -> dict[str, tuple[int, ...]]:
@@ -113,7 +117,7 @@ class PolicyFile:
 
 
 def write_policy(path: str | Path, policy: PolicyFile) -> None:
-    """Write a policy as safetensors with its spec inside."""
+    """Write a policy as safetensors with its spec inside, and the hash of everything in it."""
     from safetensors.numpy import save
 
     arrays = {**policy.parameters, **policy.novelty}
@@ -126,14 +130,29 @@ def write_policy(path: str | Path, policy: PolicyFile) -> None:
         "spec_hash": policy.spec.compatibility_hash(),
         "about": json.dumps(about, sort_keys=True),
     }
+    metadata["sha256"] = _digest(metadata, tensors)
     target = Path(path)
     partial = target.with_suffix(target.suffix + ".partial")
     partial.write_bytes(save(tensors, metadata=metadata))
     partial.replace(target)
 
 
+def _digest(metadata: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> str:
+    """Return the hash of a policy's texts and arrays."""
+    bytes_of = [
+        (name, ArrayBytes(str(value.dtype), value.shape, np.ascontiguousarray(value).tobytes()))
+        for name, value in arrays.items()
+    ]
+    return content_digest({key: metadata[key] for key in _TEXTS}, bytes_of)
+
+
 def _header(path: Path) -> tuple[dict[str, Any], bytes]:
     try:
+        if path.stat().st_size > _LARGEST_FILE:
+            raise PolicyFileError(
+                f"policy {path} has {path.stat().st_size} bytes, above {_LARGEST_FILE}; "
+                "name a policy file"
+            )
         data = path.read_bytes()
     except OSError as error:
         raise PolicyFileError(
@@ -145,10 +164,10 @@ def _header(path: Path) -> tuple[dict[str, Any], bytes]:
             "since a pickle can run code"
         )
     try:
-        size = int.from_bytes(data[:8], "little")
+        size = min(int.from_bytes(data[:8], "little"), _LONGEST_HEADER)
         header = json.loads(data[8 : 8 + size])
         metadata = header.get("__metadata__", {})
-    except (ValueError, AttributeError, MemoryError) as error:
+    except (ValueError, AttributeError, MemoryError, RecursionError) as error:
         raise PolicyFileError(
             f"policy {path} is not a safetensors file or is truncated ({len(data)} bytes); "
             "get it again or train one with 'trimtab learn'"
@@ -158,6 +177,11 @@ def _header(path: Path) -> tuple[dict[str, Any], bytes]:
         raise PolicyFileError(
             f"policy {path} has format {found!r}, expected {POLICY_FORMAT!r}; "
             "it was not written by this version of trimtab"
+        )
+    unknown = sorted(set(metadata) - {*_TEXTS, "sha256"})
+    if unknown or not all(isinstance(value, str) for value in metadata.values()):
+        raise PolicyFileError(
+            f"policy {path}: its header is damaged (unknown {unknown or 'values'}); get it again"
         )
     return metadata, data
 
@@ -173,8 +197,10 @@ def read_policy_header(path: str | Path) -> dict[str, Any]:
         spec = ControlSpec.from_json(metadata["spec"])
         about = json.loads(metadata["about"])
         name, kept = metadata["name"], metadata["spec_hash"]
-    except (KeyError, ValueError, LookupError) as error:
+    except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
         raise PolicyFileError(f"policy {path}: its header is damaged ({error})") from error
+    if not isinstance(about, dict):
+        raise PolicyFileError(f"policy {path}: its header is damaged (about is {about!r})")
     if spec.compatibility_hash() != kept:
         raise PolicyFileError(
             f"policy {path} was made for contract {kept}, this version of trimtab reads it as "
@@ -187,30 +213,48 @@ def read_policy(path: str | Path) -> PolicyFile:
     """Return the policy in a file; nothing in the file is executed.
 
     Raises:
-        PolicyFileError: The file is unreadable, truncated, foreign, a pickle, or its arrays do not
-            have the shapes of the network.
+        PolicyFileError: The file is unreadable, truncated, foreign, a pickle, its arrays do not
+            have the shapes of the network, or it was changed after it was written. Files of the
+            first release carry no hash and are not checked for the latter.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
     header = read_policy_header(path)
-    _, data = _header(Path(path))
+    metadata, data = _header(Path(path))
     try:
         arrays = load(data)
-    except (SafetensorError, ValueError, KeyError) as error:
+    except (SafetensorError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise PolicyFileError(f"policy {path} is damaged: {error}; get it again") from error
+    expected = metadata.get("sha256")
+    if expected is not None and expected != (found := _digest(metadata, arrays)):
+        raise PolicyFileError(
+            f"policy {path} was changed after it was written (sha256 {found[:12]}, expected "
+            f"{expected[:12]}); get it again"
+        )
+    _check_arrays(path, arrays)
     parameters = {name: value for name, value in arrays.items() if name not in _EXTRA}
-    width = parameters["token_b"].shape[0] if "token_b" in parameters else 0
-    expected = parameter_shapes(width)
-    found = {name: tuple(value.shape) for name, value in parameters.items()}
+    novelty = {name: arrays[name] for name in _EXTRA if name in arrays}
+    return PolicyFile(header["name"], header["spec"], parameters, novelty, header["about"])
+
+
+def _check_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Raise unless these are the arrays of a network, all of them and no others."""
+    biases = arrays.get("token_b", np.zeros(0))
+    expected = parameter_shapes(biases.shape[0] if biases.ndim == 1 else 0)
+    if any(name in arrays for name in _EXTRA):
+        expected |= dict(zip(_EXTRA, ((_N_GLOBAL,), (_N_GLOBAL,), (1,)), strict=True))
+    found = {name: tuple(value.shape) for name, value in arrays.items()}
     if found != expected:
         wrong = sorted(set(found.items()) ^ set(expected.items()))[0]
         raise PolicyFileError(f"policy {path}: array {wrong[0]!r} has an unexpected shape or name")
     for name, value in arrays.items():
+        if value.dtype != np.float32:
+            raise PolicyFileError(
+                f"policy {path}: array {name!r} is of {value.dtype}, not float32; get it again"
+            )
         if not np.all(np.isfinite(value)):
             raise PolicyFileError(f"policy {path}: array {name!r} holds non-finite numbers")
-    novelty = {name: arrays[name] for name in _EXTRA if name in arrays}
-    return PolicyFile(header["name"], header["spec"], parameters, novelty, header["about"])
 
 
 class LearnedController:
