@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import os
 import platform
@@ -9,6 +10,7 @@ import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 from pathlib import Path
 
 __all__ = ["command_line", "git_commit", "machine", "package_versions"]
@@ -45,7 +47,15 @@ def package_versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """Return the commit of the working folder, with ``+`` after it if files differ, else None."""
+    """Return the commit of the working folder, with ``+`` after it if files differ, else None.
+
+    Asked once a process and folder: that is the code which was loaded, whatever comes later.
+    """
+    return _commit_of(str(Path.cwd()))
+
+
+@functools.cache
+def _commit_of(folder: str) -> str | None:
     try:
         answer = subprocess.run(
             ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--match="],
@@ -53,6 +63,7 @@ def git_commit() -> str | None:
             text=True,
             timeout=5,
             check=False,
+            cwd=folder,
         )
     except (OSError, subprocess.SubprocessError):
         return None
