@@ -1,0 +1,242 @@
+"""The Ray engine: actors on a cluster, or on a small Ray of one's own on this machine."""
+
+from __future__ import annotations
+
+import atexit
+import importlib.util
+import logging
+import math
+import os
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from trimtab.core.errors import MissingDependencyError, SpecError, StoreError
+from trimtab.search.engines.base import Done, Resources
+
+__all__ = ["RayEngine"]
+
+_SECONDS_TO_END = 20.0
+_OBJECT_STORE_BYTES = 200 * 2**20  # of a Ray of one's own; what does not fit goes to disk
+
+
+class RayEngine:
+    """Does units in Ray actors; see `trimtab.search.engines.base.Engine`.
+
+    Arguments and results travel through Ray's object store, so workers need no folder in common
+    with the caller; functions are found by their module's name, so every node needs the same
+    packages. Ray sets each worker's threads to its cores and shows it only its own accelerators. A
+    worker or node that is lost gives its unit back as ``died``, and another actor takes its place
+    wherever there is room.
+
+    Where Ray runs in this process already, it is used and left running. Without an address a Ray
+    of one's own is started with exactly the cores that the runs need, and ended by `close`.
+
+    Args:
+        jobs: Units at a time, at least 1; no more than the cluster has room for.
+        resources: What each actor is given; ``gpus=None`` asks for none on a cluster of several
+            users, where accelerators have to be asked for.
+        address: Of a running cluster, such as ``"auto"`` or ``"ray://head:10001"``.
+
+    Raises:
+        MissingDependencyError: Ray is not installed.
+    """
+
+    name = "ray"
+
+    def __init__(
+        self, jobs: int, *, resources: Resources | None = None, address: str | None = None
+    ) -> None:
+        if importlib.util.find_spec("ray") is None:
+            raise MissingDependencyError(
+                "the Ray engine needs Ray, which is not installed; run: pip install 'trimtab[ray]'"
+            )
+        self.jobs = jobs
+        self._resources = resources or Resources()
+        self._address = address
+        self._is_ours = False
+        self._is_begun = False
+        self._room = jobs
+        self._idle: list[Any] = []
+        self._actors: list[Any] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def processes(self) -> list[int]:
+        """Process numbers of the workers on their machines, as far as they answer."""
+        import ray
+
+        found: list[int] = []
+        for actor in self._actors:
+            try:
+                found.append(int(ray.get(actor.process.remote(), timeout=_SECONDS_TO_END)))
+            except ray.exceptions.RayError:
+                continue
+        return found
+
+    def run(self, function: Callable[..., Any], units: Sequence[tuple[Any, ...]]) -> Iterator[Done]:
+        """Yield what ``function(*unit)`` returns for each unit, as it comes, each exactly once.
+
+        Raises:
+            StoreError: The cluster cannot be reached.
+            SpecError: No node of the cluster has room for a single run.
+        """
+        import ray
+
+        waiting = list(enumerate(units))[::-1]
+        busy: dict[Any, tuple[Any, int]] = {}
+        if units:
+            self._begin()
+        try:
+            while waiting or busy:
+                while waiting and len(busy) < self._room:
+                    actor = self._idle.pop() if self._idle else self._new_actor()
+                    place, unit = waiting.pop()
+                    busy[actor.do.remote(function, unit)] = (actor, place)
+                ready, _ = ray.wait(list(busy), num_returns=1)
+                for reference in ready:
+                    actor, place = busy.pop(reference)
+                    yield self._answer(actor, reference, place)
+        finally:
+            for actor, _ in busy.values():  # left early
+                self._drop(actor)
+
+    def close(self) -> None:
+        """End all workers, and Ray if it was started here; calling it again changes nothing."""
+        atexit.unregister(self.close)
+        if not self._is_begun:
+            return
+        import ray
+
+        self._is_begun = False
+        if ray.is_initialized():
+            for actor in list(self._actors):
+                self._drop(actor)
+            if self._is_ours:
+                ray.shutdown()
+        self._actors, self._idle, self._is_ours = [], [], False
+
+    def _begin(self) -> None:
+        """Connect to Ray, or start it, once."""
+        if self._is_begun:
+            return
+        import ray
+
+        if not ray.is_initialized():
+            self._connect()
+            self._is_ours = True
+        self._is_begun = True
+        atexit.register(self.close)
+        self._room = self._room_for_jobs()
+
+    def _connect(self) -> None:
+        import ray
+
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        if self._address is None:
+            settings |= {
+                "address": "local",  # whatever RAY_ADDRESS says
+                "num_cpus": math.ceil(self.jobs * self._resources.cpus),
+                "include_dashboard": False,
+                "object_store_memory": _OBJECT_STORE_BYTES,
+            }
+        else:
+            settings["address"] = self._address
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                ray.init(**settings)
+        except Exception as error:  # Ray raises plain ones, for a node that is slow to start too
+            ray.shutdown()
+            where = f"the Ray cluster at {self._address}" if self._address else "Ray"
+            words = " ".join(str(error).split())
+            raise StoreError(
+                f"{where} cannot be reached ({words}); start one with 'ray start --head', or leave "
+                "the address out"
+            ) from error
+
+    def _room_for_jobs(self) -> int:
+        """Return how many runs at a time the cluster can hold, at most as many as are asked for."""
+        import ray
+
+        wanted = {"CPU": self._resources.cpus, "GPU": self._resources.gpus or 0.0}
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        room = sum(
+            min(int(node.get(key, 0.0) / each + 1e-9) for key, each in wanted.items() if each)
+            for node in nodes
+        )
+        if room < 1:
+            largest = {key: max((n.get(key, 0.0) for n in nodes), default=0.0) for key in wanted}
+            raise SpecError(
+                f"cpus={wanted['CPU']:g} gpus={wanted['GPU']:g} for one run, and the largest node "
+                f"of the cluster has {largest['CPU']:g} cores and {largest['GPU']:g} accelerators; "
+                "ask for less"
+            )
+        return min(self.jobs, room)
+
+    def _new_actor(self) -> Any:
+        import ray
+
+        worker = ray.remote(
+            num_cpus=self._resources.cpus,
+            num_gpus=self._resources.gpus or 0.0,
+            max_restarts=0,  # the study decides whether a unit is done again
+            max_task_retries=0,
+        )(_Worker)
+        actor = worker.remote()
+        self._actors.append(actor)
+        return actor
+
+    def _answer(self, actor: Any, reference: Any, place: int) -> Done:
+        import ray
+
+        try:
+            result, error, trace = ray.get(reference)
+        except ray.exceptions.RayTaskError as failure:  # arguments or result did not travel
+            self._idle.append(actor)
+            cause = failure.cause or failure
+            words = " ".join(str(cause).split())
+            return Done(place, None, f"{type(cause).__name__}: {words}", str(failure))
+        except ray.exceptions.RayError as failure:
+            self._drop(actor)
+            how = type(failure).__name__
+            return Done(place, None, f"a Ray worker ended ({how}) in the middle", died=True)
+        self._idle.append(actor)
+        return Done(place, result, error, trace)
+
+    def _drop(self, actor: Any) -> None:
+        import ray
+
+        ray.kill(actor, no_restart=True)
+        self._actors = [one for one in self._actors if one is not actor]
+        self._idle = [one for one in self._idle if one is not actor]
+
+
+class _Worker:
+    """Lives in an actor of its own."""
+
+    def __init__(self) -> None:
+        warnings.simplefilter("ignore")
+
+    def process(self) -> int:
+        return os.getpid()
+
+    def do(self, function: Callable[..., Any], unit: tuple[Any, ...]) -> tuple[Any, str, str]:
+        try:
+            return function(*unit), "", ""
+        except Exception as error:  # noqa: BLE001 - one failed unit must not end the others
+            words = " ".join(str(error).split()) or "no message"
+            return None, f"{type(error).__name__}: {words}", traceback.format_exc()
