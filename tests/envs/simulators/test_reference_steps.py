@@ -27,10 +27,11 @@ CASES = [
 ]
 
 
-def _task(made, variant, optimiser):
+def _task(made, variant, optimiser, **changes):
     """Return bank, task and a run some steps under way, all with odd moments and weights."""
     bank = raw_bank(made, variant)
-    draw = pick(draws(made, 4, seed=9, variant=variant), 2)._replace(frozen=jnp.float32(0))
+    draw = pick(draws(made, 4, seed=9, variant=variant), 2)
+    draw = draw._replace(frozen=jnp.float32(0), **changes)
     state = started(made, bank, draw, 3, variant)
     noise = jax.random.normal(jax.random.key(4), (2, state.params.shape[0]))
     state = state._replace(
@@ -112,7 +113,7 @@ def _stepped(optimiser, draw, state, scales, elements, gradient, *, lr, decay, m
     )
 
 
-@pytest.mark.parametrize(("name", "variant", "optimiser", "options"), CASES)
+@pytest.mark.parametrize(("name", "variant", "optimiser", "options"), CASES, ids=str)
 def test_compiled_step_agrees_with_the_obvious_one(name, variant, optimiser, options):
     made = family(name, hyperparameters=OFFERED, optimisers=(optimiser,), events=False, **options)
     bank, draw, state, rate = _task(made, variant, optimiser)
@@ -139,9 +140,9 @@ def test_compiled_step_agrees_with_the_obvious_one(name, variant, optimiser, opt
 
 def test_compiled_step_of_the_wide_family_agrees_with_the_obvious_one():
     made = family("simulated/wide", optimisers=("adamw",), events=False)
-    bank, draw, state, rate = _task(made, 1, "adamw")
     one = jnp.float32(1)
-    draw = draw._replace(clip=one, loss_scale=one, scale=one, network=jnp.uint32(3))
+    plain = {"clip": one, "loss_scale": one, "scale": one, "network": jnp.uint32(3)}
+    bank, draw, state, rate = _task(made, 1, "adamw", **plain)
     generator = np.random.default_rng(1)
     offered = {item.name: item for item in made.hyperparameters}
     values = {name: float(item.default) for name, item in offered.items()}
