@@ -10,14 +10,13 @@ from __future__ import annotations
 import csv
 import io
 import zipfile
-from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from trimtab.tasks.classification_run import LabelledData, classification_run, run_seeds
+from trimtab.tasks.classification_run import LabelledData, classification_run
 from trimtab.tasks.packages import package_folder, package_versions, require_packages
 from trimtab.tasks.pretraining import (
     Pretraining,
@@ -25,10 +24,12 @@ from trimtab.tasks.pretraining import (
     seeded,
     train_classifier,
 )
+from trimtab.tasks.randomness import RunSeeds
 from trimtab.tasks.splits import first_of_duplicates, stratified_splits
 from trimtab.tasks.tabular import TabularNetwork, standardised
-from trimtab.tasks.torch_run import ParameterGroups, TorchRun, adamw
-from trimtab.tasks.variants import SizedTask, Variant, recipe
+from trimtab.tasks.torch_run import TorchRun
+from trimtab.tasks.torch_task import OptimizerMaker, TorchTask
+from trimtab.tasks.variants import Variant, recipe
 
 __all__ = ["Adult", "read_adult"]
 
@@ -52,7 +53,7 @@ _VARIANTS = {
 }
 
 
-class Adult(SizedTask):
+class Adult(TorchTask):
     """Whether a person of the 1994 census earned more than 50,000 dollars a year.
 
     A network of two hidden layers is pretrained on the people employed in the private sector,
@@ -80,22 +81,8 @@ class Adult(SizedTask):
     manual = recipe("PyTorch's defaults for AdamW; the plain network of Gorishniy et al. 2021")
     variants = _VARIANTS
 
-    def start(
-        self,
-        *,
-        seed: int,
-        optimizer: Callable[[ParameterGroups], torch.optim.Optimizer] = adamw,
-    ) -> TorchRun:
-        """Return a fresh run; the seed moves the head's initialisation, data order and dropout.
-
-        Args:
-            seed: 0 or more.
-            optimizer: Makes another optimiser than AdamW from the parameter groups.
-
-        Raises:
-            MissingDependencyError: The data or a library is not installed.
-        """
-        data, seeds = self._data, run_seeds(seed)
+    def _run(self, seeds: RunSeeds, optimizer: OptimizerMaker) -> TorchRun:
+        data = self._data
         model = TabularNetwork(data.inputs.shape[1], self._settings.size, 2)
         return classification_run(
             model.take_body(self._pretrained, seed=seeds.weights),

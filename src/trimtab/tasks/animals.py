@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gzip
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 
 import numpy as np
@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from trimtab.tasks.array_stream import read_array
-from trimtab.tasks.classification_run import LabelledData, classification_run, run_seeds
+from trimtab.tasks.classification_run import LabelledData, classification_run
 from trimtab.tasks.packages import package_folder, package_versions, require_packages
 from trimtab.tasks.pretraining import (
     Pretraining,
@@ -25,9 +25,11 @@ from trimtab.tasks.pretraining import (
     seeded,
     train_classifier,
 )
+from trimtab.tasks.randomness import RunSeeds
 from trimtab.tasks.splits import stratified_splits
-from trimtab.tasks.torch_run import ParameterGroups, TorchRun, adamw
-from trimtab.tasks.variants import SizedTask, Variant, recipe
+from trimtab.tasks.torch_run import TorchRun
+from trimtab.tasks.torch_task import OptimizerMaker, TorchTask
+from trimtab.tasks.variants import Variant, recipe
 
 __all__ = ["Animals", "PictureNetwork"]
 
@@ -98,7 +100,7 @@ class PictureNetwork(nn.Module):
         return self
 
 
-class Animals(SizedTask):
+class Animals(TorchTask):
     """Which of ten animals a silhouette shows, with a network that was pretrained on digits.
 
     Silhouettes with the same pixels are counted once; the others are dealt to the splits by a
@@ -124,23 +126,8 @@ class Animals(SizedTask):
     manual = recipe("PyTorch's defaults for AdamW; cosine decay")
     variants = _VARIANTS
 
-    def start(
-        self,
-        *,
-        seed: int,
-        optimizer: Callable[[ParameterGroups], torch.optim.Optimizer] = adamw,
-    ) -> TorchRun:
-        """Return a fresh run; the seed moves the head's initialisation, data order and dropout.
-
-        Args:
-            seed: 0 or more.
-            optimizer: Makes another optimiser than AdamW from the parameter groups.
-
-        Raises:
-            MissingDependencyError: The data or a library is not installed.
-            SpecError: The package's files hold something else than pictures and labels.
-        """
-        data, seeds = self._data, run_seeds(seed)
+    def _run(self, seeds: RunSeeds, optimizer: OptimizerMaker) -> TorchRun:
+        data = self._data
         model = PictureNetwork(self._settings.size, _N_CLASSES)
         return classification_run(
             model.take_body(self._pretrained, seed=seeds.weights),

@@ -9,7 +9,7 @@ on ImageNet-1k, Apache-2.0.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any
@@ -18,14 +18,15 @@ import numpy as np
 import torch
 
 from trimtab.tasks.cache import cached_arrays
-from trimtab.tasks.classification_run import run_seeds
 from trimtab.tasks.efficientnet import EFFICIENTNET_PACKAGES, pretrained_network, trunk_outputs
 from trimtab.tasks.packages import package_folder, package_versions, require_packages
 from trimtab.tasks.pictures import resized
+from trimtab.tasks.randomness import RunSeeds
 from trimtab.tasks.segmentation import FROZEN_STAGES, LabelledImages, segmentation_run
 from trimtab.tasks.splits import SPLITS
-from trimtab.tasks.torch_run import ParameterGroups, TorchRun, adamw
-from trimtab.tasks.variants import SizedTask, Variant, recipe
+from trimtab.tasks.torch_run import TorchRun
+from trimtab.tasks.torch_task import OptimizerMaker, TorchTask
+from trimtab.tasks.variants import Variant, recipe
 
 __all__ = ["BrainTissue", "slice_blocks", "tissue_labels"]
 
@@ -64,7 +65,7 @@ _VARIANTS = {
 }
 
 
-class BrainTissue(SizedTask):
+class BrainTissue(TorchTask):
     """Background, grey matter, white matter or the rest, for each pixel of a slice of a brain.
 
     107 frontal slices of one averaged head, 160 x 160 mm, in seven blocks: train has four of 15
@@ -96,28 +97,14 @@ class BrainTissue(SizedTask):
     manual = recipe("PyTorch's defaults for AdamW; cosine decay")
     variants = _VARIANTS
 
-    def start(
-        self,
-        *,
-        seed: int,
-        optimizer: Callable[[ParameterGroups], torch.optim.Optimizer] = adamw,
-    ) -> TorchRun:
-        """Return a fresh run; the seed moves the decoder's initialisation, data order and dropout.
-
-        Args:
-            seed: 0 or more.
-            optimizer: Makes another optimiser than AdamW from the parameter groups.
-
-        Raises:
-            MissingDependencyError: The data, the weights or a library is not installed.
-        """
+    def _run(self, seeds: RunSeeds, optimizer: OptimizerMaker) -> TorchRun:
         data = self._data
         return segmentation_run(
             self._network,
             data,
             batch_size=self.batch_size,
             hyperparameters=self.hyperparameters,
-            seeds=run_seeds(seed),
+            seeds=seeds,
             optimizer=optimizer,
         )
 

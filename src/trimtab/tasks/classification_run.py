@@ -11,7 +11,7 @@ from torch import nn
 
 from trimtab.core.hyperparameters import Hyperparameter
 from trimtab.tasks.classification import classification_scores
-from trimtab.tasks.randomness import RunSeeds, ShuffledBatches, run_seeds
+from trimtab.tasks.randomness import RunSeeds, ShuffledBatches
 from trimtab.tasks.torch_run import (
     ParameterGroups,
     TorchRun,
@@ -19,7 +19,7 @@ from trimtab.tasks.torch_run import (
     adamw,
 )
 
-__all__ = ["LabelledData", "RunSeeds", "classification_run", "run_seeds"]
+__all__ = ["LabelledData", "classification_run"]
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ import torch
 from torch import nn
 
 from trimtab.core.hyperparameters import Hyperparameter
-from trimtab.tasks.classification_run import RunSeeds
 from trimtab.tasks.efficientnet import hold_statistics
 from trimtab.tasks.pretraining import seeded
+from trimtab.tasks.randomness import RunSeeds
 from trimtab.tasks.torch_run import (
     ParameterGroups,
     ShuffledBatches,

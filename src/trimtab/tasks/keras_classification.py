@@ -11,12 +11,14 @@ import numpy as np
 
 from trimtab.tasks.cache import cached_arrays
 from trimtab.tasks.classification import classification_scores
-from trimtab.tasks.keras_run import KerasRun, KerasSetup
+from trimtab.tasks.keras_run import KerasRun, KerasSetup, require_tensorflow
 from trimtab.tasks.packages import package_versions
 from trimtab.tasks.randomness import ShuffledBatches, run_seeds
+from trimtab.tasks.variants import SizedTask
 
 __all__ = [
     "KERAS_PACKAGES",
+    "KerasClassification",
     "LabelledArrays",
     "NetworkMaker",
     "Schooling",
@@ -104,6 +106,57 @@ def pretrained_body(
     versions = package_versions({"keras": "keras"}) | {"schooling": schooling}
     arrays = cached_arrays(name, {**inputs, **versions}, build)
     return [arrays[key] for key in sorted(arrays)]
+
+
+class KerasClassification(SizedTask):
+    """A classifier in Keras, which says what it is made of.
+
+    Its runs are made of ``_network(n_classes, seed)``, ``_body`` (the pretrained weights without a
+    head), ``_data`` and ``_n_classes``.
+    """
+
+    _n_classes: int
+
+    def start(self, *, seed: int) -> KerasRun:
+        """Return a fresh run; the seed moves the head's initialisation, data order and dropout.
+
+        Args:
+            seed: 0 or more.
+
+        Raises:
+            MissingDependencyError: The data, Keras or TensorFlow is not installed.
+            AdapterError: Keras runs on another backend than TensorFlow.
+        """
+        return KerasRun(self.setup(seed=seed))
+
+    def setup(self, *, seed: int) -> KerasSetup:
+        """Return what a run of this seed is made of, for a training loop of one's own.
+
+        Raises:
+            MissingDependencyError: The data, Keras or TensorFlow is not installed.
+            AdapterError: Keras runs on another backend than TensorFlow.
+        """
+        require_tensorflow(self.name)
+        return fine_tuning_setup(
+            self._network,
+            self._body,
+            self._data,
+            n_classes=self._n_classes,
+            batch_size=self.batch_size,
+            defaults=self.manual["values"],
+            seed=seed,
+        )
+
+    def _network(self, n_classes: int, seed: int) -> Any:
+        raise NotImplementedError
+
+    @property
+    def _body(self) -> list[np.ndarray]:
+        raise NotImplementedError
+
+    @property
+    def _data(self) -> LabelledArrays:
+        raise NotImplementedError
 
 
 def fine_tuning_setup(

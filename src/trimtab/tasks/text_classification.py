@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,12 +22,14 @@ from torch import nn
 
 from trimtab.core.errors import SpecError
 from trimtab.tasks.cache import cached_arrays
-from trimtab.tasks.classification_run import LabelledData, classification_run, run_seeds
+from trimtab.tasks.classification_run import LabelledData, classification_run
 from trimtab.tasks.packages import package_folder, package_versions, require_packages
 from trimtab.tasks.pretraining import seeded
+from trimtab.tasks.randomness import RunSeeds
 from trimtab.tasks.splits import SPLITS, stratified_splits
-from trimtab.tasks.torch_run import ParameterGroups, TorchRun, adamw
-from trimtab.tasks.variants import SizedTask, Variant, recipe
+from trimtab.tasks.torch_run import TorchRun
+from trimtab.tasks.torch_task import OptimizerMaker, TorchTask
+from trimtab.tasks.variants import Variant, recipe
 
 __all__ = ["TextClassification", "TextNetwork", "newsgroups", "read_texts", "reuters"]
 
@@ -164,7 +166,7 @@ class TextNetwork(nn.Module):
         return logits
 
 
-class TextClassification(SizedTask):
+class TextClassification(TorchTask):
     """The subject of a text, told by a fine-tuned MiniLM; made by `newsgroups` or `reuters`.
 
     Train, validation and selection are dealt from the published training part by a fixed seed,
@@ -207,23 +209,8 @@ class TextClassification(SizedTask):
         self.manual = _LORA_RECIPE if self._has_adapters else _FULL_RECIPE
         super().__init__(variant)
 
-    def start(
-        self,
-        *,
-        seed: int,
-        optimizer: Callable[[ParameterGroups], torch.optim.Optimizer] = adamw,
-    ) -> TorchRun:
-        """Return a fresh run; the seed moves the new weights, the data order and dropout.
-
-        Args:
-            seed: 0 or more.
-            optimizer: Makes another optimiser than AdamW from the parameter groups.
-
-        Raises:
-            MissingDependencyError: The data, the weights or a library is not installed.
-            SpecError: The file of weights is another network's.
-        """
-        data, seeds = self._data, run_seeds(seed)
+    def _run(self, seeds: RunSeeds, optimizer: OptimizerMaker) -> TorchRun:
+        data = self._data
         encoder = copy.deepcopy(self._encoder)
         n_hidden = int(encoder.config.hidden_size)
         if self._has_adapters:

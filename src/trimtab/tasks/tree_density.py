@@ -6,7 +6,6 @@ ImageNet-1k, Apache-2.0.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 
 from trimtab.tasks.cache import cached_arrays
-from trimtab.tasks.classification_run import LabelledData, classification_run, run_seeds
+from trimtab.tasks.classification_run import LabelledData, classification_run
 from trimtab.tasks.efficientnet import (
     EFFICIENTNET_PACKAGES,
     Tail,
@@ -23,8 +22,10 @@ from trimtab.tasks.efficientnet import (
 )
 from trimtab.tasks.packages import package_versions, require_packages
 from trimtab.tasks.pictures import resized
+from trimtab.tasks.randomness import RunSeeds
 from trimtab.tasks.splits import SPLITS
-from trimtab.tasks.torch_run import ParameterGroups, TorchRun, adamw
+from trimtab.tasks.torch_run import TorchRun
+from trimtab.tasks.torch_task import OptimizerMaker, TorchTask
 from trimtab.tasks.tree_photographs import (
     TEST_SITE,
     TRAINING_SITE,
@@ -32,7 +33,7 @@ from trimtab.tasks.tree_photographs import (
     read_photograph,
     tile_corners,
 )
-from trimtab.tasks.variants import SizedTask, Variant, recipe
+from trimtab.tasks.variants import Variant, recipe
 
 __all__ = ["TreeDensity", "density_classes"]
 
@@ -54,7 +55,7 @@ _VARIANTS = {
 }
 
 
-class TreeDensity(SizedTask):
+class TreeDensity(TorchTask):
     """No tree, one to three, or four and more, on 16 x 16 metres seen from the air.
 
     Two photographs of one region, 13 km apart, are cut into tiles of 160 pixels that do not
@@ -86,22 +87,8 @@ class TreeDensity(SizedTask):
     )
     variants = _VARIANTS
 
-    def start(
-        self,
-        *,
-        seed: int,
-        optimizer: Callable[[ParameterGroups], torch.optim.Optimizer] = adamw,
-    ) -> TorchRun:
-        """Return a fresh run; the seed moves the head's initialisation, data order and dropout.
-
-        Args:
-            seed: 0 or more.
-            optimizer: Makes another optimiser than AdamW from the parameter groups.
-
-        Raises:
-            MissingDependencyError: The data, the weights or a library is not installed.
-        """
-        data, seeds = self._data, run_seeds(seed)
+    def _run(self, seeds: RunSeeds, optimizer: OptimizerMaker) -> TorchRun:
+        data = self._data
         model = Tail(self._network, frozen_blocks=_FROZEN_BLOCKS, n_classes=3, seed=seeds.weights)
         return classification_run(
             model,

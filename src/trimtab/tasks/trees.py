@@ -6,7 +6,7 @@ ImageNet-1k, Apache-2.0.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -14,13 +14,14 @@ import numpy as np
 import torch
 
 from trimtab.tasks.cache import cached_arrays
-from trimtab.tasks.classification_run import run_seeds
 from trimtab.tasks.detection import FROZEN_STAGES, BoxedImages, Boxes, detection_run
 from trimtab.tasks.efficientnet import EFFICIENTNET_PACKAGES, pretrained_network, trunk_outputs
 from trimtab.tasks.packages import package_versions, require_packages
 from trimtab.tasks.pictures import resized
+from trimtab.tasks.randomness import RunSeeds
 from trimtab.tasks.splits import SPLITS
-from trimtab.tasks.torch_run import ParameterGroups, TorchRun, adamw
+from trimtab.tasks.torch_run import TorchRun
+from trimtab.tasks.torch_task import OptimizerMaker, TorchTask
 from trimtab.tasks.tree_photographs import (
     TEST_SITE,
     TRAINING_SITE,
@@ -28,7 +29,7 @@ from trimtab.tasks.tree_photographs import (
     read_photograph,
     tile_corners,
 )
-from trimtab.tasks.variants import SizedTask, Variant
+from trimtab.tasks.variants import Variant
 
 __all__ = ["Trees", "boxes_in_tile"]
 
@@ -53,7 +54,7 @@ _VARIANTS = {
 }
 
 
-class Trees(SizedTask):
+class Trees(TorchTask):
     """A box around each tree, in photographs from the air: trained at one site, tested at another.
 
     Two photographs of one region, 13 km apart, are cut into tiles of 128 pixels that do not
@@ -96,28 +97,14 @@ class Trees(SizedTask):
     }
     variants = _VARIANTS
 
-    def start(
-        self,
-        *,
-        seed: int,
-        optimizer: Callable[[ParameterGroups], torch.optim.Optimizer] = adamw,
-    ) -> TorchRun:
-        """Return a fresh run; the seed moves the new layers, the data order and dropout.
-
-        Args:
-            seed: 0 or more.
-            optimizer: Makes another optimiser than AdamW from the parameter groups.
-
-        Raises:
-            MissingDependencyError: The data, the weights or a library is not installed.
-        """
+    def _run(self, seeds: RunSeeds, optimizer: OptimizerMaker) -> TorchRun:
         data = self._data
         return detection_run(
             self._network,
             data,
             batch_size=self.batch_size,
             hyperparameters=self.hyperparameters,
-            seeds=run_seeds(seed),
+            seeds=seeds,
             optimizer=optimizer,
         )
 
