@@ -91,3 +91,38 @@ def test_a_name_that_is_not_offered_is_an_error() -> None:
     spec = ControlSpec(hyperparameters=(hyperparameter("lr"), hyperparameter("clip")), decisions=4)
     with pytest.raises(ValueError, match="clip"):
         columns_of(spec, OFFERED)
+
+
+def _rated(size: int) -> Programs:
+    """Return programs whose loss is one of the learning rate alone, 32 examples a step."""
+    idle = _programs([], size)
+
+    def window(
+        runs: Any, keep: Any, restore: Any, values: Any, reference: Any, done: Any, steps: Any
+    ) -> Any:
+        runs, metrics = idle.window(runs, keep, restore, values, reference, done, steps)
+        loss = jnp.asarray(0.5 + 100 * np.asarray(values)[:, 0] * np.sqrt(done + 1), jnp.float32)
+        return runs, metrics._replace(val_loss=loss, charge=metrics.steps * 32)
+
+    return idle._replace(window=window)
+
+
+def _rewards(name: str, **how: Any) -> np.ndarray:
+    spec = ControlSpec(hyperparameters=OFFERED[:1], decisions=4, front_windows=0, reward=name)
+    starts = np.array([[1e-3], [2e-3]], np.float32)
+    how = {"mode": "fixed", "aside": np.full((4, 2, 1), -0.2, np.float32), **how}
+    keys = jax.random.split(jax.random.key(0), 2)
+    return rollout(_rated(2), spec, {}, keys, keys, lambda fair: starts, STEPS, **how).reward
+
+
+def test_the_relative_reward_is_counted_from_a_reference_that_nobody_steers() -> None:
+    reference = _rewards("log-loss", mode="zero", aside=None, guarded=False)
+    assert np.abs(reference).min() > 0
+    np.testing.assert_allclose(
+        _rewards("relative"), _rewards("log-loss") - reference, rtol=1e-4, atol=1e-6
+    )
+
+
+def test_the_cost_aware_reward_is_charged_for_the_whole_run() -> None:
+    paid = _rewards("best-so-far") - _rewards("cost-aware")
+    np.testing.assert_allclose(paid.sum(0), 0.1, rtol=1e-4)

@@ -25,6 +25,7 @@ from trimtab.core.spec import ControlSpec, window_ends
 from trimtab.envs.simulators.batch import Programs, values_at
 
 __all__ = [
+    "BATCH_SIZE",
     "MAX_STEPS",
     "PAD",
     "STEERING",
@@ -41,6 +42,9 @@ STEERING = "mean"
 
 PAD = 65
 """Decisions of the longest run that the compiled control programs hold, plus one."""
+
+BATCH_SIZE = 32
+"""Training examples of a simulated step, where the batch size is not steered."""
 
 MAX_STEPS = 2048
 """Steps of the longest simulated run."""
@@ -229,6 +233,11 @@ def rollout(
         ).val_loss
     carry = initial_carry(spec, total_steps, size, guarded)
     carry = bounded(carry, spec.hyperparameters, first_values[:, steered])
+    # Examples that each validation is charged with, and what a whole run costs.
+    shown = np.asarray(getattr(runs.draw, "n_validation", np.zeros(size)), np.float32) / 3
+    if spec.reward == "cost-aware":
+        whole = np.float32(BATCH_SIZE * total_steps) + (len(ends) + 1) * shown
+        carry = carry._replace(budget=jnp.asarray(whole, jnp.float32))
     schedule = np.zeros(MAX_STEPS, np.float32)
     schedule[:total_steps] = reference_multipliers("warmup-linear", total_steps)
     reference = jnp.asarray(schedule)
@@ -261,6 +270,7 @@ def rollout(
         runs, metrics = bucket.window(
             runs, is_best, values.restore, jnp.asarray(current), reference, done, steps
         )
+        metrics = metrics._replace(charge=metrics.charge + shown)
         if twin is not None:
             metrics = metrics._replace(reference_loss=jnp.asarray(twin[k + 1]))
         if missing is not None:

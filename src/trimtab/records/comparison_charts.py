@@ -202,15 +202,15 @@ def _test_chart(name: str, rows: Sequence[Row], figures: Mapping[str, Any]) -> A
     )
     y = alt.Y("shown:Q", title=None, scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=6))
     values = [alt.Tooltip("test:Q", format=".4g"), alt.Tooltip("charge:Q", format=".3g")]
-    own = [alt.Tooltip(f"{key}:N") for key in ("method", "seed", "start")]
+    words = [alt.Tooltip(f"{key}:N") for key in ("method", "seed", "start")]
     better = "lower is better" if is_loss else "higher is better"
     return alt.layer(
         alt.Chart(inline(points))
         .mark_point(filled=True, size=22, opacity=0.3)
-        .encode(x=x, y=y, color=_colour(), tooltip=[*own, *values]),
+        .encode(x=x, y=y, color=_colour(), tooltip=[*words, *values]),
         alt.Chart(inline(means))
         .mark_point(filled=True, size=80, opacity=1)
-        .encode(x=x, y=y, color=_colour(), tooltip=[own[0], *values]),
+        .encode(x=x, y=y, color=_colour(), tooltip=[words[0], *values]),
     ).properties(
         title=alt.TitleParams(
             f"{name}: {task['metric']} on test",
