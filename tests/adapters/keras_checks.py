@@ -22,7 +22,7 @@ import keras
 import numpy as np
 import pytest
 
-from trimtab.adapters.keras import KerasController, TrimtabCallback
+from trimtab.adapters.keras import KerasController, SteeredValue, TrimtabCallback
 from trimtab.adapters.keras_state_file import fingerprint, read_state, write_state
 from trimtab.core.errors import AdapterError, TrimtabError, TrimtabWarning
 from trimtab.core.references import reference_multipliers
@@ -286,6 +286,128 @@ def label_smoothing_changes_inside_the_compiled_step() -> None:
     np.testing.assert_allclose(seen, wanted[0], rtol=1e-5)
 
 
+class Shift(keras.layers.Layer):
+    """One weight that is added."""
+
+    def build(self, shape: Any) -> None:
+        self.shift = self.add_weight(shape=(), initializer="ones", name="shift")
+
+    def call(self, inputs: Any, training: bool = False) -> Any:
+        Scale.traced += bool(training)
+        return inputs + self.shift
+
+
+@check
+def layers_learn_at_rates_of_their_own_inside_the_compiled_step() -> None:
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((1,)), Shift(), Shift(), Shift()])
+    optimizer = keras.optimizers.SGD(0.05, momentum=0.5, weight_decay=0.1)
+    model.compile(optimizer=optimizer, loss=mean_output)
+    moves = [(-1, 0), (0, 1), (0.5, 1), (-0.5, -1)]
+    steer = run_lever(model, ("layer_decay", "frozen_depth"), moves)
+    rows = steer.summary.schedule
+    assert len({row["layer_decay"] for row in rows}) >= 2, rows
+    assert {round(3 * row["frozen_depth"]) for row in rows} >= {0, 1}
+    weights, velocities = np.ones(3), np.zeros(3)
+    for row in rows:
+        factors = row["layer_decay"] ** np.array([2.0, 1.0, 0.0])
+        factors[: min(round(3 * row["frozen_depth"]), 2)] = 0.0
+        weights -= weights * 0.1 * 0.05 * factors
+        velocities = 0.5 * velocities - 0.05 * factors
+        weights += velocities * (factors > 0)  # a frozen layer keeps every bit
+    found = [float(weight) for weight in model.get_weights()]
+    np.testing.assert_allclose(found, weights, rtol=2e-6, atol=1e-7)
+    if BACKEND != "torch":
+        assert Scale.traced <= 6, Scale.traced
+
+
+@check
+def averages_are_steered_inside_the_compiled_step() -> None:
+    optimizer = keras.optimizers.SGD(0.02, use_ema=True, ema_momentum=0.9)
+    model = lever(optimizer, mean_output)
+    steer = run_lever(model, ("ema_decay",), [(-1.0,), (0.5,), (-0.5,), (1.0,)])
+    rows = steer.summary.schedule
+    assert len({row["ema_decay"] for row in rows}) >= 3
+    weight = average = 1.0
+    for step, row in enumerate(rows):
+        weight -= 0.02
+        momentum = row["ema_decay"] if step else 0.0
+        average = momentum * average + (1 - momentum) * weight
+    # Keras puts the averages in when fit ends.
+    np.testing.assert_allclose(float(model.get_weights()[0]), average, rtol=1e-5)
+    assert model.optimizer.ema_momentum == 0.9
+
+
+@check
+def a_value_of_ones_own_is_read_by_the_compiled_step() -> None:
+    strength = SteeredValue("augmentation", 0.4)
+
+    class Times(keras.layers.Layer):
+        def call(self, inputs: Any, training: bool = False) -> Any:
+            return inputs * strength() if training else inputs
+
+    model = lever(keras.optimizers.SGD(1e-9), mean_output, Times())
+    steer = run_lever(model, (strength,), [(0.5,), (-1.0,), (1.0,), (-0.5,)])
+    applied = [decision.applied["augmentation"] for decision in steer.summary.decisions]
+    assert np.ptp(applied) > 0.1, applied
+    losses = [d.metrics.train_loss for d in steer.summary.decisions[1:]]
+    losses.append(steer.summary.last["train_loss"])
+    np.testing.assert_allclose(losses, applied, rtol=1e-5)
+    assert (strength(), float(strength)) == (0.4, 0.4)
+    if BACKEND != "torch":
+        assert Scale.traced <= 2, Scale.traced
+
+
+@check
+def a_step_without_memory_is_rolled_back_and_told() -> None:
+    class Exhausts(keras.Sequential):
+        failing, done = (11,), 0
+
+        def make_train_function(self, force: bool = False) -> Any:
+            if self.train_function is not None and not force:
+                return self.train_function
+            super().make_train_function(force=True)
+            step = self.train_function
+
+            def function(iterator: Any) -> Any:
+                self.done += 1
+                logs = step(iterator)
+                if self.done in self.failing:  # after some weights have changed
+                    self.set_weights([weight * 1e3 for weight in self.get_weights()])
+                    raise type("ResourceExhaustedError", (RuntimeError,), {})("OOM when allocating")
+                return logs
+
+            self.train_function = function
+            return function
+
+    def exhausting(*failing: int) -> keras.Model:
+        model = Exhausts(network("sgd").layers)
+        model.compile(optimizer=keras.optimizers.Adam(0.01), loss="mse")
+        model.failing = failing
+        return model
+
+    steer = TrimtabCallback(VALIDATION, policy=Scripted(), decisions=10)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(exhausting(11, 12), steer)
+    assert any("ran out of memory" in str(entry.message) for entry in caught)
+    summary = steer.summary
+    assert summary.spent_steps == STEPS
+    told = [decision for decision in summary.decisions if "ran out of memory" in decision.note]
+    assert [decision.step for decision in told] == [12], [d.step for d in told]
+    assert max(d.measured["loss"] for d in summary.decisions) < 10
+    # Three in a row are the user's to see, and so is each one where nothing is guarded.
+    for failing, policy in (((11, 12, 13), Scripted()), ((11,), None)):
+        steer, model = TrimtabCallback(VALIDATION, policy=policy), exhausting(*failing)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", TrimtabWarning)
+            with pytest.raises(RuntimeError, match="OOM when allocating"):
+                fit(model, steer)
+        steer.close()
+        model.failing = ()
+        fit(model, epochs=1)  # the user's own again, as for a retry with smaller batches
+
+
 @check
 def step_losses_are_those_of_single_batches() -> None:
     plain = network(keras.optimizers.SGD(0.05))
@@ -425,7 +547,11 @@ def what_cannot_be_steered_is_refused() -> None:
     assert "momentum" in message(network(adam(0.01)), hyperparameters=("momentum",))
     assert "label_smoothing" in message(network(adam()), hyperparameters=("label_smoothing",))
     assert "global_clipnorm" in message(network(adam()), hyperparameters=("clip",))
-    assert "'batch_size'" in message(network(adam()), hyperparameters=("batch_size",))
+    assert "initial_epoch" in message(network(adam()), hyperparameters=("batch_size",))
+    assert "SteeredValue" in message(network(adam()), hyperparameters=("lr", "mixup"))
+    assert "use_ema" in message(network(adam()), hyperparameters=("ema_decay",))
+    with pytest.raises(AdapterError, match="'dropout' is found in the model"):
+        SteeredValue("dropout", 0.1)
     assert "CosineDecay" in message(network(adam(schedule)), reference="cosine")
     assert "foreseen" in message(network(adam(lambda: 0.1)))
     assert "accuracy" in message(network(adam()), monitor="accuracy")
@@ -452,6 +578,13 @@ def what_would_be_lost_is_told() -> None:
             overruled,
         )
     assert any("something else set" in str(entry.message) for entry in caught)
+    unread = TrimtabCallback(
+        VALIDATION, policy=Scripted(), hyperparameters=(SteeredValue("mixup"),), decisions=3
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(network(keras.optimizers.SGD(0.01)), unread, epochs=1)
+    assert any("mixup: the training step does not read" in str(e.message) for e in caught)
     if BACKEND != "torch":
         return
     model = network(keras.optimizers.SGD(0.01))

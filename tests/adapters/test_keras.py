@@ -22,6 +22,9 @@ INSIDE_FIT = (
     "adam_settings_change_inside_the_compiled_step",
     "dropout_changes_inside_the_compiled_step",
     "label_smoothing_changes_inside_the_compiled_step",
+    "layers_learn_at_rates_of_their_own_inside_the_compiled_step",
+    "averages_are_steered_inside_the_compiled_step",
+    "a_value_of_ones_own_is_read_by_the_compiled_step",
     "step_losses_are_those_of_single_batches",
     "a_nan_batch_is_rolled_back_and_told",
     "a_rollback_puts_weights_and_optimiser_back_and_the_reference_goes_on",
@@ -45,9 +48,14 @@ CHECKS = {
         "a_compiled_step_of_ones_own_reads_the_steered_values",
         "a_tape_loop_resumes",
         "mixed_precision_is_steered",
+        "a_step_without_memory_is_rolled_back_and_told",
     ),
     "jax": (*INSIDE_FIT, "decisions_fall_on_the_borders_of_executions"),
-    "torch": (*INSIDE_FIT, "what_would_be_lost_is_told"),
+    "torch": (
+        *INSIDE_FIT,
+        "what_would_be_lost_is_told",
+        "a_step_without_memory_is_rolled_back_and_told",
+    ),
 }
 
 

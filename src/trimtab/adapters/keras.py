@@ -11,16 +11,18 @@ import keras
 
 from trimtab.adapters.keras_assembly import Options, SteeredModel, check_one_device
 from trimtab.adapters.keras_controller import KerasController
+from trimtab.adapters.keras_memory import MemoryGuard
 from trimtab.adapters.keras_state_file import before, fingerprint, read_state, write_state
 from trimtab.adapters.keras_step_losses import StepLosses
 from trimtab.adapters.keras_validation import evaluation
+from trimtab.adapters.keras_values import SteeredValue
 from trimtab.adapters.keras_variables import synchronise
 from trimtab.core.decision import Summary
 from trimtab.core.errors import AdapterError, SpecError
 from trimtab.core.hyperparameters import Hyperparameter
 from trimtab.core.spec import ControlSpec, window_ends
 
-__all__ = ["KerasController", "TrimtabCallback"]
+__all__ = ["KerasController", "SteeredValue", "TrimtabCallback"]
 
 
 class TrimtabCallback(keras.callbacks.Callback):
@@ -36,6 +38,7 @@ class TrimtabCallback(keras.callbacks.Callback):
     epoch's metrics, random state and buffers are put back after that. A loss that is not finite
     ends its window at once and takes weights and optimiser back to the best state, with a lower
     learning rate; the fourth time the best state is put back for good and the values are frozen.
+    A step that runs out of memory is mended alike (not under JAX), the third in a row is raised.
     With the policy off (``policy=None``) and with ``watch_only`` nothing of this happens: the
     weights are bit for bit those of a plain ``fit`` with the same schedule (JAX: to 1e-6).
 
@@ -50,9 +53,11 @@ class TrimtabCallback(keras.callbacks.Callback):
         validation_batch_size: For arrays; None for Keras' own, 32.
         validation_steps: Batches of one validation; None for all.
         hyperparameters: Names or `Hyperparameter` objects of these kinds: ``lr``,
-            ``weight_decay``, ``momentum``, ``beta1``, ``clip`` (of the optimiser), ``dropout`` (of
-            Dropout and SpatialDropout layers), ``label_smoothing`` (of loss objects; validation
-            keeps the start's). Starts are what the compiled model has.
+            ``weight_decay``, ``momentum``, ``beta1``, ``clip``, ``ema_decay`` (of the optimiser),
+            ``layer_decay``, ``frozen_depth`` (see `trimtab.adapters.keras_depth.LayerRates`),
+            ``dropout`` (of Dropout and SpatialDropout layers), ``label_smoothing`` (of loss
+            objects; validation keeps the start's); and any `SteeredValue` that code of one's own
+            reads, such as the strength of an augmentation. Starts are what the compiled model has.
         decisions: Number of decisions.
         policy: Name or path of a policy, a `Controller`, or None to switch it off.
         reference: ``"warmup-linear"``, ``"cosine"``, ``"one-cycle"``, ``"constant"``, a function
@@ -83,7 +88,7 @@ class TrimtabCallback(keras.callbacks.Callback):
         validate: Callable[[], float | Mapping[str, float]] | None = None,
         validation_batch_size: int | None = None,
         validation_steps: int | None = None,
-        hyperparameters: Iterable[str | Hyperparameter] = ("lr",),
+        hyperparameters: Iterable[str | Hyperparameter | SteeredValue] = ("lr",),
         decisions: int = 20,
         policy: Any = "trimtab-1",
         reference: Any = None,
@@ -127,6 +132,7 @@ class TrimtabCallback(keras.callbacks.Callback):
         self._pending: Mapping[str, Any] | None = None
         self._run: SteeredModel | None = None
         self._losses: StepLosses | None = None
+        self._memory: MemoryGuard | None = None
         self._proved = False
         self._summary = Summary()
 
@@ -191,10 +197,13 @@ class TrimtabCallback(keras.callbacks.Callback):
         """Take in the losses of the batches just done, and decide where a window ends."""
         run = self._run_now
         assert self._losses is not None
-        if not self._proved:
+        losses = self._losses.read(logs)
+        if self._memory is not None and self._memory.lost:
+            losses = [None] * len(losses)
+        elif not self._proved:
             self._proved = True
             run.check_that_it_acts()
-        run.steering.took(self._losses.read(logs))
+        run.steering.took(losses)
         steps = (self.params or {}).get("steps")
         if steps and batch + 1 >= steps:  # before any callback's on_epoch_end
             self._write_state()
@@ -249,6 +258,7 @@ class TrimtabCallback(keras.callbacks.Callback):
         try:
             model.make_train_function(force=True)
             model.make_test_function(force=True)
+            self._memory = MemoryGuard(model, self._mend)
             if state is not None:
                 run.load_state_dict(state)
             run.steering.start()
@@ -270,8 +280,15 @@ class TrimtabCallback(keras.callbacks.Callback):
         run.release()
         if losses is not None:
             losses.release()
+        if self._memory is not None:
+            self._memory.release()
+            self._memory = None
         # What was compiled reads our variables; the next fit compiles the user's own step.
         self._model.train_function = self._model.test_function = None
+
+    def _mend(self, error: BaseException) -> bool:
+        steps = int(self._model.steps_per_execution)
+        return self._run is not None and self._run.steering.mend(error, steps)
 
     def _evaluation(self, model: Any) -> Callable[[], dict[str, float]]:
         return evaluation(

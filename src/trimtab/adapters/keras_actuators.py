@@ -14,8 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from trimtab.adapters.keras_depth import LayerRates
 from trimtab.adapters.keras_dropout import dropout_call, is_known_dropout
 from trimtab.adapters.keras_takeover import Takeover
+from trimtab.adapters.keras_values import SteeredValue
 from trimtab.adapters.keras_variables import array_of, held_variable, is_compiled_backend
 from trimtab.core.errors import AdapterError, unknown_name
 from trimtab.core.hyperparameters import KINDS, Hyperparameter, hyperparameter
@@ -37,8 +39,11 @@ KINDS_IN_KERAS: tuple[str, ...] = (
     "dropout",
     "label_smoothing",
     "clip",
+    "layer_decay",
+    "frozen_depth",
+    "ema_decay",
 )
-"""The kinds of hyperparameters that can be steered in a Keras model."""
+"""The kinds of hyperparameters that are found in a Keras model; others by `SteeredValue`."""
 
 _CLIPS = ("clipnorm", "global_clipnorm", "clipvalue")
 
@@ -78,7 +83,9 @@ class Value:
     def make(self) -> None:
         """Begin to hold the start."""
         self.number = self.start
-        if is_compiled_backend():
+        if isinstance(self.owner, LayerRates):
+            self.owner.make()
+        elif is_compiled_backend():
             self.held = held_variable(self.start, f"trimtab_{self.name}")
 
     def supply(self) -> Any:
@@ -88,7 +95,9 @@ class Value:
     def write(self, value: float) -> None:
         """Put a value there."""
         self.number = value
-        if self.held is not None:
+        if isinstance(self.owner, LayerRates):
+            self.owner.write(self.name, value)
+        elif self.held is not None:
             self.held.assign(np.float32(value))
 
     def read(self) -> float:
@@ -163,7 +172,13 @@ def _smoothings(losses: Any) -> Iterator[Value]:
             yield Value(loss, "label_smoothing", float(kwargs["label_smoothing"]))
 
 
-def _values(kind: str, optimizer: Any, model: Any, losses: Any) -> list[Value]:
+def _values(kind: str, optimizer: Any, model: Any, losses: Any, layers: LayerRates) -> list[Value]:
+    if kind in ("layer_decay", "frozen_depth"):
+        start = 1.0 if kind == "layer_decay" else 0.0
+        layers.freezes |= kind == "frozen_depth"
+        return [Value(layers, kind, start)] if layers.n_layers > 1 else []
+    if kind == "ema_decay":
+        return list(_positive(optimizer, "ema_momentum")) if optimizer.use_ema else []
     if kind == "dropout":
         return list(_dropouts(model))
     if kind == "label_smoothing":
@@ -185,11 +200,28 @@ _MISSING = {
     "loss=keras.losses.CategoricalCrossentropy(label_smoothing=0.05), for a name or a function "
     "has nothing to hold",
     "clip": "{optimizer} clips nothing; compile it with global_clipnorm=1.0 to start from there",
+    "layer_decay": "the model {model} has fewer than two layers with trained weights; there is no "
+    "depth to grade",
+    "frozen_depth": "the model {model} has fewer than two layers with trained weights; there is "
+    "nothing to freeze",
+    "ema_decay": "{optimizer} averages no weights; compile it with use_ema=True and an "
+    "ema_momentum above 0",
+}
+_INSTEAD = {
+    "batch_size": "fit has cut the data into batches before it began; fit in several parts with "
+    "initial_epoch=, or steer clip and lr",
+    "augmentation": "Keras does not say where it stands; read SteeredValue('augmentation', 0.1) "
+    "of trimtab.adapters.keras in your layer or data set, and give that object here",
+    "mixup": "Keras does not say where it stands; read SteeredValue('mixup', 0.2) of "
+    "trimtab.adapters.keras in your train_step or data set, and give that object here",
+    "adapter_scale": "Keras does not say where it stands; read SteeredValue('adapter_scale', 1.0) "
+    "of trimtab.adapters.keras in your layer, and give that object here",
+    "other": "give a SteeredValue of trimtab.adapters.keras, which your code reads",
 }
 
 
 def find_hyperparameters(
-    wanted: Iterable[str | Hyperparameter],
+    wanted: Iterable[str | Hyperparameter | SteeredValue],
     *,
     optimizer: Any,
     model: Any,
@@ -201,7 +233,8 @@ def find_hyperparameters(
     Learning rates have no actuator (None): they are looked up inside the step.
 
     Args:
-        wanted: Names of kinds, or objects, whose start is replaced by what stands in the model.
+        wanted: Names of kinds, or objects, whose start is replaced by what stands in the model, or
+            values of the user's own, which keep theirs.
         optimizer: The inner optimiser.
         model: The model.
         losses: The model's losses: one, or a nest of them.
@@ -214,22 +247,27 @@ def find_hyperparameters(
     """
     items: list[Hyperparameter] = []
     actuators: list[Actuator | None] = []
-    for entry in [wanted] if isinstance(wanted, str | Hyperparameter) else wanted:
-        kind = entry.kind if isinstance(entry, Hyperparameter) else entry
-        if kind not in KINDS_IN_KERAS:
-            raise _refusal(entry)
-        if kind in (item.kind for item in items):
-            raise AdapterError(f"hyperparameters: {kind!r} is asked for twice; name each kind once")
-        if kind == "lr":
-            items.append(_starting(entry, learning_rate))
-            actuators.append(None)
-            continue
-        values = _values(kind, optimizer, model, losses)
-        if not values:
-            names = {"optimizer": type(optimizer).__name__, "model": type(model).__name__}
-            raise AdapterError(f"{kind}: {_MISSING[kind].format(**names)}")
-        items.append(_starting(entry, values[0].start))
-        actuators.append(Actuator(items[-1], values))
+    layers = LayerRates(model)
+    one = isinstance(wanted, str | Hyperparameter | SteeredValue)
+    entries: list[Any] = [wanted] if one else list(wanted)
+    for entry in entries:
+        if isinstance(entry, SteeredValue):
+            item, values = entry.item, [Value(entry, "value", entry.item.default)]
+        else:
+            kind = entry.kind if isinstance(entry, Hyperparameter) else entry
+            if kind not in KINDS_IN_KERAS:
+                raise _refusal(entry)
+            values = [] if kind == "lr" else _values(kind, optimizer, model, losses, layers)
+            if not values and kind != "lr":
+                names = {"optimizer": type(optimizer).__name__, "model": type(model).__name__}
+                raise AdapterError(f"{kind}: {_MISSING[kind].format(**names)}")
+            item = _starting(entry, values[0].start if values else learning_rate)
+        if item.kind in (other.kind for other in items if other.kind != "other"):
+            raise AdapterError(
+                f"hyperparameters: {item.kind!r} is asked for twice; name each kind once"
+            )
+        items.append(item)
+        actuators.append(Actuator(item, values) if values else None)
     if not items:
         raise AdapterError("hyperparameters: () is empty; name at least one, such as ('lr',)")
     return items, actuators
@@ -245,8 +283,8 @@ def _refusal(item: str | Hyperparameter) -> AdapterError | LookupError:
     if kind not in KINDS:
         return unknown_name("hyperparameter", str(name), KINDS_IN_KERAS)
     return AdapterError(
-        f"hyperparameters: {name!r} (kind {kind!r}) cannot be steered in Keras; "
-        f"choose from {', '.join(KINDS_IN_KERAS)}"
+        f"hyperparameters: {name!r} (kind {kind!r}) cannot be steered by name in Keras: "
+        f"{_INSTEAD[str(kind)]}. By name there are {', '.join(KINDS_IN_KERAS)}"
     )
 
 
@@ -270,11 +308,13 @@ class Hands:
         model: The model.
         optimizer: The inner optimiser.
         values: All steered settings besides the learning rate; none if they will never move.
+        layers: Rates of single layers, where they are steered; known after `make`.
     """
 
     model: Any
     optimizer: Any
     values: list[Value]
+    layers: LayerRates | None = None
     _takeovers: list[Takeover] = field(default_factory=list)
     _carriers: list[_Carrier] = field(default_factory=list)
 
@@ -283,7 +323,9 @@ class Hands:
         for value in self.values:
             value.make()
         for owner in {id(v.owner): v.owner for v in self.values}.values():
-            if owner is not self.optimizer:
+            if isinstance(owner, LayerRates):
+                self.layers = owner
+            elif owner is not self.optimizer:
                 self._take_over(owner, [v for v in self.values if v.owner is owner])
         inside = [v for v in self.values if v.owner is self.optimizer]
         held = [v.held for v in inside if v.held is not None]
@@ -294,6 +336,8 @@ class Hands:
         for value in self.values:
             if value.owner is self.optimizer:
                 value.reads = _reading(takeover, value.name)
+            elif isinstance(value.owner, LayerRates | SteeredValue):
+                value.reads = _own_reading(value.owner)
 
     def release(self) -> None:
         """Take the hands off: every object has its own values again."""
@@ -303,15 +347,25 @@ class Hands:
         for carrier in self._carriers:
             if carrier in generators:
                 generators.remove(carrier)
+        for value in self.values:
+            if isinstance(value.owner, SteeredValue):
+                value.owner.attach(None)
         self._takeovers, self._carriers = [], []
 
     def forget_reads(self) -> None:
         """Count the readings of the training step alone, from now on."""
         for takeover in self._takeovers:
             takeover.reads = dict.fromkeys(takeover.reads, 0)
+        for value in self.values:
+            if isinstance(value.owner, LayerRates | SteeredValue):
+                value.owner.reads = 0
 
     def _take_over(self, owner: Any, values: list[Value]) -> None:
         (value,) = values
+        if isinstance(owner, SteeredValue):
+            owner.attach(value)
+            self._carry(value)
+            return
         if value.name == "rate":
             methods = {} if value.held is None else {"call": dropout_call}
             takeover = Takeover(owner, {"rate": value.supply}, methods)
@@ -323,6 +377,9 @@ class Hands:
             )
             value.reads = _reading(takeover, "_fn_kwargs")
         self._takeovers.append(takeover)
+        self._carry(value)
+
+    def _carry(self, value: Value) -> None:
         if value.held is not None:
             self._carriers.append(_Carrier(value.held))
             self.model._seed_generators.append(self._carriers[-1])
@@ -330,3 +387,7 @@ class Hands:
 
 def _reading(takeover: Takeover, name: str) -> Callable[[], int]:
     return lambda: takeover.reads.get(name, 0)
+
+
+def _own_reading(owner: LayerRates | SteeredValue) -> Callable[[], int]:
+    return lambda: owner.reads

@@ -17,6 +17,7 @@ from trimtab.adapters.keras_validation import (
     load_random_state,
     random_state,
 )
+from trimtab.adapters.keras_values import SteeredValue
 from trimtab.adapters.keras_variables import array_of, backend_name, synchronise
 from trimtab.core.errors import AdapterError
 from trimtab.core.hyperparameters import Hyperparameter
@@ -32,7 +33,7 @@ class Options:
     """The keywords that the callback and the controller have in common.
 
     Attributes:
-        hyperparameters: Names or `Hyperparameter` objects.
+        hyperparameters: Names, `Hyperparameter` objects, or values of the user's own.
         decisions: Number of decisions.
         policy: Name or path of a policy, a `Controller`, or None to switch it off.
         reference: A name, a function of progress, a schedule, or None for the optimiser's own.
@@ -46,7 +47,7 @@ class Options:
         watch_only: Propose and record, but never change anything.
     """
 
-    hyperparameters: Iterable[str | Hyperparameter]
+    hyperparameters: Iterable[str | Hyperparameter | SteeredValue]
     decisions: int
     policy: Any
     reference: Any
@@ -196,7 +197,7 @@ class SteeredModel:
         values = [value for actuator in moving for value in actuator.values]
         self._hands = Hands(self._model, inner_optimizer(self._optimizer), values)
         held, supplies = self._hands.make()
-        self._takeover = self._rates.install(held, supplies)
+        self._takeover = self._rates.install(held, supplies, self._hands.layers)
         self._hands.attend(self._takeover)
         self._model.__dict__[_LEFTOVER] = self.release
 

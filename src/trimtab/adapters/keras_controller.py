@@ -10,6 +10,7 @@ from typing import Any
 from trimtab.adapters.keras_assembly import Options, SteeredModel, check_one_device
 from trimtab.adapters.keras_gradients import GradientStatistics
 from trimtab.adapters.keras_rates import inner_optimizer
+from trimtab.adapters.keras_values import SteeredValue
 from trimtab.adapters.keras_variables import array_of, backend_name
 from trimtab.core.decision import Summary
 from trimtab.core.errors import AdapterError, SpecError
@@ -73,7 +74,7 @@ class KerasController:
         total_steps: int,
         validate: Callable[[], float | Mapping[str, float]],
         model: Any,
-        hyperparameters: Iterable[str | Hyperparameter] = ("lr",),
+        hyperparameters: Iterable[str | Hyperparameter | SteeredValue] = ("lr",),
         decisions: int = 20,
         policy: Any = "trimtab-1",
         reference: Any = None,

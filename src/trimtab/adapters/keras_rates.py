@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from trimtab.adapters.keras_depth import LayerRates
 from trimtab.adapters.keras_takeover import Takeover, saving_without
 from trimtab.adapters.keras_variables import array_of, backend_name, plain_variable
 from trimtab.core.errors import AdapterError
@@ -87,12 +88,18 @@ class KerasRates:
 
     # For as long as a run lasts.
 
-    def install(self, extra: list[Any], supplies: dict[str, Callable[[], Any]]) -> Takeover:
+    def install(
+        self,
+        extra: list[Any],
+        supplies: dict[str, Callable[[], Any]],
+        layers: LayerRates | None = None,
+    ) -> Takeover:
         """Make the optimiser read its rate here, and other settings from ``supplies``.
 
         Args:
             extra: Variables that the optimiser's step reads besides.
             supplies: Attribute -> what is to be read there.
+            layers: What the rate is multiplied by in each layer; None for the same in all.
         """
         self._shift = plain_variable(0, "int", "trimtab_shift")
         self._base = plain_variable(self.first, "int", "trimtab_base")
@@ -104,19 +111,25 @@ class KerasRates:
         else:
             self._multiplier = plain_variable(np.float32(1.0), "float32", "trimtab_multiplier")
             mine.append(self._multiplier)
+        methods: dict[str, Callable[..., Any]] = {}
+        if layers is not None:
+            mine.append(layers.variable)
+            methods = layers.methods(type(self._optimizer))
         self._added = [*mine, *extra]
         if self._outer is not self._optimizer:
-            methods = saving_without(self._added, type(self._outer))
-            self._takeovers.append(Takeover(self._outer, {}, methods))
+            saving = saving_without(self._added, type(self._outer))
+            self._takeovers.append(Takeover(self._outer, {}, saving))
 
         def current_rate(owner: Any) -> Any:
             takeover.count("learning_rate")
-            return self._rate(owner._iterations)
+            rate = self._rate(owner._iterations)
+            return rate if layers is None else layers.scaled(rate)
 
         takeover = Takeover(
             self._optimizer,
             supplies,
             {
+                **methods,
                 "_get_current_learning_rate": current_rate,
                 **saving_without(self._added, type(self._optimizer)),
             },

@@ -103,6 +103,7 @@ class Steering:
         self._lr_index = kinds.index("lr") if "lr" in kinds else None
         self._losses: list[float | None] = []  # of the open window
         self._warned: set[str] = set()
+        self._lost = ""  # what went wrong in the open window, in words
         self._closed = False
 
     # What a loop tells.
@@ -157,6 +158,27 @@ class Steering:
         if len(losses) >= due or lost:
             self._before_decision()
             self._end_window(measured or {})
+
+    def mend(self, error: BaseException, steps: int) -> bool:
+        """Go back to the best state because a step failed; return whether that could be done.
+
+        Args:
+            error: What the step raised.
+            steps: Steps of the failed execution, which `took` is told of afterwards.
+        """
+        session = self._session_now
+        if not self.guarded or not self.snapshots.kept:
+            return False
+        step = session.steps_done + len(self._losses)
+        told = str(error).strip() or "no message"
+        self._lost = (
+            f"step {step} ran out of memory ({told.splitlines()[0]}); the best state is back"
+        )
+        self.warn("memory", _NO_MEMORY.format(what=self._lost))
+        self._before_decision()
+        self._restore()
+        self._rates.begin(step + steps, self._rates.multiplier)
+        return True
 
     def finish(self, status: str | None = None) -> None:
         """Finish the record; without a status, put the best weights back if that is wanted."""
@@ -288,15 +310,17 @@ class Steering:
             seen = self._validation.later()
         finite = metrics.finite if math.isfinite(seen.loss) else 0.0
         metrics = metrics._replace(val_loss=seen.loss, finite=finite)
-        if not seen.problem:
+        problem, self._lost = seen.problem or self._lost, ""
+        if seen.problem:
+            self.warn("validate", f"{seen.problem}; the last loss is used and the values are held")
+        if not problem:
             session.step(metrics, seen.measured)
         else:
-            self.warn("validate", f"{seen.problem}; the last loss is used and the values are held")
             session.observe(metrics, seen.measured)
             if session.finished:
                 session.close()
             else:
-                session.decide(None, note=seen.problem, extra=int(Reason.FROZEN))
+                session.decide(None, note=problem, extra=int(Reason.FROZEN))
         self._begin_window()
 
     def _take_beyond(self, session: Session, steps: int, lost: bool) -> None:
@@ -317,6 +341,9 @@ _GIVEN_UP = (
 _BEYOND = (
     "more steps than total_steps={total}: the values stay at the last ones; "
     "announce the true number of steps"
+)
+_NO_MEMORY = (
+    "{what}, and training goes on with the next batch: choose smaller batches if this happens again"
 )
 _OVERWRITTEN = (
     "lr: something else set the optimiser's learning rate, which is not what the steered step "
