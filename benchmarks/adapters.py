@@ -1,0 +1,405 @@
+"""What steering is worth through each adapter, from starts 100 times too low and too high.
+
+Each adapter trains the ``small`` variant of one real task in its framework's own way: a PyTorch
+loop, Transformers' ``Trainer``, Lightning's ``Trainer``, ``model.fit`` of Keras on TensorFlow. Each
+start is run steered and unsteered (``policy=None``: the reference schedule alone) with the same
+seeds; both keep the weights that were best on validation, and the test split is read once at the
+end. Runs are kept one a line as they finish, so an interrupted benchmark goes on where it stopped.
+
+    python -m benchmarks.adapters --jobs 2
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
+os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import numpy as np
+
+__all__ = ["TASKS", "Unit", "main", "missing", "table"]
+
+TASKS: Mapping[str, str] = {
+    "torch": "tabular/letters",
+    "transformers": "text/reuters",
+    "lightning": "vision/animals",
+    "keras-tensorflow": "keras/digits",
+}
+FACTORS = (0.01, 100.0)
+UNSTEERED = "none"
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One run.
+
+    Attributes:
+        adapter: Which framework trains.
+        variant: Size of the task.
+        policy: A policy's name, or ``"none"``.
+        factor: Start of the learning rate over the task's tuned one.
+        seed: Of the run.
+    """
+
+    adapter: str
+    variant: str
+    policy: str
+    factor: float
+    seed: int
+
+
+def _in_torch(task: Any, unit: Unit, steer: Mapping[str, Any]) -> tuple[Any, dict[str, float]]:
+    from trimtab.adapters.torch import TorchController
+
+    run = task.start(seed=unit.seed)
+    setup, optimizer = run.setup, _adamw(run.model, task, unit)
+    controller = TorchController(
+        optimizer,
+        total_steps=task.total_steps,
+        validate=lambda: run.evaluate("validation"),
+        model=run.model,
+        clip=setup.defaults["clip"],
+        **steer,
+    )
+    with controller:
+        run.model.train()
+        for _ in range(task.total_steps):
+            loss = setup.loss(run.model, next(setup.batches), setup.defaults)
+            loss.backward()
+            controller.step(loss)
+    return controller.summary, run.evaluate("test")
+
+
+def _in_transformers(
+    task: Any, unit: Unit, steer: Mapping[str, Any]
+) -> tuple[Any, dict[str, float]]:
+    import torch
+    from transformers import Trainer, TrainingArguments
+
+    from trimtab.adapters.transformers import TrimtabCallback
+
+    run = task.start(seed=unit.seed)
+    setup = run.setup
+
+    class Rows(torch.nn.Module):  # type: ignore[misc]
+        """The task's network as ``Trainer`` wants it: examples in, a dict with the loss out."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = run.model
+
+        def forward(self, rows: torch.Tensor) -> dict[str, torch.Tensor]:
+            """Return the loss of some training examples."""
+            return {"loss": setup.loss(self.network, rows.numpy(), setup.defaults)}
+
+    class Order(torch.utils.data.IterableDataset):  # type: ignore[misc]
+        """Indices of training examples, in the order of the task."""
+
+        def __iter__(self) -> Iterator[dict[str, int]]:
+            return ({"rows": int(row)} for batch in setup.batches for row in batch)
+
+    callback = TrimtabCallback(validate=lambda: run.evaluate("validation"), **steer)
+    model = Rows()
+    arguments = TrainingArguments(
+        output_dir=tempfile.mkdtemp(),
+        max_steps=task.total_steps,
+        per_device_train_batch_size=task.batch_size,
+        lr_scheduler_type="linear",
+        warmup_steps=max(1, task.total_steps // 20),
+        max_grad_norm=setup.defaults["clip"],
+        seed=unit.seed,
+        remove_unused_columns=False,
+        label_names=[],
+        use_cpu=True,
+        report_to=[],
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=Order(),
+        optimizers=(_adamw(run.model, task, unit), None),
+        callbacks=[callback],
+    )
+    trainer.train()
+    return callback.summary, run.evaluate("test")
+
+
+def _in_lightning(task: Any, unit: Unit, steer: Mapping[str, Any]) -> tuple[Any, dict[str, float]]:
+    import lightning.pytorch as lightning
+    import torch
+
+    from trimtab.adapters.lightning import TrimtabCallback
+
+    run = task.start(seed=unit.seed)
+    setup = run.setup
+
+    class Module(lightning.LightningModule):  # type: ignore[misc]
+        """The task's network and loss."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = run.model
+
+        def training_step(self, batch: torch.Tensor, _index: int) -> torch.Tensor:
+            """Return the mean loss of some training examples."""
+            loss: torch.Tensor = setup.loss(self.network, batch.numpy(), setup.defaults)
+            return loss
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            """Return the optimiser that is steered."""
+            return _adamw(self.network, task, unit)
+
+    batches = [torch.from_numpy(next(setup.batches)) for _ in range(task.total_steps)]
+    callback = TrimtabCallback(
+        validate=lambda: run.evaluate("validation"),
+        total_steps=task.total_steps,
+        **(dict(steer) | {"reference": "warmup-linear"}),
+    )
+    trainer = lightning.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        gradient_clip_val=setup.defaults["clip"],
+        callbacks=[callback],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(Module(), torch.utils.data.DataLoader(batches, batch_size=None))
+    return callback.summary, run.evaluate("test")
+
+
+def _in_keras(task: Any, unit: Unit, steer: Mapping[str, Any]) -> tuple[Any, dict[str, float]]:
+    import keras
+
+    from trimtab.adapters.keras import TrimtabCallback
+
+    keras.utils.set_random_seed(unit.seed)  # the order of data in fit
+    setup = task.setup(seed=unit.seed)
+    model = setup.model
+    setup.optimizer.learning_rate = task.tuned_lr * unit.factor
+    model.compile(optimizer=setup.optimizer, loss=setup.loss)
+
+    def measured(split: str) -> dict[str, float]:
+        return dict(setup.evaluate(lambda x: np.asarray(model.predict_on_batch(x)), split))
+
+    callback = TrimtabCallback(validate=lambda: measured("validation"), **steer)
+    train = setup.rows
+    model.fit(
+        setup.inputs[train],
+        setup.targets[train],
+        batch_size=task.batch_size,
+        epochs=-(-task.total_steps * task.batch_size // len(train)),
+        callbacks=[callback],
+        verbose=0,
+    )
+    return callback.summary, measured("test")
+
+
+_ADAPTERS: Mapping[str, Callable[[Any, Unit, Mapping[str, Any]], tuple[Any, dict[str, float]]]] = {
+    "torch": _in_torch,
+    "transformers": _in_transformers,
+    "lightning": _in_lightning,
+    "keras-tensorflow": _in_keras,
+}
+
+
+def _adamw(model: Any, task: Any, unit: Unit) -> Any:
+    """Return AdamW at the unit's start and the recipe's other values."""
+    import torch
+
+    from trimtab.tasks.torch_run import decay_groups
+
+    values = task.manual["values"]
+    groups = decay_groups(model)
+    for group in groups:
+        group["weight_decay"] = values["weight_decay"] if group.pop("decay") else 0.0
+    return torch.optim.AdamW(groups, lr=task.tuned_lr * unit.factor)
+
+
+def run_unit(unit: Unit) -> dict[str, Any]:
+    """Make one run and return it as a row of JSON."""
+    import warnings
+
+    from trimtab.core.errors import TrimtabWarning
+    from trimtab.core.registry import make_task
+
+    warnings.simplefilter("ignore", TrimtabWarning)
+    task: Any = make_task(TASKS[unit.adapter], variant=unit.variant)
+    begun = time.perf_counter()
+    steer = {"policy": None if unit.policy == UNSTEERED else unit.policy, "seed": unit.seed}
+    summary, test = _ADAPTERS[unit.adapter](task, unit, steer)
+    return asdict(unit) | {
+        "task": task.name,
+        "test": test,
+        "validation": summary.best.get("loss"),
+        "rollbacks": summary.rollbacks,
+        "diverged": bool(summary.diverged),
+        "seconds": time.perf_counter() - begun,
+    }
+
+
+def missing(units: Sequence[Unit], rows: Sequence[Mapping[str, Any]]) -> list[Unit]:
+    """Return the units that no row is of, in order."""
+    made = {tuple(row[name] for name in asdict(units[0])) for row in rows} if units else set()
+    return [unit for unit in units if tuple(asdict(unit).values()) not in made]
+
+
+def table(rows: Sequence[Mapping[str, Any]], policy: str) -> list[dict[str, Any]]:
+    """Return a line for each adapter and start: mean test losses, their difference, wins."""
+    lines: list[dict[str, Any]] = []
+    for adapter in TASKS:
+        of_adapter = [row for row in rows if row["adapter"] == adapter]
+        for factor in sorted({row["factor"] for row in of_adapter}):
+            here = [row for row in of_adapter if row["factor"] == factor]
+            line = _line(here, policy)
+            if line:
+                lines.append({"adapter": adapter, "task": TASKS[adapter], "factor": factor} | line)
+    return lines
+
+
+def _line(rows: Sequence[Mapping[str, Any]], policy: str) -> dict[str, Any]:
+    """Return the figures of one adapter and start; empty if no seed has both runs."""
+    tests = {
+        name: {row["seed"]: row["test"] for row in rows if row["policy"] == name}
+        for name in (UNSTEERED, policy)
+    }
+    seeds = sorted(set(tests[UNSTEERED]) & set(tests[policy]))
+    if not seeds:
+        return {}
+    line: dict[str, Any] = {"seeds": len(seeds)}
+    losses: dict[str, np.ndarray] = {}
+    for label, name in (("unsteered", UNSTEERED), ("steered", policy)):
+        losses[label] = np.array([_or_infinity(tests[name][seed]["loss"]) for seed in seeds])
+        line[label] = float(losses[label].mean())
+        accuracies = [tests[name][seed]["accuracy"] for seed in seeds]
+        line[f"{label}_accuracy"] = float(np.mean(accuracies))
+    with np.errstate(invalid="ignore"):
+        differences = losses["steered"] - losses["unsteered"]
+        line["difference"] = float(differences.mean())
+        line["standard_error"] = None
+        if len(seeds) > 1:
+            line["standard_error"] = float(differences.std(ddof=1) / np.sqrt(len(seeds)))
+    line["wins"] = int((differences < 0).sum())
+    line["seconds"] = float(np.mean([row["seconds"] for row in rows]))
+    return line
+
+
+def _or_infinity(loss: float | None) -> float:
+    return float("inf") if loss is None or not np.isfinite(loss) else float(loss)
+
+
+def _markdown(lines: Sequence[Mapping[str, Any]], policy: str, variant: str) -> str:
+    head = ("adapter", "task", "start", "unsteered loss (accuracy)", "steered loss (accuracy)")
+    rows = [
+        (
+            line["adapter"],
+            line["task"],
+            f"x{line['factor']:g}",
+            f"{line['unsteered']:.3f} ({line['unsteered_accuracy']:.3f})",
+            f"{line['steered']:.3f} ({line['steered_accuracy']:.3f})",
+            f"{line['difference']:+.3f}"
+            + (f" ± {line['standard_error']:.3f}" if line["standard_error"] is not None else ""),
+            f"{line['wins']} of {line['seeds']}",
+            f"{line['seconds']:.0f}",
+        )
+        for line in lines
+    ]
+    titles = (*head, "difference", "steered is better", "seconds a run")
+    text = [f"| {' | '.join(cells)} |" for cells in (titles, ("---",) * len(titles), *rows)]
+    return "\n".join(
+        [
+            "# Steered and unsteered through each adapter",
+            "",
+            f"Test log-loss in nats (and accuracy) of the `{variant}` tasks, from learning rates",
+            "that many times the tuned one, with the reference schedule alone and steered by",
+            f"`{policy}`; means over seeds, and the paired difference with its standard error.",
+            "Made by `python -m benchmarks.adapters`.",
+            "",
+            *text,
+            "",
+        ]
+    )
+
+
+def _kept(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def _make(units: Sequence[Unit], jobs: int, out: Path) -> list[str]:
+    """Make runs, each kept as it finishes; return what failed."""
+    failed: list[str] = []
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        waiting = {pool.submit(run_unit, unit): unit for unit in units}
+        for done in as_completed(waiting):
+            unit = waiting[done]
+            label = f"{unit.adapter} x{unit.factor:g} seed {unit.seed} {unit.policy}"
+            error = done.exception()
+            if error is not None:
+                failed.append(f"{label}: {type(error).__name__}: {error}")
+                print(failed[-1], file=sys.stderr, flush=True)
+                continue
+            row = done.result()
+            with out.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+            loss = row["test"]["loss"]
+            print(f"{label}: test {loss:.4f}, {row['seconds']:.0f} s", file=sys.stderr, flush=True)
+    return failed
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Read the arguments, make what is missing, print and write the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser.add_argument("--adapters", default=",".join(TASKS))
+    parser.add_argument("--variant", default="small")
+    parser.add_argument("--policy", default="trimtab-1")
+    parser.add_argument("--factors", default=",".join(f"{factor:g}" for factor in FACTORS))
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path("adapters.jsonl"), help="kept runs")
+    parser.add_argument("--table", type=Path, default=None, help="Markdown file to write")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args(arguments)
+    adapters = options.adapters.split(",")
+    unknown = sorted(set(adapters) - set(TASKS))
+    if unknown:
+        parser.error(f"--adapters: unknown {', '.join(unknown)} (have: {', '.join(TASKS)})")
+    units = [
+        Unit(adapter, options.variant, policy, float(factor), seed)
+        for adapter in adapters
+        for seed in range(options.seeds)
+        for factor in options.factors.split(",")
+        for policy in (UNSTEERED, options.policy)
+    ]
+    failed = _make(missing(units, _kept(options.out)), options.jobs, options.out)
+    wanted = [row for row in _kept(options.out) if row["variant"] == options.variant]
+    lines = table(wanted, options.policy)
+    text = _markdown(lines, options.policy, options.variant)
+    print(json.dumps(lines) if options.json else text)
+    if options.table is not None:
+        options.table.write_text(text, encoding="utf-8")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
