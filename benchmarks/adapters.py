@@ -89,7 +89,7 @@ def _in_transformers(
     task: Any, unit: Unit, steer: Mapping[str, Any]
 ) -> tuple[Any, dict[str, float]]:
     import torch
-    from transformers import Trainer, TrainingArguments
+    from transformers import PrinterCallback, Trainer, TrainingArguments
 
     from trimtab.adapters.transformers import TrimtabCallback
 
@@ -137,6 +137,7 @@ def _in_transformers(
         optimizers=(_adamw(run.model, task, unit), None),
         callbacks=[callback],
     )
+    trainer.remove_callback(PrinterCallback)  # standard output is for the table
     trainer.train()
     return callback.summary, run.evaluate("test")
 
@@ -302,6 +303,12 @@ def _line(rows: Sequence[Mapping[str, Any]], policy: str) -> dict[str, Any]:
     return line
 
 
+def _plain(line: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a line as JSON knows it: what is not finite becomes null."""
+    numbers = {key: value for key, value in line.items() if isinstance(value, float)}
+    return dict(line) | {key: None for key, value in numbers.items() if not np.isfinite(value)}
+
+
 def _or_infinity(loss: float | None) -> float:
     return float("inf") if loss is None or not np.isfinite(loss) else float(loss)
 
@@ -349,6 +356,7 @@ def _kept(path: Path) -> list[dict[str, Any]]:
 def _make(units: Sequence[Unit], jobs: int, out: Path) -> list[str]:
     """Make runs, each kept as it finishes; return what failed."""
     failed: list[str] = []
+    out.parent.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         waiting = {pool.submit(run_unit, unit): unit for unit in units}
         for done in as_completed(waiting):
@@ -376,8 +384,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--factors", default=",".join(f"{factor:g}" for factor in FACTORS))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("adapters.jsonl"), help="kept runs")
-    parser.add_argument("--table", type=Path, default=None, help="Markdown file to write")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/adapters.jsonl"), help="where runs are kept"
+    )
+    parser.add_argument(
+        "--table", type=Path, default=Path(__file__).with_suffix(".md"), help="Markdown to write"
+    )
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
     adapters = options.adapters.split(",")
@@ -395,9 +407,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     wanted = [row for row in _kept(options.out) if row["variant"] == options.variant]
     lines = table(wanted, options.policy)
     text = _markdown(lines, options.policy, options.variant)
-    print(json.dumps(lines) if options.json else text)
-    if options.table is not None:
-        options.table.write_text(text, encoding="utf-8")
+    print(json.dumps([_plain(line) for line in lines]) if options.json else text)
+    options.table.write_text(text, encoding="utf-8")
     return 1 if failed else 0
 
 
