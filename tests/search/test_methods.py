@@ -273,3 +273,14 @@ def test_ray_spends_what_it_was_given(assign, name):
     if name != "asha":
         assert len(outcome.runs) == 4
         assert all(run.steps == 40 for run in outcome.runs)
+
+
+def test_a_larger_budget_of_the_policy_is_spent_on_restarts_and_forks(assign) -> None:
+    method = find_method("trimtab")
+    assert method.budget == 1
+    one, three = (method.run(assign(3, budget=budget)) for budget in (1, 3))
+    assert three.runs[0].validation == one.result.validation
+    assert three.runs[0].test == one.result.test
+    assert three.result.validation <= one.result.validation
+    assert 2 < three.spent <= 3 + 1e-6
+    assert method.run(assign(3, budget=3)).result.start == three.result.start

@@ -11,7 +11,6 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from pathlib import Path
 
 __all__ = ["command_line", "git_commit", "machine", "package_versions"]
 

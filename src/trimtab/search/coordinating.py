@@ -149,6 +149,10 @@ class Coordinator:
             self._studies.set_status(self._record, "finished", figures)
         return result
 
+    def entries(self) -> list[Entry]:
+        """Return every unit that is over, in the order of their places."""
+        return [_entry(unit) for unit in self._studies.units(self._record) if unit.is_over]
+
     def _finish_known(self) -> list[Entry]:
         """Have every proposed unit done, by these workers or another's; return them all."""
         while True:
@@ -216,7 +220,7 @@ class Coordinator:
         )
 
     def _result(self, entries: Sequence[Entry]) -> TuneResult:
-        rows = [_row(entry, self._full_choices(entry)) for entry in entries]
+        rows = [_row(entry, self.choices_of(entry)) for entry in entries]
         best = best_of(entries)
         if best is None and entries and all(entry.is_failed for entry in entries):
             raise StoreError(
@@ -236,7 +240,7 @@ class Coordinator:
         columns = entry.outcome.get("schedule") or {}
         length = max((len(values) for values in columns.values()), default=0)
         return Best(
-            choices=self._full_choices(entry),
+            choices=self.choices_of(entry),
             validation=float(entry.outcome["validation"]),
             test=dict(entry.outcome.get("test") or {}),
             schedule=[
@@ -245,7 +249,7 @@ class Coordinator:
             ],
         )
 
-    def _full_choices(self, entry: Entry) -> dict[str, Any]:
+    def choices_of(self, entry: Entry) -> dict[str, Any]:
         """Return a run's choices, the starts of what is steered included."""
         if "choices" in entry.outcome:
             return dict(entry.outcome["choices"])

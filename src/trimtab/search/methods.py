@@ -159,6 +159,7 @@ class Method:
         run: Spends the budget.
         least: Smallest budget.
         most: Largest budget; None for no limit.
+        usual: Budget where none is asked for; None for 8, or the largest if that is less.
         uses_start: Whether it starts from a given place, rather than choosing its own.
         told_of: ``"pool"`` if it chooses from the task's pool, ``"trimtab"`` if it is told of the
             steered runs, else nothing.
@@ -177,10 +178,13 @@ class Method:
     needs: tuple[str, ...] = ()
     alone: bool = False
     refuses: Callable[[Task], str | None] = _takes_any
+    usual: int | None = None
 
     @property
     def budget(self) -> int:
         """The budget where none is asked for."""
+        if self.usual is not None:
+            return self.usual
         usual = max(self.least, _USUAL_BUDGET)
         return usual if self.most is None else min(self.most, usual)
 

@@ -141,9 +141,9 @@ class Frame:
 
     def hidden(self) -> list[tuple[Method, int]]:
         """Return the steered runs that others are told of, where nobody asks for them."""
-        methods = [method for method, _ in self.methods()]
-        is_needed = any(method.told_of == "trimtab" for method in methods)
-        is_there = any(method.name == "trimtab" for method in methods)
+        methods = self.methods()
+        is_needed = any(method.told_of == "trimtab" for method, _ in methods)
+        is_there = any(method.name == "trimtab" and budget == 1 for method, budget in methods)
         return [(find_method("trimtab"), 1)] if is_needed and not is_there else []
 
     def count(self) -> int:

@@ -108,6 +108,10 @@ def _scheduled(reference: str) -> Callable[[Assignment], Outcome]:
 
 
 def _steered(assignment: Assignment) -> Outcome:
+    if assignment.budget > 1:
+        from trimtab.search.steered_budget import spend
+
+        return spend(assignment)
     return Outcome((steered_run(assignment, lambda controller: controller),), 0)
 
 
@@ -137,7 +141,13 @@ def _manual(assignment: Assignment) -> Outcome:
     return Outcome((row,), 0)
 
 
-TRIMTAB = Method("trimtab", "the learned policy on the reference schedule", _steered)
+TRIMTAB = Method(
+    "trimtab",
+    "the learned policy; with more budget restarts and forks",
+    _steered,
+    most=None,
+    usual=1,
+)
 REFERENCE = Method(
     "reference", "5 % warm-up, then linear decay to zero", _scheduled("warmup-linear")
 )
