@@ -19,7 +19,7 @@ _WIDTH = 96
 
 
 def literal(value: Any, indent: int = 0) -> str:
-    r"""Return a Python expression of plain data; mappings take one line an item.
+    """Return a Python expression of plain data; mappings take one line an item.
 
     Args:
         value: None, booleans, finite numbers, texts, and lists and mappings of them.
@@ -29,8 +29,11 @@ def literal(value: Any, indent: int = 0) -> str:
         TypeError: Something else is in it.
         ValueError: A number is not finite.
 
-    >>> literal({"task": 'a"b', "seed": 0})
-    '{\\n    "task": \\'a"b\\',\\n    "seed": 0,\\n}'
+    >>> print(literal({"task": "a'b", "seed": 0}))
+    {
+        "task": "a'b",
+        "seed": 0,
+    }
     """
     if value is None or isinstance(value, bool):
         return repr(value)
