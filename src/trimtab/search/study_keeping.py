@@ -241,15 +241,15 @@ class KeptRun:
 
     def after(self, now: Progress, state: Callable[[], dict[str, Any]]) -> str | None:
         """Note the path, keep the state where it is due, and stop a run that cannot win."""
-        if self._skip:
-            self._skip = False
-            return None
         self._recorder.require_claim()
-        self.path.add(now)
-        if now.decision is not None and self._is_storable:
-            self._keep(now.decision.index, now.step, state)
-        if now.step >= now.total_steps or now.decision is None:
-            return None
+        if self._skip:  # noted and kept already; whether it was stopped then is not known
+            self._skip = False
+        else:
+            self.path.add(now)
+            if now.decision is not None and self._is_storable:
+                self._keep(now.decision.index, now.step, state)
+            if now.step >= now.total_steps or now.decision is None:
+                return None
         return "stopped" if self.path.cannot_win else None
 
     def keep_best(self, best: Any, decision: int, step: int) -> None:
