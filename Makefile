@@ -119,7 +119,7 @@ venv-dacbench: .venv-dacbench/.installed
 .venv-dacbench/.installed: constraints.txt Makefile
 	$(PYTHON) -m venv .venv-dacbench
 	.venv-dacbench/bin/pip --disable-pip-version-check install --quiet \
-		--constraint constraints.txt $(INDEX) dacbench torch
+		--constraint constraints.txt $(INDEX) dacbench safetensors torch
 	.venv-dacbench/bin/pip --disable-pip-version-check install --quiet --no-deps \
 		--constraint constraints.txt $(INDEX) torchvision
 	@touch $@
