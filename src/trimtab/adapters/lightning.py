@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from torch import nn
 
+from trimtab.adapters.lightning_memory import StepInParts
 from trimtab.adapters.lightning_trainer import (
     announced_steps,
     check_strategy,
@@ -48,6 +49,10 @@ class TrimtabCallback(Callback):
     that count steps and random state go on. Lightning's checkpoints hold the state of the steering
     and the random state, so ``fit(ckpt_path=...)`` goes on with the same decisions. Where several
     processes train together, the first one validates and decides, and the others apply.
+
+    In automatic optimisation and one process, a step whose forward pass runs out of memory is done
+    again in twice as many parts (see `trimtab.adapters.lightning_memory.StepInParts`), and so are
+    later ones; ``summary.memory_retries`` counts.
 
     **Validation** happens before step 1 and after each window, ``decisions + 1`` times, on the
     validation data of the fit unless others are given, and apart from Lightning's own: the
@@ -138,6 +143,7 @@ class TrimtabCallback(Callback):
         self._manual = False
         self._pending = False  # the optimiser was stepped, and steering not yet told so
         self._handle: Any = None
+        self._in_parts: StepInParts | None = None  # stands in the module's training_step
         self._trainer: Any = None
         self._given_clip: float | None = None
         self._running = False
@@ -208,6 +214,8 @@ class TrimtabCallback(Callback):
             processes=self._processes,
         )
         self._handle = optimizer.register_step_post_hook(self._after_step)
+        if not self._manual and self._processes.count == 1:
+            self._in_parts = StepInParts(pl_module, self._count_retries)
         self._losses, self._pending, self._running = [], False, True
         if saved is None:
             self._steering.start()
@@ -317,6 +325,9 @@ class TrimtabCallback(Callback):
         self._live.rejoin_groups()
         self._live.after_update()
 
+    def _count_retries(self, count: int) -> None:
+        self._live.memory_retries = count
+
     def _gradients_are_finite(self) -> bool:
         gradients = [w.grad for g in self._groups() for w in g["params"] if w.grad is not None]
         if not gradients:
@@ -348,6 +359,9 @@ class TrimtabCallback(Callback):
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
+        if self._in_parts is not None:
+            self._in_parts.release()
+            self._in_parts = None
         if self._running:
             self._running = False
             self._followed.put_back()

@@ -32,8 +32,16 @@ class Attachment:
         self._replay = Replay(None, trainer.model)
         self.memory = MicroBatches(trainer.model)
         self._compute, self._train = trainer.compute_loss, trainer.training_step
-        trainer.compute_loss = wraps(self._compute)(self._compute_loss)
-        trainer.training_step = wraps(self._train)(self._training_step)
+
+        @wraps(self._compute)
+        def compute_loss(*args: Any, **kwargs: Any) -> Any:
+            return self._compute_loss(*args, **kwargs)
+
+        @wraps(self._train)
+        def training_step(*args: Any, **kwargs: Any) -> torch.Tensor:
+            return self._training_step(*args, **kwargs)
+
+        trainer.compute_loss, trainer.training_step = compute_loss, training_step
 
     def smoothing(self) -> Place | None:
         """Return where Trainer keeps label smoothing; None if it smooths nothing."""
@@ -51,10 +59,8 @@ class Attachment:
 
     def _compute_loss(self, *args: Any, **kwargs: Any) -> Any:
         if self._replay.waits and torch.is_grad_enabled() and not self._replay.was_called:
-            # Trainer takes the labels out of the inputs.
-            kept = [dict(a) if isinstance(a, Mapping) else a for a in args]
-            named = {k: dict(v) if isinstance(v, Mapping) else v for k, v in kwargs.items()}
-            self._replay.remember(lambda: self._compute(*kept, **named))
+            kept, named = _copied(args), _copied(kwargs)
+            self._replay.remember(lambda: self._compute(*_copied(kept), **_copied(named)))
         result = self._compute(*args, **kwargs)
         self._losses.take(result[0] if isinstance(result, tuple) else result)
         return result
@@ -86,3 +92,10 @@ class Attachment:
             return bool(said)
         by_model = trainer.model_accepts_loss_kwargs and num_items_in_batch is not None
         return bool(by_model or trainer.compute_loss_func is not None)
+
+
+def _copied(given: Any) -> Any:
+    """Return arguments whose mappings are copies, for Trainer takes the labels out of them."""
+    if isinstance(given, Mapping):
+        return {key: _copied(value) for key, value in given.items()}
+    return tuple(_copied(value) for value in given) if isinstance(given, tuple) else given
