@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 pytest.importorskip("ray")
 from trimtab.core.errors import SpecError, StoreError
-from trimtab.search.engines.base import Resources, make_engine
+from trimtab.search.engines.base import Done, Resources, make_engine
 from trimtab.search.engines.ray import RayEngine
+from trimtab.search.study import tune
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -91,6 +94,57 @@ def test_leaving_early_ends_what_is_running(engine: RayEngine) -> None:
     next(results)
     results.close()
     assert next(engine.run(work("square"), [(3,)])).result[0] == 9
+
+
+class Deadly:
+    """An engine whose first unit kills its worker in the middle."""
+
+    def __init__(self, inner: RayEngine, marker: Path) -> None:
+        self._inner, self._marker = inner, marker
+        self.name, self.jobs = inner.name, inner.jobs
+
+    def run(self, function: Any, units: Sequence[tuple[Any, ...]]) -> Iterator[Done]:
+        from tests.search.engines.dying import perform_and_die_once
+
+        assert function.__name__ == "perform"
+        for done in self._inner.run(
+            perform_and_die_once, [(str(self._marker), *unit) for unit in units]
+        ):
+            self.died = getattr(self, "died", 0) + done.died
+            yield done
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
+def test_a_study_ends_alike_on_either_engine_and_with_a_worker_killed(
+    engine: RayEngine, tmp_path: Path
+) -> None:
+    def spend(name: str, where: Any) -> tuple[str, list[str]]:
+        result = tune(
+            "simulated/quadratic",
+            variant="tiny",
+            policy="trimtab-0",
+            sampler="random",
+            snapshot_seconds=0.0,
+            seed=1,
+            budget=3,
+            jobs=2,
+            store=tmp_path / f"{name}.db",
+            study="s",
+            engine=where,
+        )
+        rows = [{k: v for k, v in row.items() if k != "seconds"} for row in result.runs]
+        best = None if result.best is None else vars(result.best)
+        states = [row["status"] for row in result.runs]
+        return json.dumps([best, rows, result.spent], sort_keys=True), states
+
+    deadly = Deadly(engine, tmp_path / "killed")
+    quiet, states = spend("local", "local")
+    killed, _ = spend("ray", deadly)
+    assert deadly.died == 1
+    assert killed == quiet
+    assert len(states) >= 3
 
 
 def test_more_than_a_node_has_is_refused(engine: RayEngine) -> None:

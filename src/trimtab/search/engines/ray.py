@@ -61,6 +61,7 @@ class RayEngine:
         self._room = jobs
         self._idle: list[Any] = []
         self._actors: list[Any] = []
+        self._numbers: list[Any] = []  # of their processes, on their way
 
     def __enter__(self) -> Self:
         return self
@@ -79,9 +80,9 @@ class RayEngine:
         import ray
 
         found: list[int] = []
-        for actor in self._actors:
+        for number in self._numbers:
             try:
-                found.append(int(ray.get(actor.process.remote(), timeout=_SECONDS_TO_END)))
+                found.append(int(ray.get(number, timeout=_SECONDS_TO_END)))
             except ray.exceptions.RayError:
                 continue
         return found
@@ -126,7 +127,7 @@ class RayEngine:
                 self._drop(actor)
             if self._is_ours:
                 ray.shutdown()
-        self._actors, self._idle, self._is_ours = [], [], False
+        self._actors, self._numbers, self._idle, self._is_ours = [], [], [], False
 
     def _begin(self) -> None:
         """Connect to Ray, or start it, once."""
@@ -198,6 +199,7 @@ class RayEngine:
         )(_Worker)
         actor = worker.remote()
         self._actors.append(actor)
+        self._numbers.append(actor.process.remote())  # asked before it is busy
         return actor
 
     def _answer(self, actor: Any, reference: Any, place: int) -> Done:
@@ -221,7 +223,8 @@ class RayEngine:
         import ray
 
         ray.kill(actor, no_restart=True)
-        self._actors = [one for one in self._actors if one is not actor]
+        place = next(n for n, one in enumerate(self._actors) if one is actor)
+        del self._actors[place], self._numbers[place]
         self._idle = [one for one in self._idle if one is not actor]
 
 

@@ -1,0 +1,31 @@
+"""A unit of a study whose worker is killed in the middle of it, once."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+from trimtab.search import study_unit
+
+DIES_AT = 7  # validations
+
+
+def perform_and_die_once(marker: str, *unit: Any) -> Any:
+    original, calls = study_unit._Tail.after, 0
+
+    def after(self: Any, *given: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        status = original(self, *given)
+        if calls == DIES_AT and not Path(marker).exists():
+            Path(marker).write_text(str(os.getpid()))
+            os.kill(os.getpid(), signal.SIGKILL)
+        return status
+
+    study_unit._Tail.after = after  # type: ignore[method-assign]
+    try:
+        return study_unit.perform(*unit)
+    finally:
+        study_unit._Tail.after = original  # type: ignore[method-assign]
