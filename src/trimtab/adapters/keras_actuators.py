@@ -56,7 +56,9 @@ def moved_value(item: Hyperparameter, start: float, offset: float) -> float:
     if offset == 0:
         return start
     if item.scale == "log":
-        return start * float(np.float32(10.0) ** np.float32(offset))
+        moved = start * float(np.float32(10.0) ** np.float32(offset))
+        # A float32 factor may overstep a bound by its rounding.
+        return min(max(moved, item.low), item.high) if start == item.default else moved
     return item.from_coordinate(item.to_coordinate(start) + float(offset))
 
 

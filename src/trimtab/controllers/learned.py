@@ -214,8 +214,7 @@ def read_policy(path: str | Path) -> PolicyFile:
 
     Raises:
         PolicyFileError: The file is unreadable, truncated, foreign, a pickle, its arrays do not
-            have the shapes of the network, or it was changed after it was written. Files of the
-            first release carry no hash and are not checked for the latter.
+            have the shapes of the network, or it was changed after it was written.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load
@@ -226,11 +225,12 @@ def read_policy(path: str | Path) -> PolicyFile:
         arrays = load(data)
     except (SafetensorError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise PolicyFileError(f"policy {path} is damaged: {error}; get it again") from error
-    expected = metadata.get("sha256")
-    if expected is not None and expected != (found := _digest(metadata, arrays)):
+    expected, found = metadata.get("sha256"), _digest(metadata, arrays)
+    if expected != found:
+        told = repr(expected[:12]) if isinstance(expected, str) else "none"
         raise PolicyFileError(
-            f"policy {path} was changed after it was written (sha256 {found[:12]}, expected "
-            f"{expected[:12]}); get it again"
+            f"policy {path} was changed after it was written (sha256 {found[:12]!r}, the file "
+            f"says {told}); get it again"
         )
     _check_arrays(path, arrays)
     parameters = {name: value for name, value in arrays.items() if name not in _EXTRA}

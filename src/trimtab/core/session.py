@@ -175,7 +175,9 @@ class Session:
         if moved == 0 or item.default == 0:
             return 1.0
         if item.scale == "log":
-            return float(np.float32(10.0) ** moved)
+            factor = float(np.float32(10.0) ** moved)
+            if item.low <= item.default * factor <= item.high:
+                return factor
         return self._in_force(index) / item.default
 
     def values(self, first: int, steps: int) -> dict[str, np.ndarray]:
