@@ -50,6 +50,14 @@ def engine() -> Iterator[RayEngine]:
     assert not ray.is_initialized()
 
 
+def test_a_cluster_that_is_not_there_is_named() -> None:
+    with (
+        RayEngine(1, address="127.0.0.1:1") as nowhere,
+        pytest.raises(StoreError, match=r"cluster at 127\.0\.0\.1:1 cannot be reached"),
+    ):
+        list(nowhere.run(work("square"), [(1,)]))
+
+
 def test_units_come_back_once_as_from_the_local_engine(engine: RayEngine) -> None:
     units = [(n,) for n in range(6)]
     done = sorted(engine.run(work("fail_below"), units))
@@ -156,15 +164,3 @@ def test_more_than_a_node_has_is_refused(engine: RayEngine) -> None:
     import ray
 
     assert ray.is_initialized(), "a Ray of somebody else's was ended"
-
-
-def test_a_cluster_that_is_not_there_is_named() -> None:
-    import ray
-
-    if ray.is_initialized():
-        pytest.skip("a Ray session is open in this process")
-    with (
-        RayEngine(1, address="127.0.0.1:1") as nowhere,
-        pytest.raises(StoreError, match=r"cluster at 127\.0\.0\.1:1 cannot be reached"),
-    ):
-        list(nowhere.run(work("square"), [(1,)]))

@@ -7,6 +7,7 @@ import importlib.util
 import logging
 import math
 import os
+import socket
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,7 @@ from trimtab.search.engines.base import Done, Resources
 __all__ = ["RayEngine"]
 
 _SECONDS_TO_END = 20.0
+_SECONDS_TO_ANSWER = 10.0
 _OBJECT_STORE_BYTES = 200 * 2**20  # of a Ray of one's own; what does not fit goes to disk
 
 
@@ -155,6 +157,7 @@ class RayEngine:
                 "object_store_memory": _OBJECT_STORE_BYTES,
             }
         else:
+            _require_listener(self._address)
             settings["address"] = self._address
         try:
             with warnings.catch_warnings():
@@ -226,6 +229,24 @@ class RayEngine:
         place = next(n for n, one in enumerate(self._actors) if one is actor)
         del self._actors[place], self._numbers[place]
         self._idle = [one for one in self._idle if one is not actor]
+
+
+def _require_listener(address: str) -> None:
+    """Raise at once where nothing listens at ``host:port``; Ray itself tries for minutes.
+
+    Raises:
+        StoreError: Nothing does.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return  # "auto", or a form that Ray knows better
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_SECONDS_TO_ANSWER).close()
+    except OSError as error:
+        raise StoreError(
+            f"the Ray cluster at {address} cannot be reached ({error.strerror or error}); start "
+            "one with 'ray start --head', or leave the address out"
+        ) from error
 
 
 class _Worker:
