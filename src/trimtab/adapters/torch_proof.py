@@ -324,7 +324,8 @@ _NOT_READ = (
 )
 _NOT_CALLED = (
     "nothing that holds it was called in the first training step, so steering it would do nothing; "
-    "use the very object that the loop calls, or leave it out of hyperparameters="
+    "use the very object that the loop calls, or leave it out of hyperparameters= (inside a "
+    "compiled model only PyTorch's own dropout layers and cross entropy can be proven)"
 )
 _SAME_OUTPUT = (
     "what holds it gives the same output at its lowest and its highest value, so it is not used; "

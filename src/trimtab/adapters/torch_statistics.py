@@ -132,14 +132,7 @@ class WindowStatistics:
         fields: dict[str, float] = {"steps": float(self._step)}
         fields["finite"] = 1.0 if self._finite else 0.0
         if losses.size:
-            half = losses.size // 2
-            with np.errstate(invalid="ignore", over="ignore"):
-                fields["train_loss"] = float(losses.mean())
-                fields["train_loss_first"] = float(losses[0])
-                fields["train_loss_std"] = float(losses.std())
-                if half:
-                    change = losses[losses.size - half :].mean() - losses[:half].mean()
-                    fields["train_loss_change"] = float(change)
+            fields |= _loss_statistics(losses)
         if self._sums and self._finite:
             fields |= _from_sums(self._read_sums())
         return Metrics(**fields)
@@ -209,6 +202,24 @@ class WindowStatistics:
             self._sample = Sample(parameters)
             self._rooms = self._sample.room(), self._sample.room()
         return self._sample, self._rooms
+
+
+def _loss_statistics(losses: np.ndarray) -> dict[str, float]:
+    """Return the statistics of step losses, to the last bit as NumPy's mean and std give them."""
+    n, half = losses.size, losses.size // 2
+    add = np.add.reduce  # without the checks of np.mean, which cost more on a cold cache
+    with np.errstate(invalid="ignore", over="ignore"):
+        mean = add(losses) / n
+        apart = losses - mean
+        fields = {
+            "train_loss": float(mean),
+            "train_loss_first": float(losses[0]),
+            "train_loss_std": float(np.sqrt(add(apart * apart) / n)),
+        }
+        if half:
+            change = add(losses[n - half :]) / half - add(losses[:half]) / half
+            fields["train_loss_change"] = float(change)
+    return fields
 
 
 def _from_sums(sums: dict[str, float]) -> dict[str, float]:
