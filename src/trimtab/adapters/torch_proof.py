@@ -23,7 +23,7 @@ __all__ = ["Proofs", "Replay", "changes_update"]
 
 _MOST_REPLAYS = 8  # of each kind; their inputs are held until the first step's update
 
-IN_UPDATE = frozenset({"weight_decay", "momentum", "beta1", "layer_decay", "frozen_depth"})
+_IN_UPDATE = frozenset({"weight_decay", "momentum", "beta1", "layer_decay", "frozen_depth"})
 """Kinds that show in what the optimiser does to a weight."""
 
 
@@ -130,9 +130,9 @@ class Proofs:
         optimizer: torch.optim.Optimizer,
         depth: DepthRates | None = None,
     ) -> None:
-        self._open = [a for a in actuators if a is not None and a.item.kind not in IN_UPDATE]
+        self._open = [a for a in actuators if a is not None and a.item.kind not in _IN_UPDATE]
         for actuator in actuators:
-            if actuator is not None and actuator.item.kind in IN_UPDATE:
+            if actuator is not None and actuator.item.kind in _IN_UPDATE:
                 _prove_update(actuator, optimizer, depth)
         self._replays = [r for a in self._open for r in _replays(a)]
         for replay in self._replays:

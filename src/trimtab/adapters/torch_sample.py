@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-__all__ = ["SAMPLED_ENTRIES", "Sample"]
+__all__ = ["SAMPLED_ENTRIES", "Room", "Sample"]
 
 SAMPLED_ENTRIES = 32_768
 """So many entries, or up to twice as many, are looked at; a smaller model is seen whole."""
