@@ -200,9 +200,12 @@ def test_bad_calls_are_refused() -> None:
 
 
 @pytest.mark.slow
-def test_a_batch_of_networks_is_the_single_environments() -> None:
+@pytest.mark.parametrize(
+    "task", ["simulated/mlp", "simulated/transformer", "simulated/cnn", "simulated/wide"]
+)
+def test_a_batch_of_networks_is_the_single_environments(task: str) -> None:
     pytest.importorskip("sklearn")
-    options = STABLE | {"task": "simulated/mlp"}
+    options = STABLE | {"task": task}
     batch, singles = make_vec(**options), Singles(**options)
     np.testing.assert_allclose(batch.reset(seed=3)[0], singles.reset(3), rtol=1e-5, atol=1e-5)
     for decision in range(17):
