@@ -72,6 +72,9 @@ def tune(
     hyperparameters: Annotated[
         str, typer.Option(help="What is steered, separated by commas.")
     ] = "lr",
+    vary: Annotated[
+        str, typer.Option(help="What restarts choose anew beside the learning rate, by commas.")
+    ] = "",
     start: Annotated[
         list[str] | None,
         typer.Option(help="Start values of the first run, such as lr=1e-5; may be repeated."),
@@ -115,6 +118,7 @@ def tune(
             variant=variant,
             hyperparameters=names(hyperparameters),
             start=begun,
+            vary=names(vary),
             policy=policy,
             decisions=decisions,
             objectives=names(objectives),

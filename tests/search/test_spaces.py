@@ -18,6 +18,7 @@ from trimtab.search.spaces import (
 )
 from trimtab.search.static_choices import propose_choices
 
+VARIED = ("batch_size", "momentum", "weight_decay")
 SPACE = Space(
     (
         Parameter("optimizer", options=("sgd", "adam")),
@@ -78,18 +79,21 @@ def test_configspace_and_back() -> None:
 
 
 def test_a_task_says_what_may_be_chosen() -> None:
-    usual = space_of(TinyTask(), ("lr",), {})
-    assert [item.name for item in usual.parameters] == ["lr", "momentum"]
+    usual = space_of(TinyTask(), {})
+    assert [item.name for item in usual.parameters] == ["lr"]
     assert (usual.parameters[0].low, usual.parameters[0].high) == pytest.approx((0.01, 1.0))
-    assert [p.name for p in space_of(TinyTask(), ("lr", "momentum"), {}).parameters] == ["lr"]
-    assert space_of(TinyTask(space=SPACE), ("lr",), {}) is SPACE
-    offered = space_of(TinyTask(choices={"rank": (4, 8)}), ("lr",), {"lr": 1.0})
+    more = space_of(TinyTask(), {}, ("momentum",))
+    assert [item.name for item in more.parameters] == ["lr", "momentum"]
+    with pytest.raises(UnknownNameError, match="unknown hyperparameter 'sheep'"):
+        space_of(TinyTask(), {}, ("sheep",))
+    assert space_of(TinyTask(space=SPACE), {}) is SPACE
+    offered = space_of(TinyTask(choices={"rank": (4, 8)}), {"lr": 1.0})
     assert offered.parameters[-1].options == (4, 8)
     assert offered.parameters[0].high == pytest.approx(10.0)
 
 
 def test_no_choice_makes_a_run_longer(quadratic: Task) -> None:
-    parameters = {item.name: item for item in space_of(quadratic, ("lr",), {}).parameters}
+    parameters = {item.name: item for item in space_of(quadratic, {}, VARIED).parameters}
     assert parameters["batch_size"].high == 32
     for name in ("momentum", "weight_decay"):
         item = {one.name: one for one in quadratic.hyperparameters}[name]

@@ -48,7 +48,7 @@ class SteeredDesign:
 
     def __init__(self, task: Task, seed: int, settings: StudySettings) -> None:
         self._task, self._seed, self._settings = task, seed, settings
-        self._space: Space = space_of(task, settings.hyperparameters, settings.start)
+        self._space: Space = space_of(task, settings.start, settings.vary)
         spec, _, _ = steering(task, settings, {"seed": 0, "choices": {}})
         # Decision k is taken at the k-th of these steps.
         steps = [0, *(int(end) for end in window_ends(spec, task.total_steps))]

@@ -41,6 +41,7 @@ def tune(
     variant: str | None = None,
     hyperparameters: Sequence[str] = ("lr",),
     start: Mapping[str, float] | None = None,
+    vary: Sequence[str] = (),
     policy: str = "trimtab-1",
     decisions: int = 20,
     reference: str = "warmup-linear",
@@ -72,6 +73,7 @@ def tune(
         variant: Size of the task.
         hyperparameters: What is steered.
         start: Start values where they differ from the task's defaults.
+        vary: Hyperparameters beside the learning rate that restarts choose anew.
         policy: Shipped policy's name, or a policy file.
         decisions: Decisions of a run.
         reference: Name of the reference schedule.
@@ -103,6 +105,7 @@ def tune(
         variant=variant,
         hyperparameters=tuple(hyperparameters),
         start={key: float(value) for key, value in (start or {}).items()},
+        vary=tuple(vary),
         policy=policy,
         policy_sha256=_policy_digits(policy),
         decisions=decisions,

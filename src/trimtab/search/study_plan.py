@@ -21,6 +21,7 @@ class StudySettings:
         variant: Size of the task; None for its usual one.
         hyperparameters: What is steered.
         start: Start values where they differ from the task's defaults.
+        vary: Hyperparameters beside the learning rate that restarts choose anew.
         policy: Shipped policy's name or a policy file.
         policy_sha256: First digits of the hash of that file.
         decisions: Decisions of a run.
@@ -35,6 +36,7 @@ class StudySettings:
     variant: str | None = None
     hyperparameters: tuple[str, ...] = ("lr",)
     start: Mapping[str, float] = field(default_factory=dict)
+    vary: tuple[str, ...] = ()
     policy: str = ""
     policy_sha256: str = ""
     decisions: int = 20
@@ -48,7 +50,7 @@ class StudySettings:
     def to_plain(self) -> dict[str, Any]:
         """Return the settings as JSON-able data."""
         found = asdict(self)
-        for name in ("hyperparameters", "objectives"):
+        for name in ("hyperparameters", "objectives", "vary"):
             found[name] = list(found[name])
         return found
 
@@ -56,7 +58,7 @@ class StudySettings:
     def from_plain(plain: Mapping[str, Any]) -> StudySettings:
         """Return the settings that `to_plain` gave."""
         given = dict(plain)
-        for name in ("hyperparameters", "objectives"):
+        for name in ("hyperparameters", "objectives", "vary"):
             given[name] = tuple(given[name])
         return StudySettings(**given)
 

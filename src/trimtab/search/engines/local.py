@@ -67,6 +67,11 @@ class LocalEngine:
 
     def run(self, function: Callable[..., Any], units: Sequence[tuple[Any, ...]]) -> Iterator[Done]:
         """Yield what ``function(*unit)`` returns for each unit, as it comes, each exactly once."""
+        if function.__module__ == "__main__":
+            raise SpecError(
+                f"{function.__name__}: a function of the script itself is not known to workers; "
+                "put it into a module"
+            )
         waiting = [(place, function, unit) for place, unit in enumerate(units)][::-1]
         busy: dict[Any, tuple[_Worker, int]] = {}
         try:
