@@ -48,10 +48,13 @@ class _Task:
     losses: dict[str, dict[tuple[float | None, int], float]] = field(default_factory=dict)
     spent: dict[str, list[float]] = field(default_factory=dict)
     charge: dict[str, dict[tuple[float | None, int], float]] = field(default_factory=dict)
+    noise: float = 0.0  # standard error of median - tuned
 
     @property
     def scale(self) -> float:
-        return max(self.median - self.tuned, 1e-9)
+        # Where tuned and random runs end alike, regret is counted in standard errors: a smaller
+        # denominator would let one task outweigh all others.
+        return max(self.median - self.tuned, self.noise, 1e-9)
 
 
 def _loss(task: TaskResult, value: float) -> float:
@@ -72,8 +75,9 @@ def _summed_up(task: TaskResult) -> _Task:
     draws = np.random.default_rng(0).choice(test, (_N_BOOTSTRAP, len(test)))
     noise = float(np.std(np.median(draws, axis=1)))  # of the median; ruined runs hardly move it
     own = float(np.std(tuned, ddof=1)) / np.sqrt(len(tuned)) if len(tuned) > 1 else 0.0
-    is_flagged = median - optimum < _FLAG_BELOW * float(np.hypot(noise, own))
-    return _Task(best_of_n(validation, test), optimum, median, bool(is_flagged))
+    error = float(np.hypot(noise, own))
+    is_flagged = median - optimum < _FLAG_BELOW * error
+    return _Task(best_of_n(validation, test), optimum, median, bool(is_flagged), noise=error)
 
 
 def _gathered(comparison: Comparison) -> tuple[dict[str, _Task], list[str]]:
