@@ -272,7 +272,7 @@ def test_a_run_is_stopped_only_when_the_best_is_out_of_reach() -> None:
 
     falling = [1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.25, 0.2, 0.2]
     assert stopped_at(falling) is None
-    assert stopped_at([1.0] * 11) == 5
+    assert stopped_at([1.0] * 11) == 6
     late = [1.0, 1.0, 1.0, 1.0, 0.9, 0.4, 0.3, 0.2, 0.2, 0.2, 0.2]
     assert stopped_at(late) is None
 

@@ -25,8 +25,8 @@ _ROUNDING = 1e-6
 _FORK_AT = (0.3, 0.55)  # shares of all steps after which runs may be forked
 _SHIFT, _NOISE = 2.0, 0.7  # in places among the moves
 _WAYS = 3  # up, down, by chance
-_STOP_FROM, _STOP_AFTER_FORK = 0.35, 0.2  # progress before which nothing is stopped
-_USUAL_MARGIN = 0.05  # nats; taken until the study's own spread is known
+_STOP_FROM, _STOP_AFTER_FORK = 0.5, 0.2  # progress before which nothing is stopped
+_USUAL_MARGIN = 0.2  # nats; taken until the study's own spread is known
 _SPREAD_FROM = 3
 
 

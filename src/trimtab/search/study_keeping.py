@@ -24,7 +24,7 @@ from trimtab.search.run import Progress
 
 __all__ = ["ClaimLostError", "Heartbeat", "KeptRun", "RunPath", "StudyRecorder", "newest_state"]
 
-_CATCH_UP = 1.5  # a run may still gain this much more than the best run did from here on
+_CATCH_UP = 2.5  # a run may still gain this much more than the best run did from here on
 _IN_A_ROW = 2
 
 
@@ -36,7 +36,7 @@ class RunPath:
     """Best potential so far at each decision, and whether a run can still win.
 
     Raw losses at one moment decide nothing: a run that is behind may have the better end. So the
-    best loss so far is taken, compared at equal progress, and granted 1.5 times what the best run
+    best loss so far is taken, compared at equal progress, and granted 2.5 times what the best run
     gained from there on, and a margin; only who is out of reach even so, twice in a row, is
     stopped.
 
