@@ -22,7 +22,7 @@ SCRIPT = """
 import json, sys
 from trimtab.search.study import tune
 result = tune(
-    "tests.search.slow_quadratic:make", budget=7.6, seed=5, jobs=2, store=sys.argv[1], study="s",
+    "tests.search.slow_quadratic:make", budget=12.5, seed=5, jobs=2, store=sys.argv[1], study="s",
     policy="trimtab-0", sampler="random", snapshot_seconds=0.0,
 )
 print(json.dumps(result.to_dict()))
