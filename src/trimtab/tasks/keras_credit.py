@@ -35,10 +35,13 @@ _N_CLASSES = 2
 _SPLIT_SEED = 0
 _SCHOOLING = Schooling(steps=800, batch_size=128, lr=1e-3)
 _SHARES = {"train": 0.5, "validation": 0.12, "selection": 0.12, "test": 0.26}
+
+# tuned_lr: python -m benchmarks.tuned_lr keras/credit --variant small, the whole grid; from 3.16e-4
+# to 1e-2 (.460, .457, .455, .456 nats) rates can hardly be told apart. The others take its value.
 _VARIANTS = {
-    "tiny": Variant(100, 32, 2.0, 1e-3, examples=1500, size=32),
-    "small": Variant(500, 32, 5.0, 1e-3, size=64),
-    "default": Variant(3000, 32, 20.0, 1e-3, size=128),
+    "tiny": Variant(100, 32, 1.0, 3.16e-3, examples=1500, size=32),
+    "small": Variant(500, 32, 2.0, 3.16e-3, size=64),
+    "default": Variant(3000, 32, 7.0, 3.16e-3, size=128),
 }
 
 

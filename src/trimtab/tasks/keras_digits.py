@@ -33,10 +33,14 @@ _N_PRETRAINED = 5  # 0 to 4
 _SPLIT_SEED = 0
 _SCHOOLING = Schooling(steps=300, batch_size=32, lr=3e-3)
 _SHARES = {"pretrain": 0.3, "train": 0.3, "validation": 0.1, "selection": 0.1, "test": 0.2}
+
+# tuned_lr: python -m benchmarks.tuned_lr keras/digits --variant VARIANT
+# "tiny": the whole grid. "small", from 1e-3 to 0.1: .934, .200, .091, .082, .081 nats, mean of two
+# seeds; the last two cannot be told apart; 0.316 has .129 with one. "default" takes that of "small".
 _VARIANTS = {
-    "tiny": Variant(60, 16, 3.0, 1e-2, examples=1200, size=8),
-    "small": Variant(300, 32, 8.0, 1e-2, size=8),
-    "default": Variant(1500, 32, 30.0, 1e-2, size=16),
+    "tiny": Variant(60, 16, 2.0, 3.16e-2, examples=1200, size=8),
+    "small": Variant(300, 32, 3.0, 1e-1, size=8),
+    "default": Variant(1500, 32, 10.0, 1e-1, size=16),
 }
 
 
