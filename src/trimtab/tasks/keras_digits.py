@@ -36,7 +36,7 @@ _SHARES = {"pretrain": 0.3, "train": 0.3, "validation": 0.1, "selection": 0.1, "
 
 # tuned_lr: python -m benchmarks.tuned_lr keras/digits --variant VARIANT
 # "tiny": the whole grid. "small", from 1e-3 to 0.1: .934, .200, .091, .082, .081 nats, mean of two
-# seeds; the last two cannot be told apart; 0.316 has .129 with one. "default" takes that of "small".
+# seeds; the last two cannot be told apart; 0.316 has .129 with one. "default": as "small".
 _VARIANTS = {
     "tiny": Variant(60, 16, 2.0, 3.16e-2, examples=1200, size=8),
     "small": Variant(300, 32, 3.0, 1e-1, size=8),
