@@ -25,7 +25,13 @@ from trimtab.search.engines.base import Done, Resources
 
 __all__ = ["LocalEngine", "visible_gpus"]
 
-_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+_THREADS = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "TF_NUM_INTRAOP_THREADS",
+    "TF_NUM_INTEROP_THREADS",
+)
 _SECONDS_TO_END = 20.0  # Ray takes seconds to shut down
 
 
