@@ -82,7 +82,7 @@ def test_a_list_of_methods_is_read_with_its_budgets():
         ("random:x", "'x' is no whole number"),
         ("pbt:3", "a budget of 3 whole runs is not in 4..more"),
         ("asha:1", "a budget of 1 whole runs is not in 2..more"),
-        ("trimtab:2", "a budget of 2 whole runs is not in 1..1"),
+        ("race:2", "a budget of 2 whole runs is not in 1..1"),
         ("race,race", "'race' is named twice"),
         (" , ", "none is named"),
     ],

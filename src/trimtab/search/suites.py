@@ -18,8 +18,10 @@ _ONE_RUN = (
 )
 _SEARCHES = (
     "random:1,random:2,random:4,random:8,random:16,grid:4,grid:8,grid:16,"
-    "hyperopt:1,hyperopt:4,hyperopt:8,hyperopt:16,optuna:1,optuna:4,optuna:8,optuna:16"
+    "hyperopt:1,hyperopt:2,hyperopt:4,hyperopt:8,hyperopt:16,"
+    "optuna:1,optuna:2,optuna:4,optuna:8,optuna:16"
 )
+_BUDGETS = "trimtab:2,trimtab:4,trimtab:8"
 _RAY = "asha:2,asha:4,asha:8,asha:16,pbt:4,pbt:8,pbt:16,pb2:4,pb2:8,pb2:16"
 _SIMULATED = ("simulated/quadratic", "simulated/mlp", "simulated/transformer")
 _FACTORS = (0.01, 0.1, 1.0, 10.0, 100.0)
@@ -43,8 +45,14 @@ SUITES: Mapping[str, Suite] = MappingProxyType(
         "fast": Suite(
             "3 simulated tasks and 1 tiny real one, about half an hour on 2 cores",
             (
-                (_SIMULATED, None, f"{_ONE_RUN},open-loop,{_SEARCHES}", 5, _FACTORS),
-                (("tabular/letters",), "tiny", f"{_ONE_RUN},open-loop,{_SEARCHES}", 5, _FACTORS),
+                (_SIMULATED, None, f"{_ONE_RUN},open-loop,{_BUDGETS},{_SEARCHES}", 5, _FACTORS),
+                (
+                    ("tabular/letters",),
+                    "tiny",
+                    f"{_ONE_RUN},open-loop,{_BUDGETS},{_SEARCHES}",
+                    5,
+                    _FACTORS,
+                ),
                 (_SIMULATED[:1], None, _RAY, 3, None),
             ),
         ),
