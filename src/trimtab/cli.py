@@ -25,6 +25,7 @@ from trimtab import (
     cli_reporting,
     cli_running,
     cli_tuning,
+    cli_watching,
 )
 from trimtab.core.errors import PolicyFileError, SpecError, TrimtabError, UnknownNameError
 
@@ -45,8 +46,9 @@ app.command("compare", short_help="Compare methods at equal compute.")(cli_compa
 app.command("tune", short_help="Spend the budget of several runs.")(cli_tuning.tune)
 app.command("studies", short_help="List the studies of a store.")(cli_tuning.studies)
 app.command("resume", short_help="Go on with a study.")(cli_tuning.resume)
+app.command("watch", short_help="Show a study while it goes on.")(cli_watching.watch)
 app.command("gc", short_help="Remove snapshots that nothing needs.")(cli_tuning.gc)
-app.command("report", short_help="Write a run's report as one HTML file.")(cli_reporting.report)
+app.command("report", short_help="Write the report of a run or study.")(cli_reporting.report)
 app.command("export", short_help="Write a run's schedule as plain code.")(cli_exporting.export)
 app.command("demo", short_help="Fine-tune twice from a wrong start.")(cli_demo.demo)
 app.command("tasks", short_help="List tasks, metrics and licences.")(cli_lists.tasks)

@@ -17,7 +17,16 @@ from trimtab.records.chart_data import figures_of, label_of, spelled, steered_na
 from trimtab.records.charts import THEMES, charts_of, require_report_extra
 from trimtab.records.rows import DecisionRecord, RunRecord
 
-__all__ = ["draw", "page", "report_html", "write_picture", "write_report"]
+__all__ = [
+    "decisions_table",
+    "draw",
+    "page",
+    "report_html",
+    "sheet_of",
+    "write_file",
+    "write_picture",
+    "write_report",
+]
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
 _POLICY += "script-src 'unsafe-inline' 'unsafe-eval'"  # Vega compiles its expressions
@@ -36,7 +45,7 @@ def write_report(path: Path, record: RunRecord, other: RunRecord | None = None) 
         MissingDependencyError: The extra ``report`` is not installed.
         SpecError: The file cannot be written.
     """
-    _write(path, report_html(record, other).encode())
+    write_file(path, report_html(record, other).encode())
 
 
 def write_picture(path: Path, record: RunRecord, other: RunRecord | None = None) -> None:
@@ -52,7 +61,7 @@ def write_picture(path: Path, record: RunRecord, other: RunRecord | None = None)
         SpecError: The ending is another one, or the file cannot be written.
     """
     require_report_extra()
-    draw(path, _sheet(charts_of(record, other)))
+    draw(path, sheet_of(charts_of(record, other)))
 
 
 def draw(path: Path, chart: dict[str, Any]) -> None:
@@ -78,9 +87,9 @@ def draw(path: Path, chart: dict[str, Any]) -> None:
     config["font"] = "Helvetica, Arial, sans-serif"
     if kind == ".svg":
         drawn = vl_convert.vegalite_to_svg(spec, vl_version=_vega_lite(), config=config)
-        _write(path, drawn.encode())
+        write_file(path, drawn.encode())
     else:
-        _write(path, vl_convert.vegalite_to_png(spec, _vega_lite(), scale=2, config=config))
+        write_file(path, vl_convert.vegalite_to_png(spec, _vega_lite(), scale=2, config=config))
 
 
 def report_html(record: RunRecord, other: RunRecord | None = None) -> str:
@@ -94,11 +103,13 @@ def report_html(record: RunRecord, other: RunRecord | None = None) -> str:
         record.title,
         f"{_header(record, other)}{_figures(record, other)}",
         charts_of(record, other),
-        f"<h2>Decisions</h2>{_decisions(record)}<h2>The run</h2>{_about(record, other)}",
+        f"<h2>Decisions</h2>{decisions_table(record)}<h2>The run</h2>{_about(record, other)}",
     )
 
 
-def page(title: str, above: str, charts: list[dict[str, Any]], below: str) -> str:
+def page(
+    title: str, above: str, charts: list[dict[str, Any]], below: str, *, style: str = ""
+) -> str:
     """Return a page that holds all it shows: HTML above and below its charts.
 
     Args:
@@ -106,6 +117,7 @@ def page(title: str, above: str, charts: list[dict[str, Any]], below: str) -> st
         above: HTML before the charts.
         charts: Vega-Lite specifications.
         below: HTML after them.
+        style: Further rules of CSS.
     """
     boxes = "".join(
         f'<div class="chart"><div id="chart-{index}"></div></div>' for index in range(len(charts))
@@ -119,7 +131,7 @@ def page(title: str, above: str, charts: list[dict[str, Any]], below: str) -> st
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             '<link rel="icon" href="data:,">',
             f"<title>{_text(title)}</title>",
-            f"<style>{(assets / 'report.css').read_text(encoding='utf-8')}</style></head>",
+            f"<style>{(assets / 'report.css').read_text(encoding='utf-8')}{style}</style></head>",
             f"<body><main>{above}",
             f'<section class="charts">{boxes}</section>',
             "<noscript><p>The charts need JavaScript; the table below does not.</p></noscript>",
@@ -132,7 +144,12 @@ def page(title: str, above: str, charts: list[dict[str, Any]], below: str) -> st
     )
 
 
-def _write(path: Path, content: bytes) -> None:
+def write_file(path: Path, content: bytes) -> None:
+    """Write what was made to a file, replacing it.
+
+    Raises:
+        SpecError: The file cannot be written.
+    """
     try:
         path.write_bytes(content)
     except OSError as error:
@@ -162,7 +179,7 @@ def _vega_lite() -> str:
     return exact if exact in have else (same or have)[-1]
 
 
-def _sheet(charts: list[dict[str, Any]]) -> dict[str, Any]:
+def sheet_of(charts: list[dict[str, Any]]) -> dict[str, Any]:
     """Return all charts as one specification, two in a row."""
     apart = dict.fromkeys(("color", "shape", "strokeDash"), "independent")
     datasets: dict[str, Any] = {}
@@ -256,7 +273,8 @@ def _figures(record: RunRecord, other: RunRecord | None) -> str:
     )
 
 
-def _decisions(record: RunRecord) -> str:
+def decisions_table(record: RunRecord) -> str:
+    """Return the table of a run's decisions as HTML, each with what it earned and why."""
     names = steered_names(record)
     heads = ["#", "step", "validation", "training", "earned"]
     columns = "".join(f'<th class="n">{head}</th>' for head in heads)

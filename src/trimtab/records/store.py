@@ -55,7 +55,7 @@ class Store:
 
         from trimtab.records.models import runs
 
-        return [row["id"] for row in self._rows(select(runs.c.id).order_by(runs.c.id))]
+        return [row["id"] for row in self.rows(select(runs.c.id).order_by(runs.c.id))]
 
     def runs(self, limit: int = 20) -> list[RunRecord]:
         """Return the heads of the last ``limit`` runs, the newest first, without decisions."""
@@ -63,7 +63,7 @@ class Store:
 
         from trimtab.records.models import runs
 
-        rows = self._rows(select(runs).order_by(runs.c.id.desc()).limit(limit))
+        rows = self.rows(select(runs).order_by(runs.c.id.desc()).limit(limit))
         return [read_run(row, ()) for row in rows]
 
     def run(self, name: int | str) -> RunRecord:
@@ -88,13 +88,18 @@ class Store:
                 f"the store {shown(self.url)} has no run {text!r} (the last ones: {have}); "
                 "give a number, or latest"
             )
-        head = self._rows(select(runs).where(runs.c.id == number))[0]
-        rows = self._rows(
+        head = self.rows(select(runs).where(runs.c.id == number))[0]
+        rows = self.rows(
             select(decisions).where(decisions.c.run_id == number).order_by(decisions.c.decision)
         )
         return read_run(head, tuple(map(read_decision, rows)))
 
-    def _rows(self, query: Any) -> list[dict[str, Any]]:
+    def rows(self, query: Any) -> list[dict[str, Any]]:
+        """Return the rows of a query.
+
+        Raises:
+            StoreError: The store cannot be read.
+        """
         from sqlalchemy.exc import SQLAlchemyError
 
         try:
