@@ -115,6 +115,17 @@ def test_a_store_that_cannot_be_read_is_said_and_the_page_stays(
         assert ask(server)[0] == 200
 
 
+@pytest.mark.parametrize(("error", "is_told"), [(BrokenPipeError(), False), (KeyError("x"), True)])
+def test_a_page_that_is_closed_too_early_says_nothing(
+    server: WatchServer, capsys: pytest.CaptureFixture[str], error: Exception, is_told: bool
+) -> None:
+    try:
+        raise error
+    except (BrokenPipeError, KeyError):
+        server.handle_error(None, ("127.0.0.1", 1))
+    assert bool(capsys.readouterr().err) == is_told
+
+
 # What it refuses.
 
 

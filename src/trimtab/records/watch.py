@@ -11,6 +11,7 @@ from __future__ import annotations
 import html
 import math
 import socketserver
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -99,6 +100,11 @@ class WatchServer(ThreadingHTTPServer):
         """Stop listening, and let go of the store."""
         super().server_close()
         self._store.close()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of a page that was closed while it was answered."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
     def state(self) -> bytes:
         """Return the study as it stands, as JSON.
