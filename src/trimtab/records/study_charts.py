@@ -170,7 +170,9 @@ def _parallel_chart(view: StudyView, names: Sequence[str]) -> Any:
     tip = [alt.Tooltip(f"{name}:N") for name in ("unit", "validation", "choices")]
     base = alt.Chart(_inline(lines)).encode(x=x, y=y, detail="unit:N", tooltip=tip)
     rules = alt.Chart(_inline(labels)).transform_filter("datum.edge === 'low'")
-    texts = alt.Chart(_inline(labels)).mark_text(align="left", dx=6, fontSize=10.5, style="faint")
+    texts = alt.Chart(_inline(labels)).mark_text(
+        align="left", dx=6, fontSize=10.5, limit=110, style="faint"
+    )
     thin = 1.2 if len(drawn) > 60 else 1.8
     marks = [
         rules.mark_rule(style="faint", opacity=0.5).encode(x=x, y=y, y2="top:Q"),
