@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from trimtab.adapters import torch_proof
 from trimtab.adapters.torch import TorchController
 from trimtab.adapters.torch_actuators import find_actuators
 from trimtab.adapters.torch_depth import DepthRates, layers_of
@@ -151,6 +152,13 @@ def test_an_optimiser_that_does_not_use_a_value_is_refused(kind: str) -> None:
         controller(model, deaf, kind)
 
 
+@pytest.fixture
+def nothing_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever other tests compiled in this process, this model is not."""
+    monkeypatch.setattr(torch_proof, "_something_was_compiled", lambda: False)
+
+
+@pytest.mark.usefixtures("nothing_compiled")
 def test_dropout_that_is_never_called_is_refused_before_the_first_update() -> None:
     model = nn.Sequential(nn.Linear(FEATURES, 3))
     model[0].register_module("idle", nn.Dropout(0.3))
@@ -171,6 +179,7 @@ def test_a_float_that_is_copied_at_construction_is_refused() -> None:
         train(model, controller(model, optimizer_for(model, ""), "dropout"))
 
 
+@pytest.mark.usefixtures("nothing_compiled")
 def test_another_loss_than_the_one_that_is_called_is_refused() -> None:
     model, idle = network(), nn.CrossEntropyLoss(label_smoothing=0.1)
     steered = controller(model, optimizer_for(model, ""), "label_smoothing", loss_fn=idle)

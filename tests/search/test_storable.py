@@ -43,7 +43,11 @@ def run(task: Task, keeper: Keeper | None = None, policy: str | None = "trimtab-
 
 
 @pytest.mark.parametrize(
-    ("name", "variant"), [("simulated/quadratic", "tiny"), ("tabular/letters", "tiny")]
+    ("name", "variant"),
+    [
+        ("simulated/quadratic", "tiny"),
+        pytest.param("tabular/letters", "tiny", marks=pytest.mark.framework),
+    ],
 )
 @pytest.mark.parametrize("at", [0, 4])
 def test_a_run_that_goes_on_from_a_file_is_the_one_never_left(
@@ -122,6 +126,7 @@ def test_mutated_bytes_are_a_store_error_or_a_state() -> None:
             unpack(bytes(data[:cut]))
 
 
+@pytest.mark.framework
 def test_batches_without_a_state_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
     training: Any = make_task("tabular/letters", variant="tiny").start(seed=0)
     monkeypatch.setattr(type(training.setup.batches), "state_dict", None)

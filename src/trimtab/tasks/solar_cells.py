@@ -9,6 +9,7 @@ commercial use. Weights: EfficientNet-Lite0 on ImageNet-1k, Apache-2.0.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -187,6 +188,7 @@ class SolarCells:
         Raises:
             MissingDependencyError: The data, the weights or a library is not installed.
         """
+        gc.collect()  # the run before holds its weights in a cycle, too few objects to be noticed
         data = self._data
         head_seed, order_seed, noise_seed = (
             int(word) for word in np.random.SeedSequence(seed).generate_state(3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 
 import torch
@@ -30,6 +31,7 @@ class TorchTask(SizedTask):
             MissingDependencyError: The data, the weights or a library is not installed.
             SpecError: A package's files hold something else than they should.
         """
+        gc.collect()  # the run before holds its weights in a cycle, too few objects to be noticed
         return self._run(run_seeds(seed), optimizer)
 
     def _run(self, seeds: RunSeeds, optimizer: OptimizerMaker) -> TorchRun:
