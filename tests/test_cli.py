@@ -54,16 +54,6 @@ def trimtab(capsys: pytest.CaptureFixture[str]) -> Run:
     return run
 
 
-@pytest.fixture(autouse=True)
-def heed_interrupts():
-    """Undo what a job in the background of a shell hands on: interrupts that are ignored."""
-    before = signal.getsignal(signal.SIGINT)
-    if before is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 def start(*arguments: str, **options: object) -> subprocess.Popen[str]:
     """Start a command line in a process of its own."""
     return subprocess.Popen(

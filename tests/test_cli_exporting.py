@@ -72,8 +72,8 @@ def test_lines_that_no_store_took_are_exported(trimtab):
     from trimtab.records.store import Store
 
     with Store("kept.db") as store:
-        (head,) = store._rows(_select("runs"))
-        rows = store._rows(_select("decisions"))
+        (head,) = store.rows(_select("runs"))
+        rows = store.rows(_select("decisions"))
     kept = [{k: v for k, v in row.items() if k not in ("id", "run_id")} for row in rows]
     lines = [{"run": head}, *({"decision": _as_text(row)} for row in kept)]
     Path("lost.jsonl").write_text("".join(f"{to_json(line)}\n" for line in lines))

@@ -102,7 +102,7 @@ def test_an_unknown_study_is_named(call: Call) -> None:
 
 
 def test_an_interruption_says_how_to_go_on(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "trimtab", *TUNE, "--budget", "1000", "--study", "long"]
+    command = [sys.executable, "-m", "trimtab", *TUNE, "--budget", "200", "--study", "long"]
     command += ["--store", str(tmp_path / "runs.db")]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
