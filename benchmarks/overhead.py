@@ -157,7 +157,7 @@ def registered(name: str, total_steps: int) -> Loop:
     """
     task = make_task(name)
     run: Any = task.start(seed=0)
-    if not hasattr(run, "setup"):
+    if not isinstance(getattr(run, "optimizer", None), torch.optim.Optimizer):
         raise TrimtabError(f"{name} is no PyTorch task")
     setup = run.setup
     for group in run.optimizer.param_groups:
