@@ -43,7 +43,7 @@ class Suite:
 SUITES: Mapping[str, Suite] = MappingProxyType(
     {
         "fast": Suite(
-            "3 simulated tasks and 1 tiny real one, about half an hour on 2 cores",
+            "3 simulated tasks and 1 tiny real one; the simulated ones took 3 minutes on 2 cores",
             (
                 (_SIMULATED, None, f"{_ONE_RUN},open-loop,{_BUDGETS},{_SEARCHES}", 5, _FACTORS),
                 (
