@@ -11,6 +11,7 @@ STEERED = "trimtab"
 """Label of the steered runs."""
 
 COLOURS: Mapping[str, str] = {
+    STEERED: "#0b6b99",  # at more than one run
     "random": "#7b8794",
     "grid": "#b0763a",
     "hyperopt": "#3a9a6c",
@@ -136,7 +137,8 @@ def _points(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
         if found is None or not charge > 0:
             continue
         method = label.partition(":")[0]
-        kind = "steered" if method == STEERED else "search" if method in COLOURS else "single"
+        is_one_run = label in (STEERED, f"{STEERED}:1")
+        kind = "steered" if is_one_run else "search" if method in COLOURS else "single"
         values = {key: min(found[key], _HIGHEST_REGRET) for key in ("value", "low", "high")}
         is_above = found["value"] > _HIGHEST_REGRET
         name = "trimtab, one run" if kind == "steered" else method
