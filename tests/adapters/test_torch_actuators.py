@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from trimtab.adapters.torch import TorchController
-from trimtab.adapters.torch_actuators import Actuator, Place, find_actuators, moved_value
+from trimtab.adapters.torch_actuators import Actuator, Place, find_actuators
 from trimtab.core.errors import AdapterError, SpecError, TrimtabWarning, UnknownNameError
 from trimtab.core.hyperparameters import Hyperparameter, hyperparameter
 
@@ -91,12 +91,6 @@ def test_attention_and_recurrent_dropout_are_found():
     assert model.memory.dropout == pytest.approx(0.37)
     assert model.drop.p == pytest.approx(0.17)
     assert model.off.p == 0.0
-
-
-@pytest.mark.parametrize("kind", ["weight_decay", "momentum", "dropout"])
-def test_an_offset_of_zero_is_the_start_to_the_last_bit(kind):
-    for start in (0.1, 0.07, 1 / 3):
-        assert moved_value(hyperparameter(kind, start), start, 0.0) == start
 
 
 def test_a_place_that_does_not_take_values_is_told():

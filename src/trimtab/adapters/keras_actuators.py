@@ -19,6 +19,7 @@ from trimtab.adapters.keras_dropout import dropout_call, is_known_dropout
 from trimtab.adapters.keras_takeover import Takeover
 from trimtab.adapters.keras_values import SteeredValue
 from trimtab.adapters.keras_variables import array_of, held_variable, is_compiled_backend
+from trimtab.adapters.offsets import moved_value
 from trimtab.core.errors import AdapterError, unknown_name
 from trimtab.core.hyperparameters import KINDS, Hyperparameter, hyperparameter
 
@@ -28,7 +29,6 @@ __all__ = [
     "Hands",
     "Value",
     "find_hyperparameters",
-    "moved_value",
 ]
 
 KINDS_IN_KERAS: tuple[str, ...] = (
@@ -46,20 +46,6 @@ KINDS_IN_KERAS: tuple[str, ...] = (
 """The kinds of hyperparameters that are found in a Keras model; others by `SteeredValue`."""
 
 _CLIPS = ("clipnorm", "global_clipnorm", "clipvalue")
-
-
-def moved_value(item: Hyperparameter, start: float, offset: float) -> float:
-    """Return where a value that began at ``start`` stands after a move of the coordinate.
-
-    An offset of exactly 0 leaves it untouched; on the log scale ratios between places are kept.
-    """
-    if offset == 0:
-        return start
-    if item.scale == "log":
-        moved = start * float(np.float32(10.0) ** np.float32(offset))
-        # A float32 factor may overstep a bound by its rounding.
-        return min(max(moved, item.low), item.high) if start == item.default else moved
-    return item.from_coordinate(item.to_coordinate(start) + float(offset))
 
 
 @dataclass

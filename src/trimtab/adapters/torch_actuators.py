@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
+from trimtab.adapters.offsets import moved_value
 from trimtab.adapters.torch_depth import DepthRates
 from trimtab.adapters.torch_proof import Replay
 from trimtab.adapters.torch_values import KINDS_THAT_ARE_READ, SteeredValue
@@ -24,7 +24,6 @@ __all__ = [
     "Place",
     "entries_of",
     "find_actuators",
-    "moved_value",
     "wants_depth",
 ]
 
@@ -61,21 +60,6 @@ class Place:
     read: Callable[[], float]
     write: Callable[[float], None]
     owner: Any = None
-
-
-def moved_value(item: Hyperparameter, start: float, offset: float) -> float:
-    """Return where a place that began at ``start`` stands after a move of the coordinate.
-
-    An offset of exactly 0 leaves the start untouched, to the last bit; on the log scale the start
-    is multiplied, so that ratios between places are kept.
-    """
-    if offset == 0:
-        return start
-    if item.scale == "log":
-        moved = start * float(np.float32(10.0) ** np.float32(offset))
-        # A float32 factor may overstep a bound by its rounding.
-        return min(max(moved, item.low), item.high) if start == item.default else moved
-    return item.from_coordinate(item.to_coordinate(start) + float(offset))
 
 
 class Actuator:
