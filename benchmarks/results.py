@@ -5,8 +5,9 @@
 
 Each folder is one that ``trimtab compare`` finished; it gives one section, from its Parquet file
 alone. The picture is drawn from the first. Losses stand in the same table as wins, and the
-sentence about when not to use trimtab is made from the rows; with ``--json`` the sentences that
-the README repeats go to standard output.
+sentence about when not to use trimtab is made from the rows. What the README says of it stands
+there between ``<!-- results -->`` and ``<!-- /results -->``, and is written anew; with ``--json``
+the sentences go to standard output too.
 """
 
 from __future__ import annotations
@@ -21,17 +22,29 @@ from typing import Any
 
 from trimtab.core.errors import SpecError
 from trimtab.records.comparison_compute import compute_picture
+from trimtab.records.comparison_report import COST_HEADS, cost_cells
 from trimtab.records.report import draw
 from trimtab.search.comparing import Comparison
 from trimtab.search.comparison_cost import cost_answer
 from trimtab.search.comparison_figures import comparison_figures
 from trimtab.search.comparison_rows import read_parquet
 
-__all__ = ["Finished", "budget_rows", "main", "read_finished", "section", "when_not"]
+__all__ = [
+    "Finished",
+    "budget_rows",
+    "main",
+    "read_finished",
+    "readme_part",
+    "section",
+    "when_not",
+    "with_part",
+]
 
 _STEERED = "trimtab"
 _CONTROLS = frozenset({"zero", "open-loop", "shuffled"})
 _CLOSE = 0.05  # of regret; smaller differences are called equal
+
+_OPENED, _CLOSED = "<!-- results -->", "<!-- /results -->"
 
 _HERE = Path(__file__).parent
 
@@ -140,9 +153,9 @@ def budget_rows(comparison: Comparison, figures: Mapping[str, Any]) -> list[dict
     """
     labels: dict[str, list[tuple[int, str]]] = {}
     for label in figures["methods"]:
-        name, colon, budget = label.partition(":")
-        if colon and figures["regret"].get(label) is not None:
-            labels.setdefault(name, []).append((int(budget), label))
+        name, _, budget = label.partition(":")
+        if figures["regret"].get(label) is not None:
+            labels.setdefault(name, []).append((int(budget or 1), label))
     rows = []
     for name, found in labels.items():
         (least, small), (most, large) = min(found), max(found)
@@ -191,31 +204,8 @@ def cost_table(figures: Mapping[str, Any]) -> str:
     """Return what each method needs to end as well as one steered run; empty without steered."""
     if not figures["cost"]:
         return ""
-    before = {"yes": "", "beyond": "more than ", "below": "at most "}
-    least = {"yes": "", "beyond": "at least ", "below": "at most "}
-
-    def cell(row: Mapping[str, Any], field: str, form: str, words: Mapping[str, str]) -> str:
-        value = row[field]
-        return "–" if value is None else f"{words[row['reaches']]}{value:{form}}"
-
-    rows = [
-        (
-            f"`{row['method']}`",
-            "not in one run" if row["saved_runs"] is None else cell(row, "runs", ".1f", before),
-            cell(row, "saved_examples", ",.0f", least),
-            cell(row, "saved_seconds", ".3g", least),
-            "–" if row["paid_back_after"] is None else f"{row['paid_back_after']:,}",
-        )
-        for row in figures["cost"]["methods"]
-    ]
-    heads = (
-        "method",
-        "whole runs to end as well",
-        "examples saved",
-        "seconds saved",
-        "training paid back after",
-    )
-    return _table(heads, rows)
+    rows = [cost_cells(row) for row in figures["cost"]["methods"]]
+    return _table(COST_HEADS, [(f"`{name}`", *cells) for name, *cells in rows])
 
 
 def when_not(figures: Mapping[str, Any]) -> str:
@@ -229,7 +219,7 @@ def when_not(figures: Mapping[str, Any]) -> str:
     for label in figures["methods"]:
         found, beside = figures["regret"].get(label), figures["steered"].get(label)
         name = label.partition(":")[0]
-        if label == _STEERED or name in _CONTROLS or found is None or beside is None:
+        if name == _STEERED or name in _CONTROLS or found is None or beside is None:
             continue
         if beside["regret"] is not None and found["value"] < beside["regret"] - _CLOSE:
             better.append((figures["spent"][label], label, found["value"], beside["regret"]))
@@ -272,6 +262,42 @@ def _name(finished: Finished) -> str:
     if "--suite" in words[:-1]:
         return f"Suite `{words[words.index('--suite') + 1]}`"
     return ", ".join(f"`{name}`" for name in finished.comparison.tasks)
+
+
+def readme_part(finished: Finished, picture: str, page: str) -> str:
+    """Return what the README says of a comparison: picture, cost, and when not to use trimtab.
+
+    Args:
+        finished: Where the picture is from.
+        picture: Its path, from the README.
+        page: The page of results, from the README.
+    """
+    cost = finished.figures["cost"]
+    told = [f"{cost['sentence']} **When not:** {when_not(finished.figures)}"] if cost else []
+    seeds = len({entry.seed for entry in finished.comparison.entries})
+    count = len(finished.comparison.tasks)
+    under = (
+        f"{_name(finished)}: {count} task{'s' * (count != 1)}, {seeds} "
+        f"seed{'s' * (seeds != 1)}, {finished.about['date']}; every row, losses and "
+        f"intervals included, is in [the results]({page})."
+    )
+    return "\n\n".join([f"![Regret against compute, all methods]({picture})", *told, under])
+
+
+def with_part(text: str, part: str) -> str:
+    """Return a page in which a part stands between its markers.
+
+    Raises:
+        SpecError: The markers are not there once each, in their order.
+    """
+    before, opened, rest = text.partition(_OPENED)
+    _, closed, after = rest.partition(_CLOSED)
+    if not (opened and closed) or _OPENED in rest or _CLOSED in before + after:
+        raise SpecError(
+            f"the page has not one {_OPENED} and one {_CLOSED} after it; put these two lines "
+            "where the results are to stand"
+        )
+    return f"{before}{_OPENED}\n\n{part}\n\n{_CLOSED}{after}"
 
 
 def _tasks_table(figures: Mapping[str, Any]) -> str:
@@ -354,26 +380,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--picture", type=Path, default=_HERE.parent / "docs" / "images" / "compute.png"
     )
+    parser.add_argument("--readme", type=Path, default=_HERE.parent / "README.md")
     parser.add_argument("--json", action="store_true", help="print the README's sentences")
     options = parser.parse_args(arguments)
     try:
         finished = [read_finished(folder) for folder in options.folders]
-    except SpecError as error:
+        picture, page = (_from(options.readme, path) for path in (options.picture, options.out))
+        part = readme_part(finished[0], picture, page)
+        readme = with_part(options.readme.read_text(encoding="utf-8"), part)
+    except (SpecError, OSError) as error:
         parser.exit(2, f"{error}\n")
     drawn = compute_picture(finished[0].figures)
     if drawn is not None:
         options.picture.parent.mkdir(parents=True, exist_ok=True)
         draw(options.picture, drawn)
-    shown = os.path.relpath(options.picture.resolve(), options.out.resolve().parent)
-    head = _HEAD.format(picture=Path(shown).as_posix())
-    page = "\n\n".join([head, *(section(one) for one in finished)])
-    options.out.write_text(page + "\n", encoding="utf-8")
+    head = _HEAD.format(picture=_from(options.out, options.picture))
+    sections = "\n\n".join([head, *(section(one) for one in finished)])
+    options.out.write_text(sections + "\n", encoding="utf-8")
+    options.readme.write_text(readme, encoding="utf-8")
     if options.json:
         first = finished[0].figures
         cost = first["cost"]["sentence"] if first["cost"] else None
         print(json.dumps({"cost": cost, "when_not": when_not(first)}, indent=2))
         return
-    print(f"wrote {options.out} and {options.picture}")
+    print(f"wrote {options.out}, {options.picture} and {options.readme}")
+
+
+def _from(page: Path, path: Path) -> str:
+    """Return a path as a page refers to it."""
+    return Path(os.path.relpath(path.resolve(), page.resolve().parent)).as_posix()
 
 
 if __name__ == "__main__":

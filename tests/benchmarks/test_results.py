@@ -11,6 +11,7 @@ pytest.importorskip("pyarrow")
 pytest.importorskip("vl_convert")
 results = pytest.importorskip("benchmarks.results")  # absent beside an installed wheel
 
+from trimtab.core.errors import SpecError  # noqa: E402
 from trimtab.search.comparing import Comparison, Entry, TaskResult  # noqa: E402
 from trimtab.search.comparison_rows import write_parquet  # noqa: E402
 from trimtab.search.methods import Outcome, SingleRun  # noqa: E402
@@ -71,7 +72,10 @@ def finished(folder: Path, losses: dict[tuple[str, int], float] = LOSSES) -> Pat
 @pytest.fixture
 def page(tmp_path: Path) -> str:
     out, picture = tmp_path / "RESULTS.md", tmp_path / "images" / "compute.png"
-    results.main([str(finished(tmp_path / "o")), "--out", str(out), "--picture", str(picture)])
+    readme = tmp_path / "README.md"
+    readme.write_text("# T\n\n<!-- results -->\nold\n<!-- /results -->\n\n## More\n")
+    paths = ["--out", str(out), "--picture", str(picture), "--readme", str(readme)]
+    results.main([str(finished(tmp_path / "o")), *paths])
     assert picture.read_bytes().startswith(b"\x89PNG")
     return out.read_text(encoding="utf-8")
 
@@ -113,6 +117,38 @@ def test_when_nothing_ended_better_it_says_so_without_promising_more(tmp_path):
     winning = {**LOSSES, ("trimtab", 1): 0.09}
     told = results.when_not(results.read_finished(finished(tmp_path / "o", winning)).figures)
     assert told.startswith("Nothing that was compared ended clearly better")
+
+
+def test_the_readme_gets_the_picture_the_cost_and_when_not_between_its_markers(page, tmp_path):
+    found = (tmp_path / "README.md").read_text(encoding="utf-8")
+    before, _, rest = found.partition("<!-- results -->")
+    part, _, after = rest.partition("<!-- /results -->")
+    assert (before, after) == ("# T\n\n", "\n\n## More\n")
+    assert "![Regret against compute, all methods](images/compute.png)" in part
+    assert "One steered run costs 1.00 whole runs" in part
+    assert "**When not:** Do not use trimtab if" in part
+    assert "1 task, 2 seeds, 2026-01-02" in part
+    assert "old" not in part
+    assert results.with_part(found, part.strip()) == found
+
+
+@pytest.mark.parametrize("text", ["", "<!-- results -->", "<!-- /results --><!-- results -->"])
+def test_a_page_without_both_markers_is_refused(text):
+    with pytest.raises(SpecError, match="put these two lines"):
+        results.with_part(text, "part")
+
+
+def test_larger_steered_budgets_are_no_reason_against_it_and_have_a_row_of_gain(tmp_path):
+    more = {**LOSSES, ("trimtab", 1): 0.11, ("trimtab", 8): 0.05, ("random", 8): 0.12}
+    given = results.read_finished(finished(tmp_path / "o", more))
+    assert given.figures["cost"]["steered"]["runs"] == pytest.approx(1.0)
+    assert "trimtab:8" not in results.when_not(given.figures)
+    (row,) = [
+        row
+        for row in results.budget_rows(given.comparison, given.figures)
+        if row["method"] == "trimtab"
+    ]
+    assert (row["least"], row["most"], row["better_on"]) == (1, 8, 1)
 
 
 def test_a_folder_without_a_finished_comparison_is_refused(tmp_path, capsys):

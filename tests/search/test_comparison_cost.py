@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from trimtab.records.comparison_report import cost_cells
 from trimtab.search.comparison_cost import cost_answer, cost_rows
 
 
@@ -44,7 +45,7 @@ def test_a_search_reaches_equal_quality_between_two_budgets_on_the_log_scale():
 def test_a_search_that_never_gets_there_needs_more_than_was_tried():
     (row,) = cost_rows(figures(-0.1, SEARCH), 600.0)
     assert (row["reaches"], row["runs"]) == ("beyond", pytest.approx(16.0))
-    assert row["paid_back_after"] is None
+    assert row["paid_back_after"] == math.ceil(600 / 30)  # at most
     told = cost_answer(figures(-0.1, SEARCH), 600.0)["sentence"]
     assert "random search needs more than 16.0 to end as well, so at least 15.0" in told
     assert "are paid back after at most 20 such runs" in told
@@ -53,7 +54,26 @@ def test_a_search_that_never_gets_there_needs_more_than_was_tried():
 def test_a_loss_is_told_as_plainly_as_a_win():
     answer = cost_answer(figures(1.5, SEARCH), 600.0)
     assert answer["methods"][0]["reaches"] == "below"
-    assert answer["sentence"].endswith("random search ends as well with 1.0, so nothing is saved.")
+    assert answer["methods"][0]["paid_back_after"] is None
+    assert answer["sentence"].endswith(
+        "random search ends as well with 1.0, so nothing is saved and the policy's meta-training "
+        "never pays for itself at this quality."
+    )
+    assert cost_answer(figures(1.5, SEARCH), None)["sentence"].endswith("so nothing is saved.")
+
+
+def test_the_cells_of_a_table_say_what_is_a_bound_and_what_never_pays():
+    row = {"method": "random", "reaches": "yes", "runs": 8.0, "saved_runs": 7.0}
+    row |= {"saved_examples": 700.0, "saved_seconds": 14.0, "paid_back_after": 43}
+    assert cost_cells(row) == ("random", "8.0", "700", "14", "43 runs")
+    tried = row | {"reaches": "beyond"}
+    assert cost_cells(tried)[1::3] == ("more than 8.0", "at most 43 runs")
+    lost = row | {"reaches": "below", "saved_seconds": -1.0, "paid_back_after": None}
+    assert cost_cells(lost)[1::3] == ("at most 8.0", "never at this quality")
+    alone = dict.fromkeys(("saved_runs", "saved_examples", "saved_seconds", "paid_back_after"))
+    assert cost_cells(row | {"reaches": "beyond"} | alone) == (
+        *("random", "not in one run", "–", "–", "–"),
+    )
 
 
 def test_a_method_of_one_run_saves_nothing_that_can_be_counted():

@@ -64,6 +64,18 @@ def test_n_star_is_divided_by_the_charge():
     assert found["capped"] == {"reference": 0.0, "trimtab": 1.0, "race": 1.0, "cosine": 0.0}
 
 
+def test_one_steered_run_keeps_its_name_beside_larger_budgets():
+    found = figures(
+        entry("trimtab", 0, 0.2),
+        entry("trimtab", 0, 0.1, budget=4, spent=4.0),
+        entry("random", 0, 0.3),
+        entry("random", 0, 0.1, budget=8, spent=8.0),
+    )
+    assert found["methods"] == ["trimtab", "trimtab:4", "random:1", "random:8"]
+    assert found["steered"]["random:8"]["spent"] == pytest.approx(1.0)
+    assert found["probability_of_improvement"]["random:1"]["value"] == pytest.approx(1.0)
+
+
 def test_improvement_is_paired_by_seed_and_ties_count_half():
     found = figures(
         *(entry("trimtab", seed, loss) for seed, loss in enumerate([0.1, 0.2, 0.3, 0.4])),

@@ -13,9 +13,18 @@ from trimtab.records.comparison_charts import comparison_charts
 from trimtab.records.provenance import command_line
 from trimtab.records.report import page
 
-__all__ = ["write_comparison_report"]
+__all__ = ["COST_HEADS", "cost_cells", "write_comparison_report"]
 
 Row = Mapping[str, Any]
+
+COST_HEADS: tuple[str, ...] = (
+    "method",
+    "whole runs to end as well",
+    "examples saved",
+    "seconds saved",
+    "meta-training paid for after",
+)
+"""Heads of the columns of `cost_cells`."""
 
 
 def write_comparison_report(
@@ -45,7 +54,7 @@ def write_comparison_report(
         f"<h1>{_text(title)}</h1><p>{_text(', '.join(tasks))}.</p></header>"
     )
     below = (
-        f"<h2>Methods</h2>{_methods(figures)}<h2>Tasks</h2>{_tasks(figures)}"
+        f"{_cost(figures)}<h2>Methods</h2>{_methods(figures)}<h2>Tasks</h2>{_tasks(figures)}"
         f"{_left_out(left_out)}<h2>The comparison</h2>{_about(about)}"
     )
     path.write_text(page(title, above, comparison_charts(rows, figures), below), encoding="utf-8")
@@ -78,6 +87,46 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
         for cells in rows
     )
     return f'<div class="sheet"><table><thead><tr>{columns}</tr></thead>{body}</table></div>'
+
+
+def cost_cells(row: Row) -> tuple[str, ...]:
+    """Return what a method needs to end as well as one steered run, as words under `COST_HEADS`.
+
+    Args:
+        row: One method's, as the ``cost`` of a comparison's figures has them.
+    """
+    reaches = row["reaches"]
+    needs = {"yes": "", "beyond": "more than ", "below": "at most "}[reaches]
+    saves = {"yes": "", "beyond": "at least ", "below": "at most "}[reaches]
+
+    def cell(field: str, form: str, words: str) -> str:
+        value = row[field]
+        return "–" if value is None else f"{words}{value:{form}}"
+
+    saved, count = row["saved_seconds"], row["paid_back_after"]
+    paid = "–"
+    if count is not None:
+        paid = f"{'at most ' if reaches == 'beyond' else ''}{count:,} run{'s' * (count != 1)}"
+    elif reaches == "below" or (saved is not None and saved <= 0):
+        paid = "never at this quality"
+    is_lost = row["saved_runs"] is None and row["runs"] is not None
+    return (
+        str(row["method"]),
+        "not in one run" if is_lost else cell("runs", ".1f", needs),
+        cell("saved_examples", ",.0f", saves),
+        cell("saved_seconds", ".3g", saves),
+        paid,
+    )
+
+
+def _cost(figures: Mapping[str, Any]) -> str:
+    """Return the cost answer: its sentence, and a row a method; empty without steered runs."""
+    cost = figures.get("cost")
+    if not cost:
+        return ""
+    rows = [tuple(_text(word) for word in cost_cells(row)) for row in cost["methods"]]
+    table = _table(COST_HEADS, rows) if rows else ""
+    return f"<h2>What one steered run costs, and saves</h2><p>{_text(cost['sentence'])}</p>{table}"
 
 
 def _methods(figures: Mapping[str, Any]) -> str:

@@ -51,8 +51,9 @@ def cost_rows(
     the truth is more; or ``"below"`` where the smallest is at least as good, so that the truth is
     at most that. ``saved_*`` is the method's cost less the steered run's, below 0 where the method
     costs less, and None where it has one budget and does not get there; ``paid_back_after`` is
-    the number of steered runs whose saved seconds make up for the meta-training, None where that
-    cannot be said: nothing is saved, or the method never got there.
+    the number of steered runs whose saved seconds make up for the meta-training: at most so many
+    where no budget got there; None where nothing is saved, so that it never pays for itself at
+    this quality, and where the seconds are not known.
     """
     by_method: dict[str, list[str]] = {}
     for label in figures["methods"]:
@@ -84,8 +85,9 @@ def _row(
     if len(labels) == 1 and reaches == "beyond":  # no budget of it could be tried that is larger
         found |= {"saved_runs": None, "saved_examples": None, "saved_seconds": None}
     saved = found["saved_seconds"]
-    is_paid = training_seconds is not None and reaches == "yes" and saved is not None and saved > 0
-    found["paid_back_after"] = math.ceil(training_seconds / saved) if is_paid else None
+    found["paid_back_after"] = None
+    if training_seconds is not None and reaches != "below" and saved is not None and saved > 0:
+        found["paid_back_after"] = math.ceil(training_seconds / saved)
     return found
 
 
@@ -125,18 +127,20 @@ def cost_sentence(
         return f"{first}; no search was compared with it."
     row = min(searches, key=lambda one: _SEARCHES.index(one["method"]))
     name = _SPELLED.get(row["method"], row["method"])
+    nothing = "so nothing is saved"
+    if training_seconds is not None:
+        nothing += " and the policy's meta-training never pays for itself at this quality"
     if row["reaches"] == "below":
-        return f"{first}; {name} ends as well with {row['runs']:.1f}, so nothing is saved."
+        return f"{first}; {name} ends as well with {row['runs']:.1f}, {nothing}."
     many = "more than " if row["reaches"] == "beyond" else ""
     told = f"{first}; {name} needs {many}{row['runs']:.1f} to end as well"
     if row["saved_runs"] is None or row["saved_runs"] <= 0:
-        return f"{told}, so nothing is saved."
+        return f"{told}, {nothing}."
     least = "at least " if many else ""
     told += f", so {least}{row['saved_runs']:.1f}{_in_brackets(row, 'saved_')} are saved"
-    saved = row["saved_seconds"]
-    if training_seconds is None or saved is None or saved <= 0:
+    count = row["paid_back_after"]
+    if training_seconds is None or count is None:
         return f"{told}."
-    count = math.ceil(training_seconds / saved)
     return (
         f"{told}, and the policy's {training_seconds / 60:.0f} minutes of meta-training are paid "
         f"back after {'at most ' if many else ''}{count:,} such run{'s' * (count != 1)}."

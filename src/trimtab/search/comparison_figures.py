@@ -33,8 +33,14 @@ _CAPPED = 0.99
 
 
 def label_of(entry: Entry, budgets: Mapping[str, int]) -> str:
-    """Return a method's name, with its budget unless every budget is one run."""
-    return entry.method if budgets[entry.method] == 1 else f"{entry.method}:{entry.budget}"
+    """Return a method's name, with its budget unless every budget is one run.
+
+    One steered run is ``"trimtab"`` beside larger budgets too: every method is held against it.
+    """
+    is_one_steered = entry.method == _STEERED and entry.budget == 1
+    if is_one_steered or budgets[entry.method] == 1:
+        return entry.method
+    return f"{entry.method}:{entry.budget}"
 
 
 @dataclass
