@@ -10,11 +10,14 @@ from typing import Any
 
 import pytest
 
+from tests.postgresql_server import postgres
 from trimtab.core.protocols import Task
 from trimtab.core.registry import make_task
 from trimtab.defaults import shipped_policies
 from trimtab.search.methods import Assignment, Rhythm
 from trimtab.search.starts import StartLaw, generator_for
+
+__all__ = ["Assign", "assign", "folder", "postgres", "quadratic"]
 
 HERE = Path(__file__).parent
 POLICY = str(shipped_policies()["trimtab-0"])
