@@ -16,7 +16,7 @@ from tests.records.test_store import INFO, drive
 from trimtab.core.errors import SpecError, StoreError, UnknownNameError
 from trimtab.records import processes, studies, transactions
 from trimtab.records.rows import run_row
-from trimtab.records.snapshots import snapshot_folder, write_snapshot
+from trimtab.records.snapshots import is_snapshot_of, snapshot_folder, write_snapshot
 from trimtab.records.store import Store, StoreRecorder
 from trimtab.records.studies import Studies
 from trimtab.records.study_rows import StudyRecord, UnitRequest
@@ -54,6 +54,40 @@ def test_a_name_that_could_leave_its_folder_is_refused(tmp_path: Path, name: str
         begun(opened, name=name)
     with pytest.raises(SpecError, match="a name has 1"):
         snapshot_folder("sqlite:///runs.db", name)
+
+
+def test_stores_that_share_a_place_keep_their_snapshots_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TRIMTAB_SNAPSHOTS", raising=False)
+    server = "postgresql+psycopg://{who}@host:5432/{name}"
+    mine = snapshot_folder(server.format(who="me:secret", name="runs"), "s")
+    assert mine != snapshot_folder(server.format(who="me:secret", name="others"), "s")
+    assert mine == snapshot_folder(server.format(who="you", name="runs"), "s")
+    assert "secret" not in str(mine)
+    assert snapshot_folder("sqlite:///a/runs.db", "s") == Path("a/runs.db.snapshots/s").absolute()
+    monkeypatch.setenv("TRIMTAB_SNAPSHOTS", str(tmp_path))
+    first, second = (snapshot_folder(f"sqlite:///{name}/runs.db", "s") for name in "ab")
+    assert first != second
+    assert {first.parents[1], second.parents[1]} == {tmp_path}
+
+
+@pytest.mark.parametrize(
+    ("path", "is_one"),
+    [
+        ("/kept/s/run-000001/latest-0003.safetensors", True),
+        ("/kept/s/run-1234567/final-0020.safetensors", True),
+        ("/kept/t/run-000001/latest-0003.safetensors", False),
+        ("/kept/s/run-000001/notes.txt", False),
+        ("/kept/s/other/latest-0003.safetensors", False),
+        ("/kept/s/../s/run-000001/latest-0003.safetensors", False),
+        ("s/run-000001/latest-0003.safetensors", False),
+        ("/model.safetensors", False),
+        ("", False),
+    ],
+)
+def test_only_files_of_the_study_are_taken_for_its_snapshots(path: str, is_one: bool) -> None:
+    assert is_snapshot_of(Path(path), "s") == is_one
 
 
 def test_a_unit_is_claimed_by_one_of_many_threads(store: str) -> None:

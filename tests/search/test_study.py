@@ -240,6 +240,24 @@ def test_collecting_keeps_the_best_weights_only(spend: Spend, tmp_path: Path) ->
         assert collect(opened, study).files == ()
 
 
+def test_collecting_removes_nothing_that_a_forged_record_points_at(
+    spend: Spend, tmp_path: Path
+) -> None:
+    store, mine = tmp_path / "runs.db", tmp_path / "thesis.safetensors"
+    mine.write_bytes(b"years of work")
+    spend(budget=1, store=store, study="s")
+    with sqlite3.connect(store) as connection:
+        changed = connection.execute(
+            "update snapshots set path = ? where purpose <> 'final'", (str(mine),)
+        )
+        assert changed.rowcount > 0
+    connection.close()
+    with Studies(store) as opened:
+        freed = collect(opened, opened.study("s"))
+    assert mine not in freed.files
+    assert mine.read_bytes() == b"years of work"
+
+
 def test_a_fork_of_a_file_that_was_changed_is_refused(spend: Spend, tmp_path: Path) -> None:
     store = tmp_path / "runs.db"
     spend(budget=1, store=store, study="s")

@@ -22,8 +22,10 @@ from trimtab.records.database import file_of
 __all__ = [
     "Kept",
     "check_study_name",
+    "is_snapshot_of",
     "pack",
     "read_snapshot",
+    "remove_snapshot",
     "snapshot_folder",
     "unpack",
     "write_snapshot",
@@ -31,6 +33,7 @@ __all__ = [
 
 _FORMAT = "trimtab-snapshot-1"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_RUN_FOLDER = re.compile(r"run-[0-9]{6,}")
 
 
 class Kept(NamedTuple):
@@ -65,6 +68,8 @@ def snapshot_folder(url: str, study: str) -> Path:
     """Return the folder of a study's snapshots: beside an SQLite file, else in the working folder.
 
     ``TRIMTAB_SNAPSHOTS`` names another place, such as a disk that all machines of a cluster share.
+    In a place that several stores may use, each store has a folder of its own, so that studies of
+    one name in two databases never touch each other's files.
 
     Raises:
         SpecError: The study's name is not allowed.
@@ -72,12 +77,31 @@ def snapshot_folder(url: str, study: str) -> Path:
     elsewhere = os.environ.get("TRIMTAB_SNAPSHOTS")
     beside = file_of(url)
     if elsewhere:
-        root = Path(elsewhere)
+        root = Path(elsewhere) / _name_of_store(url)
     elif beside is not None:
         root = beside.with_name(f"{beside.name}.snapshots")
     else:
-        root = Path("trimtab.snapshots")
+        root = Path("trimtab.snapshots") / _name_of_store(url)
     return root.absolute() / check_study_name(study)
+
+
+def _name_of_store(url: str) -> str:
+    """Return a folder's name for a store: its database's, and digits of where that is.
+
+    Who connects, and with what password, makes no difference.
+    """
+    from sqlalchemy.engine import make_url
+
+    path = file_of(url)
+    if path is not None:
+        name, place = path.name, str(path.absolute())
+    else:
+        parts = make_url(url)
+        host = parts.host or str(parts.query.get("host", ""))
+        name = parts.database or "database"
+        place = f"{parts.get_backend_name()}://{host}:{parts.port or ''}/{name}"
+    plain = re.sub(r"[^A-Za-z0-9._-]", "-", name).lstrip(".")[:60]
+    return f"{plain or 'store'}-{hashlib.sha256(place.encode()).hexdigest()[:8]}"
 
 
 def write_snapshot(path: Path, state: Any) -> Kept:
@@ -122,6 +146,37 @@ def read_snapshot(path: Path, sha256: str) -> Any:
             f"{sha256[:12]}); it is refused"
         )
     return unpack(data)
+
+
+def is_snapshot_of(path: Path, study: str) -> bool:
+    """Whether a path is named and placed as `write_snapshot` is asked to for a study.
+
+    A database says where the files are, and it may be another's: nothing else is ever removed.
+    """
+    *_, folder, run, name = ("", "", "", *path.parts)
+    return (
+        path.is_absolute()
+        and ".." not in path.parts
+        and folder == study
+        and _RUN_FOLDER.fullmatch(run) is not None
+        and name.endswith(".safetensors")
+    )
+
+
+def remove_snapshot(path: Path, study: str) -> None:
+    """Remove the file of a study's snapshot if it is one, and is there.
+
+    Raises:
+        StoreError: The file cannot be removed.
+    """
+    try:
+        if is_snapshot_of(path, study):
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise StoreError(
+            f"snapshot {path} cannot be removed ({error.strerror or error}); make its folder "
+            "writable"
+        ) from error
 
 
 def pack(state: Any) -> bytes:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trimtab.records.snapshots import snapshot_folder
+from trimtab.records.snapshots import is_snapshot_of, remove_snapshot, snapshot_folder
 from trimtab.records.studies import Studies
 from trimtab.records.study_rows import SnapshotRecord, StudyRecord, UnitRecord
 from trimtab.search.study_plan import Entry, best_of
@@ -40,7 +40,8 @@ def prune(studies: Studies, study: StudyRecord) -> None:
     best = _best_unit(units)
     needed = {best} | {unit.place for unit in units if not unit.is_over}
     needed |= {u.request["fork"]["place"] for u in units if not u.is_over and "fork" in u.request}
-    _remove(studies, [one for one in _snapshots(studies, units) if one[0] not in needed])
+    gone = [one for one in _snapshots(studies, units) if one[0] not in needed]
+    _remove(studies, study, gone)
 
 
 def collect(studies: Studies, study: StudyRecord, *, dry_run: bool = False) -> Freed:
@@ -71,10 +72,11 @@ def collect(studies: Studies, study: StudyRecord, *, dry_run: bool = False) -> F
         for file in sorted(folder.glob("run-*/*"))
         if file.is_file() and file not in registered and (is_finished or _is_abandoned(file, units))
     ]
-    files = [Path(one.path) for _, one in gone if Path(one.path).is_file()] + strays
+    known = [Path(one.path) for _, one in gone]
+    files = [one for one in known if is_snapshot_of(one, study.name) and one.is_file()] + strays
     size = sum(file.stat().st_size for file in files)
     if not dry_run:
-        _remove(studies, gone)
+        _remove(studies, study, gone)
         for file in strays:
             file.unlink(missing_ok=True)
         for empty in [
@@ -104,7 +106,9 @@ def _snapshots(studies: Studies, units: Sequence[UnitRecord]) -> list[tuple[int,
     return [(places[one.run], one) for one in studies.snapshots(*places)] if places else []
 
 
-def _remove(studies: Studies, gone: Sequence[tuple[int, SnapshotRecord]]) -> None:
+def _remove(
+    studies: Studies, study: StudyRecord, gone: Sequence[tuple[int, SnapshotRecord]]
+) -> None:
     studies.forget_snapshots(one for _, one in gone)
     for _, one in gone:
-        Path(one.path).unlink(missing_ok=True)
+        remove_snapshot(Path(one.path), study.name)

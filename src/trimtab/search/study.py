@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -14,6 +15,7 @@ from trimtab.core.errors import SpecError
 from trimtab.core.hyperparameters import resolve_hyperparameters
 from trimtab.core.protocols import Task
 from trimtab.core.registry import make_task
+from trimtab.records.snapshots import snapshot_folder
 from trimtab.records.studies import Studies
 from trimtab.search.coordinating import Coordinator, StudyProgress, TuneResult
 from trimtab.search.designs import design_of
@@ -121,6 +123,9 @@ def tune(
         if where is None:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="trimtab-"))
             where = f"sqlite:///{folder}/study.db"
+            # They may lie elsewhere, see TRIMTAB_SNAPSHOTS.
+            kept = snapshot_folder(where, called).parent
+            stack.callback(shutil.rmtree, kept, ignore_errors=True)
         studies = stack.enter_context(Studies(where))
         settings = _with_sampler(studies, called, settings)
         design_of(made, method, seed, settings).propose((), budget)  # says what is wrong with it

@@ -17,7 +17,12 @@ from trimtab.core.errors import StoreError
 from trimtab.core.rewards import potential
 from trimtab.core.run_info import RunInfo
 from trimtab.records.recorder import StoreRecorder
-from trimtab.records.snapshots import read_snapshot, snapshot_folder, write_snapshot
+from trimtab.records.snapshots import (
+    read_snapshot,
+    remove_snapshot,
+    snapshot_folder,
+    write_snapshot,
+)
 from trimtab.records.studies import LEASE_SECONDS, Studies
 from trimtab.records.study_rows import Claim, SnapshotRecord
 from trimtab.search.run import Progress
@@ -275,7 +280,7 @@ class KeptRun:
         if replaced is None:
             raise ClaimLostError(f"study {self._claim.study!r}: another process does this unit now")
         for one in replaced:
-            Path(one.path).unlink(missing_ok=True)
+            remove_snapshot(Path(one.path), self._claim.study)
 
 
 def newest_state(snapshots: list[SnapshotRecord]) -> tuple[Mapping[str, Any] | None, list[str]]:
