@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from trimtab.core.errors import unknown_name
 from trimtab.core.hyperparameters import Hyperparameter
 from trimtab.core.protocols import Controller
-from trimtab.core.spec import ControlSpec
+from trimtab.core.spec import LEAST_STEPS, ControlSpec
 
 if TYPE_CHECKING:
     from trimtab.core.decision import Recorder
@@ -74,7 +74,9 @@ def controller_for(
     from trimtab.controllers.fixed import RandomController, ReferenceController
     from trimtab.controllers.learned import LearnedController, read_policy
 
-    plain = ControlSpec(hyperparameters=tuple(hyperparameters), decisions=decisions)
+    plain = ControlSpec(
+        hyperparameters=tuple(hyperparameters), decisions=decisions, least_steps=LEAST_STEPS
+    )
     if policy is None or policy in ("reference", "zero"):
         return plain, ReferenceController(plain, name=str(policy or "reference"))
     if policy == "random":

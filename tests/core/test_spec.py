@@ -25,6 +25,7 @@ specs = st.builds(
     actions=st.sampled_from(ACTION_KINDS),
     reward=st.sampled_from(REWARDS),
     front_windows=st.integers(0, 8),
+    least_steps=st.integers(1, 6),
     front_share=st.floats(0.001, 0.2),
     entry=st.floats(-4.0, 0.0),
     late_move=st.floats(0.0, 1.0),
@@ -45,7 +46,7 @@ def test_spec_survives_json(spec: ControlSpec) -> None:
 
 def test_hash_of_the_default_spec_stays() -> None:
     # Policies that were made under it carry it: it may change only together with SPEC_VERSION.
-    assert ControlSpec().compatibility_hash() == "6d994bc44f8d7aa9"
+    assert ControlSpec().compatibility_hash() == "3f634ba084f2e32c"
 
 
 @given(specs, specs)
@@ -159,7 +160,7 @@ def test_spec_for_other_hyperparameters_keeps_the_rest() -> None:
 def test_windows_rise_strictly_to_the_last_step(spec: ControlSpec, total: int) -> None:
     ends = window_ends(spec, total)
 
-    assert len(ends) == min(spec.decisions, total)
+    assert len(ends) == min(spec.decisions, max(1, total // spec.least_steps))
     assert ends[-1] == total
     assert np.all(np.diff(ends, prepend=0) >= 1)
 
@@ -168,7 +169,7 @@ def test_windows_rise_strictly_to_the_last_step(spec: ControlSpec, total: int) -
 def test_windows_without_short_ones_are_even(spec: ControlSpec, total: int) -> None:
     ends = window_ends(replace(spec, front_windows=0), total)
 
-    decisions = min(spec.decisions, total)
+    decisions = min(spec.decisions, max(1, total // spec.least_steps))
     assert ends.tolist() == [k * total // decisions for k in range(1, decisions + 1)]
 
 
@@ -189,8 +190,13 @@ def test_short_windows_take_their_share_and_no_more_than_half(
 def test_windows_of_a_usual_run() -> None:
     ends = window_ends(ControlSpec(), 200)
 
-    assert ends[:6].tolist() == [2, 4, 6, 8, 10, 12]
-    assert ends[6:].tolist() == [12 + k * 188 // 14 for k in range(1, 15)]
+    assert ends[:4].tolist() == [2, 4, 6, 8]
+    assert ends[4:].tolist() == [8 + k * 192 // 16 for k in range(1, 17)]
+
+
+@pytest.mark.parametrize("total", [1, 2, 3, 19, 79])
+def test_run_too_short_for_its_decisions_has_fewer(total: int) -> None:
+    assert len(window_ends(ControlSpec(least_steps=4), total)) == max(1, total // 4)
 
 
 @pytest.mark.parametrize("total", [1, 2, 3, 19])
@@ -200,7 +206,9 @@ def test_run_shorter_than_its_decisions_decides_before_each_step(total: int) -> 
 
 @pytest.mark.parametrize("total", [40, 43])
 def test_even_windows_as_long_as_short_ones_are_not_short(total: int) -> None:
-    assert short_windows(ControlSpec(), total) == (0, 0)
+    spec = ControlSpec(front_windows=6)
+
+    assert short_windows(spec, total) == (0, 0)
 
 
 @pytest.mark.parametrize("total", [0, -5])

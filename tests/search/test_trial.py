@@ -59,7 +59,7 @@ def test_a_probe_that_is_not_charged_for_its_validation_costs_its_steps_only(ass
     trial = Trial(task, seed=0, rhythm=Rhythm())
     before = trial.spent
     trial.train({"lr": np.full(3, 0.1)}, 3, charge_validation=False)
-    whole = 60 * 4 + 21 * 8 / 3
+    whole = 60 * 4 + 16 * 8 / 3  # 60 steps have 15 windows
     assert trial.spent - before == pytest.approx(12 / whole)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from trimtab.agents.proximal import Learner
 from trimtab.controllers.learned import PolicyFile, write_policy
 from trimtab.core.hyperparameters import hyperparameter
-from trimtab.core.spec import ControlSpec
+from trimtab.core.spec import LEAST_STEPS, ControlSpec
 
 __all__ = ["NOVELTY_LIMIT", "write_trained"]
 
@@ -35,7 +35,7 @@ def write_trained(
     spec = ControlSpec(
         hyperparameters=items,
         decisions=int(np.median(settings.decisions)),
-        **{"reward": "best-so-far", **fields},
+        **{"reward": "best-so-far", "least_steps": LEAST_STEPS, **fields},
     )
     mean, square = statistics
     scale = np.sqrt(np.maximum(square - mean**2, 0.0)) + 0.1

@@ -20,6 +20,7 @@ from trimtab.core.hyperparameters import (
 
 __all__ = [
     "ACTION_KINDS",
+    "LEAST_STEPS",
     "MOVES",
     "REWARDS",
     "SPEC_VERSION",
@@ -36,6 +37,9 @@ ACTION_KINDS: tuple[str, ...] = ("discrete", "multi-discrete", "continuous")
 MOVES: tuple[float, ...] = (-1.0, -0.5, -0.2, 0.0, 0.2, 0.5, 1.0)
 """The moves of one hyperparameter, in its own `ControlSpec.move_units`."""
 
+LEAST_STEPS = 4
+"""Steps for each decision in the runs of shipped policies and of what is compared with them."""
+
 REWARDS: tuple[str, ...] = (
     "log-loss",
     "best-so-far",
@@ -48,7 +52,13 @@ REWARDS: tuple[str, ...] = (
 _LR_UNIT, _LOG_UNIT, _LINEAR_UNIT = 1.0, 0.5, 0.2
 
 # Field -> smallest value, and the largest.
-_COUNTS = {"decisions": 1, "front_windows": 0, "max_divergences": 0, "restore_pause": 0}
+_COUNTS = {
+    "decisions": 1,
+    "least_steps": 1,
+    "front_windows": 0,
+    "max_divergences": 0,
+    "restore_pause": 0,
+}
 _NUMBERS = {
     "front_share": (0.0, 1.0),
     "entry": (-math.inf, 0.0),
@@ -64,12 +74,14 @@ class ControlSpec:
     """Everything a controller must agree on with the run that it steers.
 
     ``compatibility_hash`` covers what a policy's weights depend on: the version, features, action
-    decoding, reward and guard. ``hyperparameters``, ``decisions`` and the reference schedule are
-    settings of a run and stay outside.
+    decoding, reward and guard. ``hyperparameters``, ``decisions``, ``least_steps`` and the reference
+    schedule are settings of a run and stay outside.
 
     Attributes:
         hyperparameters: What is steered, one token each, in this order.
         decisions: Number K of decisions a run.
+        least_steps: Steps that a run has to have for each of its decisions; a shorter run has
+            fewer decisions.
         actions: ``"discrete"``, ``"multi-discrete"`` or ``"continuous"``.
         reward: Name of a reward in `trimtab.core.rewards`.
         front_windows: How many of the first windows are short ones (0: all windows are equal).
@@ -95,9 +107,10 @@ class ControlSpec:
         default_factory=lambda: (hyperparameter("lr"),)
     )
     decisions: int = 20
+    least_steps: int = 1
     actions: str = "multi-discrete"
     reward: str = "log-loss"
-    front_windows: int = 6
+    front_windows: int = 4
     front_share: float = 0.01
     entry: float = -2.0
     late_move: float = 0.5
@@ -147,7 +160,7 @@ class ControlSpec:
     def compatibility(self) -> dict[str, Any]:
         """Return the fields that a policy's weights depend on, as plain data."""
         fields = asdict(self)
-        for name in ("hyperparameters", "decisions"):
+        for name in ("hyperparameters", "decisions", "least_steps"):
             fields.pop(name)
         return fields | {"moves": list(MOVES)}
 
@@ -195,13 +208,17 @@ class ControlSpec:
             raise SpecError(f"not a control spec: {error}; make one with ControlSpec()") from error
 
 
+def _decisions(spec: ControlSpec, total_steps: int) -> int:
+    return min(spec.decisions, max(1, total_steps // spec.least_steps))
+
+
 def short_windows(spec: ControlSpec, total_steps: int) -> tuple[int, int]:
     """Return how many of the first windows are short in a run of that many steps, and their steps.
 
     ``min(front_windows, K // 3)`` windows of ``max(2, round(front_share T))`` steps, or (0, 0) if
     these and one step for each later window would take more than half of the run.
     """
-    decisions = min(spec.decisions, total_steps)
+    decisions = _decisions(spec, total_steps)
     short = min(spec.front_windows, decisions // 3)
     length = max(2, round(spec.front_share * total_steps))
     if not short or short * length + decisions - short > total_steps // 2:
@@ -213,8 +230,8 @@ def window_ends(spec: ControlSpec, total_steps: int) -> np.ndarray:
     """Return (K,) int64: the step at which each decision's window ends, rising to ``total_steps``.
 
     Without short windows, window k = 1..K ends at ``floor(k T / K)``. With `short_windows`, the
-    windows after them share the steps that are left in the same even way. A run with fewer steps
-    than decisions has one decision a step.
+    windows after them share the steps that are left in the same even way. A run with fewer than
+    ``least_steps`` steps a decision has ``max(1, T // least_steps)`` decisions.
 
     Raises:
         SpecError: ``total_steps`` is below 1.
@@ -224,7 +241,7 @@ def window_ends(spec: ControlSpec, total_steps: int) -> np.ndarray:
     """
     if total_steps < 1:
         raise SpecError(f"total_steps: {total_steps} is below 1; announce at least one step")
-    decisions = min(spec.decisions, total_steps)
+    decisions = _decisions(spec, total_steps)
     short, length = short_windows(spec, total_steps)
     late = decisions - short
     front = np.arange(1, short + 1) * length

@@ -13,7 +13,7 @@ from trimtab.core.errors import SpecError, unknown_name
 from trimtab.core.metrics import loss_from_validation
 from trimtab.core.protocols import Task
 from trimtab.core.registry import lookup, names
-from trimtab.core.spec import ControlSpec, window_ends
+from trimtab.core.spec import LEAST_STEPS, ControlSpec, window_ends
 from trimtab.search.starts import Start, StartLaw
 
 __all__ = [
@@ -39,11 +39,13 @@ class Rhythm:
         decisions: Number of windows, each followed by a validation.
         front_windows: How many of the first are short; see `trimtab.core.spec.ControlSpec`.
         front_share: Length of a short one as a share of all steps.
+        least_steps: Steps that a run has to have for each window.
     """
 
     decisions: int = 20
-    front_windows: int = 6
+    front_windows: int = 4
     front_share: float = 0.01
+    least_steps: int = LEAST_STEPS
 
     def spec(self, **fields: Any) -> ControlSpec:
         """Return a spec of this rhythm."""
@@ -51,6 +53,7 @@ class Rhythm:
             decisions=self.decisions,
             front_windows=self.front_windows,
             front_share=self.front_share,
+            least_steps=self.least_steps,
             **fields,
         )
 

@@ -54,7 +54,7 @@ def rhythm_of(policy: Path, decisions: int = 20) -> Rhythm:
         PolicyFileError: The file is no policy.
     """
     spec = read_policy_header(policy)["spec"]
-    return Rhythm(decisions, spec.front_windows, spec.front_share)
+    return Rhythm(decisions, spec.front_windows, spec.front_share, spec.least_steps)
 
 
 def policy_of(path: Path) -> tuple[str, str]:

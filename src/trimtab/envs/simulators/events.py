@@ -10,9 +10,30 @@ from trimtab.envs.simulators.distributions import distributions
 from trimtab.envs.simulators.draws import EVENT_KINDS, Draw
 from trimtab.envs.simulators.hashing import mixed, uniform_hash
 
-__all__ = ["disturbed_batch", "disturbed_gradient"]
+__all__ = ["augmentation", "disturbed_batch", "disturbed_gradient"]
 
 _EVENT_STREAM = np.uint32(0x27D4EB2F)
+_AUGMENTATION_STREAM = np.uint32(0x165667B1)
+
+
+def augmentation(draw: Draw, seed: jax.Array, step: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Return float32 noise of ``shape`` for the inputs of one step.
+
+    Uniform with standard deviation ``s`` times the inputs' own scale; the task hides s, uniform
+    between 0 and `most_noise` of the distributions.
+
+    Args:
+        draw: The task.
+        seed: () uint32, the run's data order.
+        step: () int32.
+        shape: Of the inputs.
+    """
+    most = np.float32(distributions()["augmented"]["most_noise"])
+    share = mixed(draw.network).astype(jnp.float32) * np.float32(2.0**-32)
+    scale = jnp.sqrt((draw.gain**2 + draw.turn**2).mean())
+    code = mixed(seed ^ mixed(step.astype(jnp.uint32) + _AUGMENTATION_STREAM))
+    noise = (uniform_hash(code, 1, shape) - 0.5) * np.float32(np.sqrt(12.0))
+    return share * most * scale * noise
 
 
 def disturbed_batch(

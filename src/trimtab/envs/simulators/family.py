@@ -44,6 +44,9 @@ class FamilyOptions:
         optimisers: Draw the optimiser uniformly from these; empty: the documented shares.
         adapter_rank: Above 0, every variant is fine-tuned through adapters of this rank.
         events: Whether corrupted batches, label flips, gradient spikes and NaN may happen.
+        augmented: Give every training step fresh noise on its inputs, of a strength that the task
+            hides, and spread the scales of tensors wider: runs that optimisation limits, not data.
+        networks: Pretrained networks a variant; 0: as documented.
 
     Raises:
         SpecError: A value is not allowed.
@@ -56,6 +59,8 @@ class FamilyOptions:
     optimisers: tuple[str, ...] = ()
     adapter_rank: int = 0
     events: bool = True
+    augmented: bool = False
+    networks: int = 0
 
     def __post_init__(self) -> None:
         if self.loss not in LOSSES:
@@ -66,6 +71,10 @@ class FamilyOptions:
         if not 0 <= self.adapter_rank <= 16:
             raise SpecError(
                 f"adapter_rank: {self.adapter_rank} is outside 0..16; use 0 for the family's own"
+            )
+        if self.networks < 0:
+            raise SpecError(
+                f"networks: {self.networks} is below 0; give a number, or 0 for the usual one"
             )
         if self.hyperparameters is not None and self.hyperparameters[:1] != ("lr",):
             raise SpecError(

@@ -17,14 +17,22 @@ __all__ = ["pretrained"]
 _BATCH = 64
 
 
-def pretrained(architecture: Architecture, variant: int, pool: Pool) -> jax.Array:
+def pretrained(
+    architecture: Architecture, variant: int, pool: Pool, networks: int = 0
+) -> jax.Array:
     """Return (N, P) float32: networks trained with Adam on regrouped labels of the data sets.
 
     Network i sees data set ``i % n_sets``, with classes regrouped at random and its own learning
     rate and number of steps, so that some are good starts and some are poor. Seeds are fixed.
+
+    Args:
+        architecture: What is trained.
+        variant: Its shape.
+        pool: Data sets.
+        networks: About how many (a multiple of the data sets); 0: as documented.
     """
     n_sets = len(pool.rows.sizes)
-    size = distributions()["network"]["bank_size"] // n_sets * n_sets
+    size = (networks or distributions()["network"]["bank_size"]) // n_sets * n_sets
     keys = jax.random.split(jax.random.fold_in(jax.random.key(20), variant), size)
     sets = jnp.arange(size, dtype=jnp.int32) % n_sets
     longest = int(10.0 ** distributions()["network"]["pretrain_steps_log10"][1])

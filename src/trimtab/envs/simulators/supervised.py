@@ -19,7 +19,7 @@ from trimtab.envs.simulators.descent import Effects, State, descend
 from trimtab.envs.simulators.distributions import distributions
 from trimtab.envs.simulators.draws import SLOTS, Draw, draw_task
 from trimtab.envs.simulators.effects import Interpreter, usual_effects, usual_hyperparameters
-from trimtab.envs.simulators.events import disturbed_batch, disturbed_gradient
+from trimtab.envs.simulators.events import augmentation, disturbed_batch, disturbed_gradient
 from trimtab.envs.simulators.family import (
     EVALUATION_CHUNK,
     OPTIMISERS,
@@ -94,7 +94,7 @@ class SupervisedFamily:
     def bank(self, variant: int) -> Bank:
         """Return pretrained networks and data of a shape, built once a process in seconds."""
         self._check(variant)
-        return _bank(self.architecture, variant, self.options.held_out)
+        return _bank(self.architecture, variant, self.options.held_out, self.options.networks)
 
     def draw(self, variant: int, key: jax.Array) -> Draw:
         """Return a task; the same key gives the same task in every variant."""
@@ -226,7 +226,10 @@ class SupervisedFamily:
         return bank.networks[jnp.where(draw.same_set > 0, same, any_one.astype(jnp.int32))]
 
     def _scales(self, layout: Layout, draw: Draw) -> jax.Array:
-        scales = draw.scale * draw.tensor_scale
+        wider = (
+            distributions()["augmented"]["tensor_scale_power"] if self.options.augmented else 1.0
+        )
+        scales = draw.scale * draw.tensor_scale ** np.float32(wider)
         # broadcasts, not one gather of P elements: that was half the cost of an evaluation
         parts = [
             jnp.broadcast_to(scales[index], (tensor.size,))
@@ -264,6 +267,8 @@ class SupervisedFamily:
         used = jnp.arange(n_slots, dtype=jnp.int32) < effects.batch
         weights = used.astype(jnp.float32) / effects.batch.astype(jnp.float32)
         labels = draw.labels[place]
+        if self.options.augmented and jnp.issubdtype(inputs.dtype, jnp.floating):
+            inputs = inputs + augmentation(draw, seed, step, inputs.shape)
         code = mixed(seed ^ (step.astype(jnp.uint32) * np.uint32(0x9E3779B9)))
         if self.options.events:
             inputs, labels = disturbed_batch(draw, inputs, labels, place, code, step)
@@ -348,7 +353,7 @@ def _trainable(architecture: Architecture, variant: int) -> Layout:
 
 
 @cache
-def _bank(architecture: Architecture, variant: int, held_out: bool) -> Bank:
+def _bank(architecture: Architecture, variant: int, held_out: bool, networks: int) -> Bank:
     pool = architecture.pool(held_out=held_out)
     rows = jnp.asarray(pool.rows.inputs)
-    return Bank(rows, pretrained(architecture, variant, pool))
+    return Bank(rows, pretrained(architecture, variant, pool, networks))
