@@ -74,8 +74,8 @@ class ControlSpec:
     """Everything a controller must agree on with the run that it steers.
 
     ``compatibility_hash`` covers what a policy's weights depend on: the version, features, action
-    decoding, reward and guard. ``hyperparameters``, ``decisions``, ``least_steps`` and the reference
-    schedule are settings of a run and stay outside.
+    decoding, reward and guard. ``hyperparameters``, ``decisions``, ``least_steps`` and the
+    reference schedule are settings of a run and stay outside.
 
     Attributes:
         hyperparameters: What is steered, one token each, in this order.

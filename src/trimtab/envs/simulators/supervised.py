@@ -226,10 +226,10 @@ class SupervisedFamily:
         return bank.networks[jnp.where(draw.same_set > 0, same, any_one.astype(jnp.int32))]
 
     def _scales(self, layout: Layout, draw: Draw) -> jax.Array:
-        wider = (
-            distributions()["augmented"]["tensor_scale_power"] if self.options.augmented else 1.0
-        )
-        scales = draw.scale * draw.tensor_scale ** np.float32(wider)
+        spread = draw.tensor_scale
+        if self.options.augmented:
+            spread = spread ** np.float32(distributions()["augmented"]["tensor_scale_power"])
+        scales = draw.scale * spread
         # broadcasts, not one gather of P elements: that was half the cost of an evaluation
         parts = [
             jnp.broadcast_to(scales[index], (tensor.size,))
