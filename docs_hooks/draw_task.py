@@ -129,7 +129,7 @@ def solar_cells(task: Any, run: Any, path: Path) -> Shown:
 
     from trimtab.tasks.packages import package_folder
 
-    at, captions = classified(task, run, task._data.features, ("sound", "defective"))
+    at, captions = classified(task, run, task._data.inputs, ("sound", "defective"))
     folder = package_folder(task.name, "elpv_dataset", "elpv-dataset") / "data"
     files = [line.split()[0] for line in (folder / "labels.csv").read_text().splitlines()]
     photographs = task._data.photographs[task._data.splits["test"][at]]

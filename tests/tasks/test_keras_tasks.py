@@ -13,9 +13,9 @@ from trimtab.core.conformance import check_task
 from trimtab.core.errors import MissingDependencyError, UnknownNameError
 from trimtab.core.registry import make_task
 from trimtab.tasks import keras_credit, keras_digits
-from trimtab.tasks.keras_classification import Schooling
 from trimtab.tasks.keras_credit import KerasCredit, read_credit
 from trimtab.tasks.keras_digits import KerasDigits, read_digits
+from trimtab.tasks.pretraining_settings import Pretraining
 from trimtab.tasks.splits import SPLITS
 
 TASKS = [KerasDigits, KerasCredit]
@@ -103,7 +103,7 @@ def test_the_pretraining_is_deterministic_and_cached(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(keras_digits, "_SCHOOLING", Schooling(10, 16, 1e-3))
+    monkeypatch.setattr(keras_digits, "_PRETRAINING", Pretraining(10, 16, 1e-3))
     first, second = KerasDigits("tiny")._body, KerasDigits("tiny")._body
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
     anew = KerasDigits("tiny")._body

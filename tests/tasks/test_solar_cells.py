@@ -104,7 +104,7 @@ def test_a_cache_that_cannot_be_written_changes_nothing(
     monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
 
     fresh = SolarCells("tiny")._data
-    assert torch.equal(fresh.features, task._data.features)
+    assert torch.equal(fresh.inputs, task._data.inputs)
     for name in SPLITS:
         np.testing.assert_array_equal(fresh.splits[name], task._data.splits[name])
 

@@ -121,7 +121,7 @@ def test_the_pretraining_is_deterministic_and_cached(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(letters, "_PRETRAINING", letters.Pretraining(20, 32, 1e-3))
+    monkeypatch.setattr(letters.Letters, "_pretraining", letters.Pretraining(20, 32, 1e-3))
     first, second = Letters("tiny")._pretrained, Letters("tiny")._pretrained
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
     anew = Letters("tiny")._pretrained

@@ -15,7 +15,7 @@ from trimtab.core.errors import MissingDependencyError, UnknownNameError
 from trimtab.core.registry import make_task
 from trimtab.tasks import animals, tree_density
 from trimtab.tasks.animals import Animals, PictureNetwork
-from trimtab.tasks.pretraining import Pretraining
+from trimtab.tasks.pretraining_settings import Pretraining
 from trimtab.tasks.splits import SPLITS
 from trimtab.tasks.tree_density import TreeDensity, density_classes
 from trimtab.tasks.tree_photographs import (
@@ -122,7 +122,7 @@ def test_pretraining_on_digits_is_deterministic_and_cached(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(animals, "_PRETRAINING", Pretraining(5, 16, 1e-3))
+    monkeypatch.setattr(Animals, "_pretraining", Pretraining(5, 16, 1e-3))
     first, second = Animals("tiny")._pretrained, Animals("tiny")._pretrained
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
     anew = Animals("tiny")._pretrained

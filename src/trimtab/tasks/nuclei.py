@@ -8,22 +8,16 @@ Apache-2.0.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import cached_property
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import numpy as np
-import torch
 
-from trimtab.tasks.cache import cached_arrays
-from trimtab.tasks.efficientnet import EFFICIENTNET_PACKAGES, pretrained_network, trunk_outputs
-from trimtab.tasks.packages import package_folder, package_versions, require_packages
+from trimtab.tasks.efficientnet import EFFICIENTNET_PACKAGES
+from trimtab.tasks.packages import package_folder
 from trimtab.tasks.pictures import resized
-from trimtab.tasks.randomness import RunSeeds
-from trimtab.tasks.segmentation import FROZEN_STAGES, LabelledImages, segmentation_run
-from trimtab.tasks.splits import SPLITS
-from trimtab.tasks.torch_run import TorchRun
-from trimtab.tasks.torch_task import OptimizerMaker, TorchTask
+from trimtab.tasks.segmentation import FROZEN_STAGES
+from trimtab.tasks.segmentation_task import SegmentationTask
 from trimtab.tasks.variants import Variant, recipe
 
 __all__ = ["Nuclei", "Region", "eight_bits", "nuclei_regions"]
@@ -75,7 +69,7 @@ _REGIONS: Mapping[str, Region] = {
 }
 
 
-class Nuclei(TorchTask):
+class Nuclei(SegmentationTask):
     """Nucleus or background, for each pixel of a microscope's image.
 
     The left half of the one image gives train (192 rows; tiles of 64 pixels every 32, each also
@@ -99,71 +93,27 @@ class Nuclei(TorchTask):
     """
 
     name = "segmentation/nuclei"
-    kind = "semantic-segmentation"
-    metric = "mean IoU"
     licence = "data CC0 (BBBC038), package stardist BSD-3-Clause, weights Apache-2.0"
     manual = recipe("PyTorch's defaults for AdamW; cosine decay")
     variants = _VARIANTS
+    _packages = _PACKAGES
+    _n_classes = 2
 
-    def _run(self, seeds: RunSeeds, optimizer: OptimizerMaker) -> TorchRun:
-        data = self._data
-        return segmentation_run(
-            self._network,
-            data,
-            batch_size=self.batch_size,
-            hyperparameters=self.hyperparameters,
-            seeds=seeds,
-            optimizer=optimizer,
-        )
+    def _depends_on(self) -> dict[str, object]:
+        return {"regions": _REGIONS, "percentiles": _PERCENTILES, "stages": FROZEN_STAGES}
 
-    @cached_property
-    def _network(self) -> Any:
-        return pretrained_network(self.name, self._settings.size)
-
-    @cached_property
-    def _data(self) -> LabelledImages:
-        require_packages(self.name, _PACKAGES)
-        inputs = {
-            "format": 1,
-            "pixels": self._settings.size,
-            "regions": _REGIONS,
-            "percentiles": _PERCENTILES,
-            "stages": FROZEN_STAGES,
-            "torch": torch.__version__,
-        }
-        arrays = cached_arrays("nuclei", {**inputs, **package_versions(_PACKAGES)}, self._build)
-        return LabelledImages(
-            [torch.from_numpy(arrays[f"stage.{n}"]).float() for n in FROZEN_STAGES],
-            torch.from_numpy(arrays["labels"]).long(),
-            {name: arrays[f"split.{name}"] for name in SPLITS},
-            2,
-        )
-
-    def _build(self) -> dict[str, np.ndarray]:
-        """Cut the tiles and run the frozen trunk over them once."""
+    def _labelled(self) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+        """Yield the tiles of each split and the nuclei in them."""
         image, mask = self._image("img2d.tif"), self._image("mask2d.tif")
         train = _REGIONS["train"]
         seen = image[train.top : train.top + train.height, train.left : train.left + train.width]
         low, high = np.percentile(seen, _PERCENTILES)
         grey, nucleus = eight_bits(image, low, high), (mask > 0).astype(np.uint8)
-        images: list[np.ndarray] = []
-        labels: list[np.ndarray] = []
-        splits: dict[str, list[int]] = {name: [] for name in SPLITS}
         for split, corners in nuclei_regions().items():
             for top, left in corners.tolist():
                 square = (slice(top, top + _TILE), slice(left, left + _TILE))
                 tile = resized(grey[square], self._settings.size)
-                label = resized(nucleus[square], self._settings.size, is_labels=True)
-                for mirrored in (False, True)[: 2 if split == "train" else 1]:
-                    splits[split].append(len(images))
-                    images.append(tile[:, ::-1] if mirrored else tile)
-                    labels.append(label[:, ::-1] if mirrored else label)
-        features = trunk_outputs(self._network, np.stack(images), FROZEN_STAGES)
-        return {
-            **{f"stage.{n}": part for n, part in zip(FROZEN_STAGES, features, strict=True)},
-            "labels": np.stack(labels),
-            **{f"split.{name}": np.array(rows, np.int64) for name, rows in splits.items()},
-        }
+                yield split, tile, resized(nucleus[square], self._settings.size, is_labels=True)
 
     def _image(self, name: str) -> np.ndarray:
         """Return (512, 512) float64."""

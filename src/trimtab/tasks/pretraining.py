@@ -1,39 +1,53 @@
-"""Networks that a task pretrains itself, once, on data that its splits do not hold."""
+"""Classifiers that a task pretrains itself, once, on data that its splits do not hold (PyTorch)."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TypeVar
+from functools import cached_property
+from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 import torch
 from torch import nn
 
 from trimtab.tasks.cache import cached_arrays
-from trimtab.tasks.torch_run import ShuffledBatches, adamw, decay_groups
+from trimtab.tasks.packages import package_versions
+from trimtab.tasks.pretraining_settings import Pretraining
+from trimtab.tasks.randomness import RunSeeds, ShuffledBatches
+from trimtab.tasks.torch_classification import LabelledData, classification_parts
+from trimtab.tasks.torch_run import adamw, decay_groups
+from trimtab.tasks.torch_task import RunParts, TorchTask
 
-__all__ = ["Pretraining", "pretrained_weights", "seeded", "train_classifier"]
+__all__ = [
+    "HeadedNetwork",
+    "PretrainedClassification",
+    "pretrained_weights",
+    "seeded",
+    "train_classifier",
+]
 
 _Network = TypeVar("_Network", bound=nn.Module)
 
 
-@dataclass(frozen=True)
-class Pretraining:
-    """How a network is pretrained: AdamW, cosine decay to zero, gradients clipped to norm 1.
+class HeadedNetwork(nn.Module):
+    """A network whose last layer, ``head``, is drawn anew for other classes."""
 
-    Attributes:
-        steps: Optimiser steps.
-        batch_size: Examples a step.
-        lr: Learning rate of the first step.
-        seed: Of initialisation, order of data and dropout.
-    """
+    head: nn.Linear
 
-    steps: int
-    batch_size: int
-    lr: float
-    seed: int = 0
+    def take_body(self, weights: Mapping[str, torch.Tensor], *, seed: int) -> Self:
+        """Take all but the head from a state dictionary, and draw a new head near zero.
+
+        Args:
+            weights: Of a network that differs in nothing but its classes.
+            seed: Draws the head; new predictions start nearly even.
+        """
+        kept = {name: value for name, value in weights.items() if not name.startswith("head.")}
+        self.load_state_dict(kept, strict=False)
+        generator = torch.Generator().manual_seed(seed)
+        nn.init.normal_(self.head.weight, std=0.01, generator=generator)
+        nn.init.zeros_(self.head.bias)
+        return self
 
 
 def seeded(make: Callable[[], _Network], seed: int) -> _Network:
@@ -87,3 +101,48 @@ def pretrained_weights(
 
     arrays = cached_arrays(name, {**inputs, "torch": torch.__version__}, build)
     return {key: torch.from_numpy(np.array(value)) for key, value in arrays.items()}
+
+
+class PretrainedClassification(TorchTask):
+    """A classifier whose network is pretrained here once; a run gives it a new head.
+
+    A task names its ``_packages``, ``_pretraining`` and numbers of classes, and says by
+    ``_network``, ``_data`` and ``_lessons`` what is trained on what; ``_depends_on`` holds all
+    that moves the pretrained weights besides ``_pretraining`` and the packages' versions.
+    """
+
+    _pretraining: ClassVar[Pretraining]
+    _n_classes: ClassVar[int]
+    _n_pretraining_classes: ClassVar[int]
+    _evaluated_together: ClassVar[int] = 256
+
+    def _network(self, n_classes: int) -> HeadedNetwork:
+        raise NotImplementedError
+
+    @property
+    def _data(self) -> LabelledData:
+        raise NotImplementedError
+
+    def _lessons(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the inputs and labels of the pretraining."""
+        raise NotImplementedError
+
+    def _depends_on(self) -> dict[str, object]:
+        raise NotImplementedError
+
+    def _parts(self, seeds: RunSeeds) -> RunParts:
+        model = self._network(self._n_classes).take_body(self._pretrained, seed=seeds.weights)
+        return classification_parts(model, self._data, evaluated_together=self._evaluated_together)
+
+    @cached_property
+    def _pretrained(self) -> dict[str, torch.Tensor]:
+        inputs: dict[str, Any] = {"format": 1, "pretraining": self._pretraining}
+        inputs |= self._depends_on() | package_versions(self._packages)
+        return pretrained_weights(self.name.rpartition("/")[2], inputs, self._taught)
+
+    def _taught(self) -> HeadedNetwork:
+        """Pretrain a network."""
+        inputs, labels = self._lessons()
+        model = seeded(lambda: self._network(self._n_pretraining_classes), self._pretraining.seed)
+        train_classifier(model, inputs, labels, self._pretraining)
+        return model

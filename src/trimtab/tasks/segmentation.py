@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,23 +11,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from trimtab.core.hyperparameters import Hyperparameter
 from trimtab.tasks.efficientnet import hold_statistics
 from trimtab.tasks.pretraining import seeded
-from trimtab.tasks.randomness import RunSeeds
-from trimtab.tasks.torch_run import (
-    ParameterGroups,
-    ShuffledBatches,
-    TorchRun,
-    TorchSetup,
-    adamw,
-)
+from trimtab.tasks.torch_task import RunParts
 
 __all__ = [
     "FROZEN_STAGES",
     "LabelledImages",
     "SegmentationNetwork",
-    "segmentation_run",
+    "segmentation_parts",
     "segmentation_scores",
 ]
 
@@ -142,24 +134,13 @@ def segmentation_scores(logits: torch.Tensor, labels: torch.Tensor) -> dict[str,
     }
 
 
-def segmentation_run(
-    network: Any,
-    data: LabelledImages,
-    *,
-    batch_size: int,
-    hyperparameters: Sequence[Hyperparameter],
-    seeds: RunSeeds,
-    optimizer: Callable[[ParameterGroups], torch.optim.Optimizer] = adamw,
-) -> TorchRun:
-    """Return a run that minimises the pixels' cross-entropy.
+def segmentation_parts(network: Any, data: LabelledImages, *, seed: int) -> RunParts:
+    """Return the parts of a run that minimises the pixels' cross-entropy.
 
     Args:
         network: What `trimtab.tasks.efficientnet.pretrained_network` returns; copied.
         data: Stays as it is.
-        batch_size: Images a step.
-        hyperparameters: What can be steered, at the values that hold where nothing steers.
-        seeds: Of the decoder, the order of data and dropout.
-        optimizer: Makes the optimiser from the parameter groups.
+        seed: Draws the decoder and the head.
     """
     train = data.splits["train"]
 
@@ -177,17 +158,8 @@ def segmentation_run(
         parts = [model(of(some)) for some in rows.split(_EVALUATED_TOGETHER)]
         return segmentation_scores(torch.cat(parts), data.labels[rows])
 
-    return TorchRun(
-        TorchSetup(
-            model=SegmentationNetwork(network, data.n_classes, seed=seeds.weights),
-            loss=loss,
-            batches=ShuffledBatches(len(train), batch_size, seed=seeds.order),
-            evaluate=evaluate,
-            defaults={item.name: item.default for item in hyperparameters},
-            optimizer=optimizer,
-            seed=seeds.noise,
-        )
-    )
+    model = SegmentationNetwork(network, data.n_classes, seed=seed)
+    return RunParts(model, len(train), loss, evaluate)
 
 
 def _decoder() -> nn.ModuleList:

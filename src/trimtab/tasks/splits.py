@@ -9,7 +9,14 @@ import numpy as np
 
 from trimtab.core.errors import SpecError
 
-__all__ = ["SPLITS", "first_of_duplicates", "stratified_splits"]
+__all__ = [
+    "SPLITS",
+    "first_of_duplicates",
+    "scaled_shares",
+    "splits_from_arrays",
+    "splits_to_arrays",
+    "stratified_splits",
+]
 
 SPLITS: tuple[str, ...] = ("train", "validation", "selection", "test")
 """Learned from; seen by the controller; the reward's, in development; reported only."""
@@ -34,6 +41,34 @@ def first_of_duplicates(examples: Sequence[np.ndarray] | np.ndarray) -> np.ndarr
             seen.add(digest)
             kept.append(index)
     return np.asarray(kept, np.int64)
+
+
+def scaled_shares(
+    shares: Mapping[str, float], n_examples: int, wanted: int | None
+) -> dict[str, float]:
+    """Return shares of all examples that use ``wanted`` of them in place of all that they name.
+
+    Args:
+        shares: Share of each split; see `stratified_splits`.
+        n_examples: How many examples there are.
+        wanted: How many are meant to be used if the shares sum to 1; None, or more than there
+            are, leaves the shares as they are.
+
+    >>> scaled_shares({"train": 0.5, "test": 0.5}, 100, 50)
+    {'train': 0.25, 'test': 0.25}
+    """
+    scale = min(1.0, (wanted or n_examples) / n_examples)
+    return {name: share * scale for name, share in shares.items()}
+
+
+def splits_to_arrays(splits: Mapping[str, Sequence[int] | np.ndarray]) -> dict[str, np.ndarray]:
+    """Return each split's rows, (n_split,) int64, under the name that a cache file gives them."""
+    return {f"split.{name}": np.asarray(rows, np.int64) for name, rows in splits.items()}
+
+
+def splits_from_arrays(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the rows of the four splits out of what `splits_to_arrays` made of them."""
+    return {name: arrays[f"split.{name}"] for name in SPLITS}
 
 
 def stratified_splits(

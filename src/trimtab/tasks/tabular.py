@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import nn
+
+from trimtab.tasks.pretraining import HeadedNetwork
 
 __all__ = ["TabularNetwork", "standardised"]
 
 
-class TabularNetwork(nn.Module):
+class TabularNetwork(HeadedNetwork):
     """Two hidden layers with dropout, and a linear head.
 
     The plain network that Gorishniy et al. (NeurIPS 2021, "Revisiting deep learning models for
@@ -34,20 +34,6 @@ class TabularNetwork(nn.Module):
         """Return logits (n, n_classes) of standardised features (n, n_features) float32."""
         logits: torch.Tensor = self.head(self.body(features))
         return logits
-
-    def take_body(self, weights: Mapping[str, torch.Tensor], *, seed: int) -> TabularNetwork:
-        """Take all but the head from a state dictionary, and draw a new head near zero.
-
-        Args:
-            weights: Of a network with as many features and hidden units.
-            seed: Draws the head; new predictions start nearly even.
-        """
-        kept = {name: value for name, value in weights.items() if not name.startswith("head.")}
-        self.load_state_dict(kept, strict=False)
-        generator = torch.Generator().manual_seed(seed)
-        nn.init.normal_(self.head.weight, std=0.01, generator=generator)
-        nn.init.zeros_(self.head.bias)
-        return self
 
 
 def standardised(table: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

@@ -22,13 +22,12 @@ from torch import nn
 
 from trimtab.core.errors import SpecError
 from trimtab.tasks.cache import cached_arrays
-from trimtab.tasks.classification_run import LabelledData, classification_run
-from trimtab.tasks.packages import package_folder, package_versions, require_packages
+from trimtab.tasks.packages import package_folder, package_versions
 from trimtab.tasks.pretraining import seeded
 from trimtab.tasks.randomness import RunSeeds
-from trimtab.tasks.splits import SPLITS, stratified_splits
-from trimtab.tasks.torch_run import TorchRun
-from trimtab.tasks.torch_task import OptimizerMaker, TorchTask
+from trimtab.tasks.splits import splits_from_arrays, splits_to_arrays, stratified_splits
+from trimtab.tasks.torch_classification import LabelledData, classification_parts
+from trimtab.tasks.torch_task import RunParts, TorchTask
 from trimtab.tasks.variants import Variant, recipe
 
 __all__ = ["TextClassification", "TextNetwork", "newsgroups", "read_texts", "reuters"]
@@ -192,6 +191,7 @@ class TextClassification(TorchTask):
 
     kind = "text-classification"
     variants = _VARIANTS
+    _packages = _PACKAGES
 
     def __init__(self, corpus: _Corpus, variant: str) -> None:
         """Describe the task; nothing is loaded before `start`.
@@ -209,7 +209,7 @@ class TextClassification(TorchTask):
         self.manual = _LORA_RECIPE if self._has_adapters else _FULL_RECIPE
         super().__init__(variant)
 
-    def _run(self, seeds: RunSeeds, optimizer: OptimizerMaker) -> TorchRun:
+    def _parts(self, seeds: RunSeeds) -> RunParts:
         data = self._data
         encoder = copy.deepcopy(self._encoder)
         n_hidden = int(encoder.config.hidden_size)
@@ -217,20 +217,11 @@ class TextClassification(TorchTask):
             encoder = seeded(lambda: _with_adapters(encoder), seeds.weights)
         n_classes = int(data.labels.max()) + 1
         model = TextNetwork(encoder, n_hidden, n_classes, seed=seeds.weights)
-        return classification_run(
-            model,
-            data,
-            batch_size=self.batch_size,
-            hyperparameters=self.hyperparameters,
-            seeds=seeds,
-            optimizer=optimizer,
-            evaluated_together=32,
-        )
+        return classification_parts(model, data, evaluated_together=32)
 
     @cached_property
     def _encoder(self) -> Any:
         """The pretrained encoder; runs take copies of it."""
-        require_packages(self.name, _PACKAGES)
         from safetensors.torch import load_file
         from transformers import BertConfig, BertModel
 
@@ -254,7 +245,6 @@ class TextClassification(TorchTask):
 
     @cached_property
     def _data(self) -> LabelledData:
-        require_packages(self.name, _PACKAGES)
         counts = _COUNTS[self.variant.removesuffix("-lora")]
         inputs = {
             "format": 1,
@@ -271,7 +261,7 @@ class TextClassification(TorchTask):
         return LabelledData(
             torch.from_numpy(arrays["tokens"]),
             torch.from_numpy(arrays["labels"]),
-            {name: arrays[f"split.{name}"] for name in SPLITS},
+            splits_from_arrays(arrays),
         )
 
     def _build(self, counts: Mapping[str, int]) -> dict[str, np.ndarray]:
@@ -299,7 +289,7 @@ class TextClassification(TorchTask):
         return {
             "tokens": tokens,
             "labels": labels[used],
-            **{f"split.{name}": np.searchsorted(used, rows) for name, rows in dealt.items()},
+            **splits_to_arrays({name: np.searchsorted(used, rows) for name, rows in dealt.items()}),
         }
 
     def _tokens(self, texts: Sequence[str]) -> np.ndarray:

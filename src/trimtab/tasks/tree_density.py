@@ -7,25 +7,17 @@ ImageNet-1k, Apache-2.0.
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
 
-from trimtab.tasks.cache import cached_arrays
-from trimtab.tasks.classification_run import LabelledData, classification_run
-from trimtab.tasks.efficientnet import (
-    EFFICIENTNET_PACKAGES,
-    Tail,
-    pretrained_network,
-    trunk_outputs,
-)
-from trimtab.tasks.packages import package_versions, require_packages
+from trimtab.tasks.efficientnet import EFFICIENTNET_PACKAGES, Tail, trunk_outputs
+from trimtab.tasks.frozen_trunk import FrozenTrunkTask
 from trimtab.tasks.pictures import resized
 from trimtab.tasks.randomness import RunSeeds
-from trimtab.tasks.splits import SPLITS
-from trimtab.tasks.torch_run import TorchRun
-from trimtab.tasks.torch_task import OptimizerMaker, TorchTask
+from trimtab.tasks.splits import SPLITS, splits_from_arrays, splits_to_arrays
+from trimtab.tasks.torch_classification import LabelledData, classification_parts
+from trimtab.tasks.torch_task import RunParts
 from trimtab.tasks.tree_photographs import (
     TEST_SITE,
     TRAINING_SITE,
@@ -55,7 +47,7 @@ _VARIANTS = {
 }
 
 
-class TreeDensity(TorchTask):
+class TreeDensity(FrozenTrunkTask):
     """No tree, one to three, or four and more, on 16 x 16 metres seen from the air.
 
     Two photographs of one region, 13 km apart, are cut into tiles of 160 pixels that do not
@@ -86,42 +78,22 @@ class TreeDensity(TorchTask):
         dropout=0.2,
     )
     variants = _VARIANTS
+    _packages = _PACKAGES
 
-    def _run(self, seeds: RunSeeds, optimizer: OptimizerMaker) -> TorchRun:
-        data = self._data
+    def _parts(self, seeds: RunSeeds) -> RunParts:
         model = Tail(self._network, frozen_blocks=_FROZEN_BLOCKS, n_classes=3, seed=seeds.weights)
-        return classification_run(
-            model,
-            data,
-            batch_size=self.batch_size,
-            hyperparameters=self.hyperparameters,
-            seeds=seeds,
-            optimizer=optimizer,
-            evaluated_together=32,
-        )
+        return classification_parts(model, self._data, evaluated_together=32)
 
-    @cached_property
-    def _network(self) -> Any:
-        return pretrained_network(self.name, self._settings.size)
+    def _depends_on(self) -> dict[str, object]:
+        return {"tile": _TILE, "rows": _ROWS, "frozen_blocks": _FROZEN_BLOCKS}
 
     @cached_property
     def _data(self) -> LabelledData:
-        require_packages(self.name, _PACKAGES)
-        inputs = {
-            "format": 1,
-            "pixels": self._settings.size,
-            "tile": _TILE,
-            "rows": _ROWS,
-            "frozen_blocks": _FROZEN_BLOCKS,
-            "torch": torch.__version__,
-        }
-        arrays = cached_arrays(
-            "tree-density", {**inputs, **package_versions(_PACKAGES)}, self._build
-        )
+        arrays = self._arrays()
         return LabelledData(
             torch.from_numpy(arrays["features"]).float(),
             torch.from_numpy(arrays["labels"]),
-            {name: arrays[f"split.{name}"] for name in SPLITS},
+            splits_from_arrays(arrays),
         )
 
     def _build(self) -> dict[str, np.ndarray]:
@@ -152,7 +124,7 @@ class TreeDensity(TorchTask):
         return {
             "features": features,
             "labels": np.array(labels, np.int64),
-            **{f"split.{name}": np.array(rows, np.int64) for name, rows in splits.items()},
+            **splits_to_arrays(splits),
         }
 
 

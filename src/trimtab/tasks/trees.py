@@ -13,15 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from trimtab.tasks.cache import cached_arrays
-from trimtab.tasks.detection import FROZEN_STAGES, BoxedImages, Boxes, detection_run
-from trimtab.tasks.efficientnet import EFFICIENTNET_PACKAGES, pretrained_network, trunk_outputs
-from trimtab.tasks.packages import package_versions, require_packages
+from trimtab.tasks.detection import FROZEN_STAGES, BoxedImages, Boxes, detection_parts
+from trimtab.tasks.efficientnet import EFFICIENTNET_PACKAGES, trunk_outputs
+from trimtab.tasks.frozen_trunk import FrozenTrunkTask
 from trimtab.tasks.pictures import resized
 from trimtab.tasks.randomness import RunSeeds
-from trimtab.tasks.splits import SPLITS
-from trimtab.tasks.torch_run import TorchRun
-from trimtab.tasks.torch_task import OptimizerMaker, TorchTask
+from trimtab.tasks.splits import SPLITS, splits_from_arrays, splits_to_arrays
+from trimtab.tasks.torch_task import RunParts
 from trimtab.tasks.tree_photographs import (
     TEST_SITE,
     TRAINING_SITE,
@@ -54,7 +52,7 @@ _VARIANTS = {
 }
 
 
-class Trees(TorchTask):
+class Trees(FrozenTrunkTask):
     """A box around each tree, in photographs from the air: trained at one site, tested at another.
 
     Two photographs of one region, 13 km apart, are cut into tiles of 128 pixels that do not
@@ -96,42 +94,29 @@ class Trees(TorchTask):
         "source": "PyTorch's defaults for AdamW; losses and prior of RetinaNet and FCOS",
     }
     variants = _VARIANTS
+    _packages = _PACKAGES
 
-    def _run(self, seeds: RunSeeds, optimizer: OptimizerMaker) -> TorchRun:
-        data = self._data
-        return detection_run(
-            self._network,
-            data,
-            batch_size=self.batch_size,
-            hyperparameters=self.hyperparameters,
-            seeds=seeds,
-            optimizer=optimizer,
-        )
+    def _parts(self, seeds: RunSeeds) -> RunParts:
+        return detection_parts(self._network, self._data, seed=seeds.weights)
 
-    @cached_property
-    def _network(self) -> Any:
-        return pretrained_network(self.name, self._settings.size)
-
-    @cached_property
-    def _data(self) -> BoxedImages:
-        require_packages(self.name, _PACKAGES)
-        inputs = {
-            "format": 1,
-            "pixels": self._settings.size,
+    def _depends_on(self) -> dict[str, object]:
+        return {
             "thinned": _THINNED[self.variant],
             "tile": (_TILE, _LEAST_VISIBLE),
             "rows": _ROWS,
             "stages": FROZEN_STAGES,
-            "torch": torch.__version__,
         }
-        arrays = cached_arrays("trees", {**inputs, **package_versions(_PACKAGES)}, self._build)
+
+    @cached_property
+    def _data(self) -> BoxedImages:
+        arrays = self._arrays()
         images = range(len(arrays["features"]))
         of_image = [arrays["box.image"] == image for image in images]
         return BoxedImages(
             torch.from_numpy(arrays["features"]).float(),
             [Boxes(arrays["box.sides"][mine], arrays["box.is_cut"][mine]) for mine in of_image],
             self._settings.size,
-            {name: arrays[f"split.{name}"] for name in SPLITS},
+            splits_from_arrays(arrays),
         )
 
     def _build(self) -> dict[str, np.ndarray]:
@@ -151,15 +136,13 @@ class Trees(TorchTask):
         )
         kept = [boxes[row] for row in used]
         counts = [len(some.sides) for some in kept]
+        rows_of = {name: np.searchsorted(used, rows) for name, rows in splits.items()}
         return {
             "features": features,
             "box.sides": np.concatenate([some.sides for some in kept]),
             "box.is_cut": np.concatenate([some.is_cut for some in kept]),
             "box.image": np.repeat(np.arange(len(kept)), counts),
-            **{
-                f"split.{name}": np.searchsorted(used, rows).astype(np.int64)
-                for name, rows in splits.items()
-            },
+            **splits_to_arrays(rows_of),
         }
 
     def _tiles(self) -> Iterator[tuple[str, np.ndarray, Boxes]]:
