@@ -175,22 +175,27 @@ def run(
         watch_only=watch_only,
         log_to=tuple(log_to or ()),
     )
-    from trimtab.cli_display import Display
-
-    if notice := getattr(found, "notice", ""):
-        say(str(notice))
-    name = f"{found.name} · {policy}"
-    try:
-        with Display({name: watched_metric(found)}) as display:
-            result = execute(request, found, progress=lambda now: display.update(name, now))
-    except KeyboardInterrupt:
-        kept = "" if request.store is None else "; trimtab report latest shows what had run"
-        say(f"trimtab: interrupted{kept}")
-        raise typer.Exit(130) from None
+    result = _executed_in_sight(request, found)
     if as_json:
         print_json(result.to_dict())
     else:
         _print_result(result, request.store)
+
+
+def _executed_in_sight(request: Request, task: Task) -> RunResult:
+    """Run a request with a display of how it goes; leave with status 130 when interrupted."""
+    from trimtab.cli_display import Display
+
+    if notice := getattr(task, "notice", ""):
+        say(str(notice))
+    name = f"{task.name} · {request.policy}"
+    try:
+        with Display({name: watched_metric(task)}) as display:
+            return execute(request, task, progress=lambda now: display.update(name, now))
+    except KeyboardInterrupt:
+        kept = "" if request.store is None else "; trimtab report latest shows what had run"
+        say(f"trimtab: interrupted{kept}")
+        raise typer.Exit(130) from None
 
 
 def _print_result(result: RunResult, store: str | None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -82,18 +82,6 @@ def _programs(name: str, steered: tuple[str, ...], bucket: int) -> _Programs:
         validation, selection = losses(bank, draws, states)
         return runs, Losses(validation, selection, draws.n_validation, default_lr)
 
-    def blank(bank: Any, size: int) -> Any:
-        """Return runs of which all numbers are zero, so that one program begins any of them."""
-
-        def one(key: Any) -> Any:
-            draw = family.draw(bucket, key)
-            state = family.start(bucket, bank, draw, key)
-            return _Runs(draw, state, state, state)
-
-        keys = jax.ShapeDtypeStruct((size, 2), np.uint32)
-        shapes = jax.eval_shape(jax.vmap(one), keys)
-        return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
-
     def train(bank: Any, draw: Any, state: Any, *window: Any) -> Any:
         state, metrics = advance_many(family, bucket, bank, draw, state, *window)
         validation, selection = losses(bank, draw, state)
@@ -115,12 +103,26 @@ def _programs(name: str, steered: tuple[str, ...], bucket: int) -> _Programs:
 
     return _Programs(
         bank=family.bank(bucket),
-        blank=blank,
+        blank=partial(_blank_runs, family, bucket),
         begin=jax.jit(begin),
         window=jax.jit(window),
         twin=jax.jit(twin),
         evaluate=jax.jit(evaluate, static_argnames="split"),
     )
+
+
+def _blank_runs(family: Any, bucket: int, bank: Any, size: int) -> Any:
+    """Return runs of which all numbers are zero, so that one program begins any of them."""
+    import jax
+
+    def one(key: Any) -> Any:
+        draw = family.draw(bucket, key)
+        state = family.start(bucket, bank, draw, key)
+        return _Runs(draw, state, state, state)
+
+    keys = jax.ShapeDtypeStruct((size, 2), np.uint32)
+    shapes = jax.eval_shape(jax.vmap(one), keys)
+    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
 
 
 class Fleet:
