@@ -1,10 +1,11 @@
-"""What the store costs: appending decisions beside four writers, memory, reading a large study.
+"""What the store costs: appending decisions beside four writers, memory, a large study's report.
 
     python -m benchmarks.store --json
     python -m benchmarks.store --store postgresql+psycopg://me@host/empty --json
 
-Bars: an append under 2 ms at the median, 1,000 runs with 100,000 decisions read for a report in
-under 10 s, memory flat.
+Bars: an append under 2 ms at the median, the report of 1,000 runs with 100,000 decisions in under
+10 s, memory flat. The report is the page of ``trimtab report STUDY``, from the store to the last
+byte, in a process of its own, so that its seconds hold the imports and its memory nothing else.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import json
 import multiprocessing
 import resource
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from dataclasses import replace
@@ -26,13 +29,22 @@ from trimtab.core.decision import Decision, Summary
 from trimtab.core.metrics import Metrics
 from trimtab.core.run_info import RunInfo
 from trimtab.core.spec import ControlSpec
+from trimtab.records.encoding import to_json
 from trimtab.records.rows import run_row
 from trimtab.records.store import Store, StoreRecorder
 from trimtab.records.studies import Studies
-from trimtab.records.study_rows import UnitRequest
+from trimtab.records.study_rows import RunNode, StudyRecord, UnitRequest
+from trimtab.records.transactions import Transactions
 
 WRITERS = 4
-INFO = RunInfo("benchmark", ControlSpec(), 1000)
+STEPS = 1000
+REPORT = """
+import resource, sys, time
+from trimtab.records.study_report import read_study_report, study_report_html
+page = study_report_html(read_study_report("large", sys.argv[1]))
+print(len(page), time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+INFO = RunInfo("benchmark", ControlSpec(), STEPS)
 
 
 def decision(index: int) -> Decision:
@@ -41,7 +53,7 @@ def decision(index: int) -> Decision:
     return Decision(
         index=index,
         step=index * 10,
-        progress=index / 1000,
+        progress=index / STEPS,
         metrics=Metrics(train_loss=0.5, val_loss=0.6, steps=10.0, charge=320.0),
         measured={"loss": 0.6, "accuracy": 0.8},
         observation=generator.standard_normal(64).astype(np.float32),
@@ -105,19 +117,76 @@ def measure(store: str, total: int, runs: int) -> dict[str, Any]:
     tree_seconds = time.perf_counter() - begun
     with Store(store) as reading:
         read = sum(len(reading.run(node.run).decisions) for node in tree)
-    report_seconds = time.perf_counter() - begun
+    read_seconds = time.perf_counter() - begun
+    give_units(store, study, tree)
     return {
         "decisions": len(appended),
         "runs": len(tree),
         "writers": WRITERS,
         "append_ms_median": statistics.median(appended),
         "append_ms_p99": appended[int(0.99 * len(appended))],
+        "append_ms_largest": appended[-1],
         "write_seconds": seconds,
         "tree_seconds": tree_seconds,
-        "read_all_seconds": report_seconds,
+        "read_all_seconds": read_seconds,
         "decisions_read": read,
         "memory_growth_kb": max(late - early for _, early, late in answers),
+        **report_figures(store),
         "claim_ms": claim_milliseconds(store),
+    }
+
+
+def give_units(store: str, study: StudyRecord, tree: list[RunNode]) -> None:
+    """Make each run a finished unit of the study, as large as a real one; every third is a fork."""
+    from trimtab.records.models import runs, units
+
+    draw = np.random.default_rng(0)
+    path = [[number / 20, -0.02 * number] for number in range(21)]
+    columns, rows = [], []
+    for place, node in enumerate(tree):
+        rate, noise = float(10 ** draw.uniform(-4, -1)), float(draw.uniform(0, 0.05))
+        loss = 0.3 + (float(np.log10(rate)) + 2.5) ** 2 / 5 + noise
+        kind = "fork" if place % 3 == 2 else "restart" if place else "first"
+        request: dict[str, Any] = {"choices": {"lr": rate}, "seed": place, "cost": 1.0}
+        outcome = {"validation": loss, "loss": loss, "spent": 1.0, "seconds": 2.0, "steps": STEPS}
+        outcome |= {"best": {"step": 900.0, "loss": loss}, "test": {"loss": loss}, "path": path}
+        outcome |= {"stopped": place % 4 == 3, "schedule": {"lr": [rate] * STEPS}}
+        column: dict[str, Any] = {"place": place, "round": place // 2, "kind": kind}
+        column |= {"choices": to_json({"lr": rate}), "parent_run": None, "fork_decision": None}
+        if kind == "fork":
+            request["fork"] = {"place": place - 1, "decision": 6, "way": 0, "shift": 2.0}
+            column |= {"parent_run": tree[place - 1].run, "fork_decision": 6}
+        columns.append((node.run, column))
+        row: dict[str, Any] = {"study_id": study.id, "place": place, "round": place // 2}
+        row |= {"kind": kind, "request": to_json(request), "status": "done", "attempts": 1}
+        row |= {"stalled": 0, "run_id": node.run, "outcome": to_json(outcome)}
+        rows.append(row | {"created_at": time.time(), "finished_at": time.time()})
+
+    def write(connection: Any) -> None:
+        for number, column in columns:
+            connection.execute(runs.update().where(runs.c.id == number).values(column))
+        connection.execute(units.insert(), rows)
+
+    database = Transactions(store)
+    database.change(write)
+    database.close()
+
+
+def report_figures(store: str) -> dict[str, float]:
+    """Return what the report of the study costs, in a fresh process."""
+    begun = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-c", REPORT, store], capture_output=True, text=True, check=False
+    )
+    seconds = time.perf_counter() - begun
+    if done.returncode != 0:
+        raise RuntimeError(f"the report was not made: {done.stderr.strip()[-500:]}")
+    size, cpu_seconds, memory = map(float, done.stdout.split())
+    return {
+        "report_seconds": seconds,
+        "report_cpu_seconds": cpu_seconds,
+        "report_memory_kb": memory,
+        "report_bytes": size,
     }
 
 
