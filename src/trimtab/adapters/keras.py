@@ -12,6 +12,7 @@ import keras
 from trimtab.adapters.keras_assembly import Options, SteeredModel, check_one_device
 from trimtab.adapters.keras_controller import KerasController
 from trimtab.adapters.keras_memory import MemoryGuard
+from trimtab.adapters.keras_proof import FitProof
 from trimtab.adapters.keras_state_file import before, fingerprint, read_state, write_state
 from trimtab.adapters.keras_step_losses import StepLosses
 from trimtab.adapters.keras_validation import evaluation
@@ -42,10 +43,13 @@ class TrimtabCallback(keras.callbacks.Callback):
     With the policy off (``policy=None``) and with ``watch_only`` nothing of this happens: the
     weights are bit for bit those of a plain ``fit`` with the same schedule (JAX: to 1e-6).
 
-    New values cost no compilation: they stand in variables that the compiled step reads. A model,
-    optimiser or loss that is saved in mid-run is saved as it would be without us, and all of them
-    are the user's own again when ``fit`` ends. A step is a batch. With ``steps_per_execution=n``
-    decisions are taken at the borders of executions; the reference moves in every step.
+    At the first batch each hyperparameter is proven to be used, or refused with an `AdapterError`:
+    the training step itself is tried at its lowest and its highest value, and every variable and
+    the random state are put back. New values cost no compilation: they stand in variables that the
+    compiled step reads. A model, optimiser or loss that is saved in mid-run is saved as it would
+    be without us, and all of them are the user's own again when ``fit`` ends. A step is a batch.
+    With ``steps_per_execution=n`` decisions are taken at the borders of executions; the reference
+    moves in every step.
 
     Args:
         validation_data: ``(x, y)``, ``(x, y, weights)``, a ``tf.data.Dataset`` or a ``PyDataset``.
@@ -133,6 +137,7 @@ class TrimtabCallback(keras.callbacks.Callback):
         self._run: SteeredModel | None = None
         self._losses: StepLosses | None = None
         self._memory: MemoryGuard | None = None
+        self._proof: FitProof | None = None
         self._proved = False
         self._summary = Summary()
 
@@ -200,9 +205,10 @@ class TrimtabCallback(keras.callbacks.Callback):
         losses = self._losses.read(logs)
         if self._memory is not None and self._memory.lost:
             losses = [None] * len(losses)
-        elif not self._proved:
+        elif not self._proved and (self._proof is None or self._proof.ended):
             self._proved = True
-            run.check_that_it_acts()
+            if self._proof is None or not self._proof.proven:
+                run.check_that_it_acts()
         run.steering.took(losses)
         steps = (self.params or {}).get("steps")
         if steps and batch + 1 >= steps:  # before any callback's on_epoch_end
@@ -258,7 +264,9 @@ class TrimtabCallback(keras.callbacks.Callback):
         try:
             model.make_train_function(force=True)
             model.make_test_function(force=True)
+            function = model.train_function
             self._memory = MemoryGuard(model, self._mend)
+            self._proof = run.proof(function, lambda: self._end("failed"))
             if state is not None:
                 run.load_state_dict(state)
             run.steering.start()
@@ -280,6 +288,9 @@ class TrimtabCallback(keras.callbacks.Callback):
         run.release()
         if losses is not None:
             losses.release()
+        if self._proof is not None:
+            self._proof.release()
+            self._proof = None
         if self._memory is not None:
             self._memory.release()
             self._memory = None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from trimtab.adapters.keras_actuators import Actuator, Hands, find_hyperparameters
+from trimtab.adapters.keras_proof import MOST_TRIES, FitProof, prove_in_loop
 from trimtab.adapters.keras_rates import KerasRates, inner_optimizer
 from trimtab.adapters.keras_snapshots import Snapshots
 from trimtab.adapters.keras_steering import Steering
@@ -151,6 +152,7 @@ class SteeredModel:
             after_restore=self._drop_poisoned_metrics,
             after_end=self._finalize,
         )
+        self._tries = 0  # of a proof in a loop of the user's own
         self._lay_hands()
         self.steering.snapshots.announce()
 
@@ -169,6 +171,48 @@ class SteeredModel:
             problem = "" if actuator is None else actuator.unread()
             if problem:
                 self.steering.warn(problem.partition(":")[0] + " unread", problem)
+
+    def proof(self, function: Callable[..., Any], refuse: Callable[[], None]) -> FitProof | None:
+        """Return what proves, at the first steps of ``fit``, that all that is steered is used.
+
+        Args:
+            function: The model's training function, without a memory guard around it.
+            refuse: Called before an error is raised.
+        """
+        if not self._options.moves:
+            return None
+        return FitProof(
+            self._model,
+            function,
+            actuators=self._actuators,
+            rates=self._rates,
+            refuse=refuse,
+            warn=self.steering.warn,
+        )
+
+    def prove_in_loop(self, gradients: Sequence[Any] | None) -> bool:
+        """Prove in a loop of the user's own that all that is steered is used.
+
+        Returns:
+            Whether that is settled; False where this step's gradients tell nothing.
+
+        Raises:
+            AdapterError: A value is not used.
+        """
+        if not self._options.moves:
+            return True
+        proven = prove_in_loop(
+            self._model,
+            self._optimizer,
+            gradients,
+            actuators=self._actuators,
+            rates=self._rates,
+        )
+        self._tries += 1
+        if not proven and self._tries >= MOST_TRIES:
+            self.steering.warn("proof", _UNPROVEN)
+            return True
+        return proven
 
     def forget_reads(self) -> None:
         """Count from now on what the training step reads."""
@@ -256,4 +300,8 @@ _LR_UNREAD = (
     "lr: the training step does not read the optimiser's learning rate, so steering changes "
     "nothing; let train_step use model.optimizer, and compile a step of your own after steering "
     "has begun"
+)
+_UNPROVEN = (
+    "the first gradients could not show whether what is steered is used, for no weight moved by "
+    "them; look at the first decisions"
 )

@@ -152,15 +152,19 @@ class KerasController:
                 applied them already.
 
         Raises:
-            AdapterError: The run has not begun or is closed, or the loss is not one number.
+            AdapterError: The run has not begun or is closed, the loss is not one number, or, at
+                the first step, a hyperparameter is not used.
         """
         steering = self._steered.steering
         value = _number(loss)
         measured: dict[str, float] = {}
+        looks = not self._proved and math.isfinite(value)
+        if looks:
+            given = None if gradients is None else list(gradients)
+            self._proved = self._steered.prove_in_loop(given)
         if gradients is not None and (math.isfinite(value) or not steering.guarded):
             measured = self._apply(list(gradients), steering.remaining)
-        if not self._proved and (gradients is None or math.isfinite(value)):
-            self._proved = True
+        if looks:
             self._steered.check_that_it_acts()
         steering.took([value], measured)
 

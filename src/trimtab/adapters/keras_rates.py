@@ -179,6 +179,20 @@ class KerasRates:
         else:
             self._multiplier.assign(np.float32(multiplier))
 
+    def try_rate(self, rate: float) -> None:
+        """Make the coming steps read one rate; whoever tries it puts the variables back."""
+        counted = int(array_of(self._optimizer._iterations))
+        self._shift.assign(int(np.argmax(self.multipliers)) - counted)
+        if self._table is not None:
+            self._table.assign(np.full(self._total_steps, rate, np.float32))
+        else:
+            self._multiplier.assign(np.float32(rate / self.start))
+
+    @property
+    def was_read(self) -> bool:
+        """Whether a step has read the learning rate since readings were last forgotten."""
+        return bool(self._takeovers and self._takeovers[-1].reads.get("learning_rate", 0))
+
     def overruled(self) -> bool:
         """Return whether something else set the optimiser's learning rate since the last call."""
         now, before = self._own_value(), self._seen_own
