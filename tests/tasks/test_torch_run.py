@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import math
+import weakref
 from collections.abc import Mapping
 
 import numpy as np
@@ -73,6 +75,22 @@ def lr(value: float, steps: int) -> dict[str, np.ndarray]:
 
 def fields(metrics: Metrics) -> np.ndarray:
     return np.array(metrics, np.float64)
+
+
+def test_a_finished_run_lets_go_of_its_weights_at_once() -> None:
+    run = make_run()
+    gc.collect()
+    gc.disable()
+    try:
+        run.advance(lr(1e-2, 3), 3)
+        run.restore(run.snapshot())
+        weight = weakref.ref(run.model.layers[0].weight)
+        moments = weakref.ref(next(iter(run.optimizer.state.values()))["exp_avg"])
+        del run
+        assert weight() is None
+        assert moments() is None
+    finally:
+        gc.enable()
 
 
 def test_it_is_a_training_run() -> None:

@@ -122,7 +122,8 @@ class TorchRun:
         self._device = self._parameters[0].device
         self._statistics = WindowStatistics()
         self._dropouts = [item for item in self.model.modules() if isinstance(item, nn.Dropout)]
-        self._actuators = self._find_actuators() | dict(setup.actuators)
+        self._setters = self._find_setters()
+        self._acting = {*self._setters, *setup.actuators}
         self._random_state = torch.Generator().manual_seed(setup.seed).get_state()
         self._device_random_state: torch.Tensor | None = None
         if self._device.type == "cuda":
@@ -146,7 +147,7 @@ class TorchRun:
             SpecError: ``steps`` is below 1, or an array does not hold one value a step.
             UnknownNameError: A name in ``values`` is no hyperparameter of this run.
         """
-        columns = values_by_step(values, steps, {**self._setup.defaults, **self._actuators})
+        columns = values_by_step(values, steps, {*self._setup.defaults, *self._acting})
         self._statistics.begin(steps)
         examples = 0
         with self._own_random_stream():
@@ -259,24 +260,27 @@ class TorchRun:
 
     def _actuate(self, values: Mapping[str, float]) -> None:
         for name, value in values.items():
-            if name in self._actuators:
-                self._actuators[name](value)
+            if name in self._setup.actuators:
+                self._setup.actuators[name](value)
+            elif name in self._setters:
+                self._setters[name](self, value)
 
-    def _find_actuators(self) -> dict[str, Callable[[float], None]]:
-        found: dict[str, Callable[[float], None]] = {}
+    def _find_setters(self) -> dict[str, Callable[[TorchRun, float], None]]:
+        # Not bound to this run, which would then hold itself, and its weights, in a cycle.
+        found: dict[str, Callable[[TorchRun, float], None]] = {}
         group = self.optimizer.param_groups[0]
         if "lr" in group:
-            found["lr"] = self._set_lr
+            found["lr"] = TorchRun._set_lr
         if "weight_decay" in group:
-            found["weight_decay"] = self._set_weight_decay
+            found["weight_decay"] = TorchRun._set_weight_decay
         if "betas" in group:
-            found["beta1"] = self._set_beta1
+            found["beta1"] = TorchRun._set_beta1
         if "momentum" in group:
-            found["momentum"] = self._set_momentum
+            found["momentum"] = TorchRun._set_momentum
         if self._dropouts:
-            found["dropout"] = self._set_dropout
+            found["dropout"] = TorchRun._set_dropout
         if isinstance(self._setup.batches, ShuffledBatches):
-            found["batch_size"] = self._set_batch_size
+            found["batch_size"] = TorchRun._set_batch_size
         return found
 
     def _set_lr(self, value: float) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -55,7 +54,6 @@ class TorchTask(SizedTask):
             MissingDependencyError: The data, the weights or a library is not installed.
             SpecError: A package's files hold something else than they should.
         """
-        gc.collect()  # the run before holds its weights in a cycle, too few objects to be noticed
         require_packages(self.name, self._packages)
         seeds = run_seeds(seed)
         parts = self._parts(seeds)
