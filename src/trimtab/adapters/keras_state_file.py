@@ -7,9 +7,8 @@ two, so the moment before is kept as well, and each is named by the weights that
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from trimtab.adapters.keras_variables import array_of
-from trimtab.core.digest import ArrayBytes, content_digest
+from trimtab.core.digest import ArrayBytes
 from trimtab.core.errors import AdapterError
+from trimtab.core.nested_state import StateForm
 
 __all__ = ["before", "fingerprint", "read_state", "write_state"]
-
-_FORMAT = "trimtab-keras-state-1"
-# What plain data of the wrong shape raise while they are put together again.
-_ODD = (TypeError, AttributeError, RecursionError)
 
 
 def before(path: Path) -> Path:
@@ -50,14 +46,14 @@ def write_state(path: Path, state: Mapping[str, Any], weights: str) -> None:
         weights: Fingerprint of the weights that the state belongs to.
 
     Raises:
+        AdapterError: Something else is in the state.
         OSError: The file cannot be written.
     """
-    arrays: dict[str, np.ndarray] = {}
-    text = json.dumps(_plain(state, arrays))
+    text, arrays = _FORM.take_apart(state)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
-    metadata = {"format": _FORMAT, "weights": weights, "state": text}
-    metadata["sha256"] = _digest(metadata, arrays)
+    metadata = {"format": _FORM.format, "weights": weights, "state": text}
+    metadata["sha256"] = _FORM.digest(metadata, _bytes_of(arrays))
     try:
         save_file(arrays, partial, metadata=metadata)
     except SafetensorError as error:
@@ -102,66 +98,26 @@ def _weights_of(path: Path) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
+    where = f"state_file: {path}"
+    with _FORM.refusing(where, OSError, SafetensorError):
         with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
+            _FORM.require_format(where, metadata)
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if metadata.get("format") != _FORMAT:
-            raise AdapterError(
-                f"state_file: {path} has the format {metadata.get('format')!r}, expected "
-                f"{_FORMAT!r}; it was not written by this version of trimtab"
-            )
-        if metadata.get("sha256") != _digest(metadata, arrays):
-            raise AdapterError(
-                f"state_file: {path} was changed after it was written (its hash is another); "
-                "delete it to begin a new run"
-            )
-        return dict(_full(json.loads(metadata["state"]), arrays))
-    except AdapterError:
-        raise
-    except (OSError, SafetensorError, LookupError, ValueError, *_ODD) as error:
-        raise AdapterError(
-            f"state_file: {path} cannot be read ({error}); delete it to begin a new run"
-        ) from error
+        _FORM.require_content(where, metadata, _bytes_of(arrays))
+        return dict(_FORM.put_together(metadata["state"], arrays))
 
 
-def _digest(metadata: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> str:
-    """Return the hash of a state's texts and arrays."""
-    bytes_of = [
-        (name, ArrayBytes(str(one.dtype), one.shape, np.ascontiguousarray(one).tobytes()))
-        for name, one in arrays.items()
-    ]
-    texts = {key: metadata[key] for key in ("format", "weights", "state")}
-    return content_digest(texts, bytes_of)
+def _bytes_of(arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[str, ArrayBytes]]:
+    for name, one in arrays.items():
+        yield name, ArrayBytes(str(one.dtype), one.shape, np.ascontiguousarray(one).tobytes())
 
 
-def _plain(value: Any, arrays: dict[str, np.ndarray]) -> Any:
-    """Return a value as JSON takes it, with its arrays put aside."""
-    if isinstance(value, np.ndarray):
-        name = f"a{len(arrays)}"
-        arrays[name] = np.asarray(value, order="C")
-        return {"array": name}
-    if isinstance(value, Mapping):
-        return {"map": {str(key): _plain(item, arrays) for key, item in value.items()}}
-    if isinstance(value, tuple):
-        return {"tuple": [_plain(item, arrays) for item in value]}
-    if isinstance(value, list):
-        return [_plain(item, arrays) for item in value]
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    raise AdapterError(
-        f"state: {value!r} ({type(value).__name__}) cannot be kept in a file; "
-        "only numbers, texts, lists, mappings and arrays can"
-    )
-
-
-def _full(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
-    if isinstance(value, list):
-        return [_full(item, arrays) for item in value]
-    if not isinstance(value, dict):
-        return value
-    if "array" in value:
-        return arrays[value["array"]]
-    if "tuple" in value:
-        return tuple(_full(item, arrays) for item in value["tuple"])
-    return {key: _full(item, arrays) for key, item in value["map"].items()}
+_FORM = StateForm(
+    format="trimtab-keras-state-1",
+    tag_of=lambda value: "array" if isinstance(value, np.ndarray) else "",
+    aside={"array": lambda value: np.asarray(value, order="C")},
+    back={"array": lambda array: array},
+    error=AdapterError,
+    advice="delete it to begin a new run",
+)

@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from trimtab.core.errors import SpecError, StoreError
+from trimtab.core.nested_state import StateForm
 from trimtab.records.database import file_of
 
 __all__ = [
@@ -31,7 +31,6 @@ __all__ = [
     "write_snapshot",
 ]
 
-_FORMAT = "trimtab-snapshot-1"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _RUN_FOLDER = re.compile(r"run-[0-9]{6,}")
 
@@ -145,7 +144,7 @@ def read_snapshot(path: Path, sha256: str) -> Any:
             f"snapshot {path} was changed after it was written (sha256 {found[:12]}, expected "
             f"{sha256[:12]}); it is refused"
         )
-    return unpack(data)
+    return unpack(data, f"snapshot {path}")
 
 
 def is_snapshot_of(path: Path, study: str) -> bool:
@@ -190,13 +189,16 @@ def pack(state: Any) -> bytes:
     """
     from safetensors.numpy import save
 
-    arrays: dict[str, np.ndarray] = {}
-    text = json.dumps(_plain(state, arrays))
-    return save(arrays, metadata={"format": _FORMAT, "state": text})
+    text, arrays = _FORM.take_apart(state)
+    return save(arrays, metadata={"format": _FORM.format, "state": text})
 
 
-def unpack(data: bytes) -> Any:
+def unpack(data: bytes, where: str = "snapshot") -> Any:
     """Return the state in the bytes that `pack` gave.
+
+    Args:
+        data: The bytes.
+        where: What messages call them.
 
     Raises:
         StoreError: They are not such bytes.
@@ -204,52 +206,32 @@ def unpack(data: bytes) -> Any:
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
-    try:
+    with _FORM.refusing(where, SafetensorError):
         size = int.from_bytes(data[:8], "little")
         metadata = json.loads(data[8 : 8 + size])["__metadata__"]
-        if metadata["format"] != _FORMAT:
-            raise StoreError(f"snapshot: its format is {metadata['format']!r}, not {_FORMAT!r}")
-        return _full(json.loads(metadata["state"]), load(data))
-    except (SafetensorError, ValueError, LookupError, TypeError, RecursionError) as error:
-        raise StoreError(f"snapshot: its {len(data)} bytes hold no state ({error})") from error
-    except (MemoryError, OverflowError, AttributeError) as error:
-        raise StoreError(f"snapshot: its {len(data)} bytes hold no state ({error})") from error
+        _FORM.require_format(where, metadata)
+        return _FORM.put_together(metadata["state"], load(data))
 
 
-def _plain(value: Any, arrays: dict[str, np.ndarray]) -> Any:
-    if isinstance(value, np.ndarray | np.generic):
-        array = np.array(value, order="C")
-        if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
-            raise StoreError(f"snapshot: an array of {array.dtype} cannot be kept; use numbers")
-        name = f"a{len(arrays)}"
-        arrays[name] = array
-        return {"array" if isinstance(value, np.ndarray) else "scalar": name}
-    if isinstance(value, Mapping):
-        odd = [key for key in value if not isinstance(key, str)]
-        if odd:
-            raise StoreError(f"snapshot: the key {odd[0]!r} is no text; use texts")
-        return {"map": {key: _plain(item, arrays) for key, item in value.items()}}
-    if isinstance(value, tuple):
-        return {"tuple": [_plain(item, arrays) for item in value]}
-    if isinstance(value, list):
-        return [_plain(item, arrays) for item in value]
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    raise StoreError(
-        f"snapshot: {value!r} ({type(value).__name__}) cannot be kept; "
-        "only numbers, texts, lists, mappings and arrays can"
-    )
+def _tag_of(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        return "array"
+    return "scalar" if isinstance(value, np.generic) else ""
 
 
-def _full(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
-    if isinstance(value, list):
-        return [_full(item, arrays) for item in value]
-    if not isinstance(value, dict):
-        return value
-    if "array" in value:
-        return arrays[value["array"]].copy()
-    if "scalar" in value:
-        return arrays[value["scalar"]][()]
-    if "tuple" in value:
-        return tuple(_full(item, arrays) for item in value["tuple"])
-    return {key: _full(item, arrays) for key, item in value["map"].items()}
+def _array(value: Any) -> np.ndarray:
+    array = np.array(value, order="C")
+    if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
+        raise StoreError(f"snapshot: an array of {array.dtype} cannot be kept; use numbers")
+    return array
+
+
+_FORM = StateForm(
+    format="trimtab-snapshot-1",
+    tag_of=_tag_of,
+    aside={"array": _array, "scalar": _array},
+    back={"array": np.copy, "scalar": lambda array: array[()]},
+    error=StoreError,
+    advice="resume from an earlier one",
+    has_text_keys=True,
+)

@@ -1,0 +1,164 @@
+"""Nested plain states as JSON text beside named arrays, and back: one form for all our files.
+
+What differs from file to file is what an array is there, and how a bad file is told. Nothing in a
+file is executed, and whatever is wrong with one comes out as a single error.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from trimtab.core.digest import ArrayBytes, content_digest
+from trimtab.core.errors import TrimtabError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["StateForm"]
+
+# What damaged files and plain data of the wrong shape raise on their way back.
+_ODD = (
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+    MemoryError,
+    OverflowError,
+)
+
+
+@dataclass(frozen=True)
+class StateForm:
+    """How states are kept in one kind of file.
+
+    A file's metadata hold the ``"format"``, the ``"state"`` as JSON, whatever else is text, and
+    where the file has to prove itself the ``"sha256"`` over all of that and the arrays.
+
+    Attributes:
+        format: Name of the form, which a file of it carries.
+        tag_of: Returns under which tag a value is put aside as an array; "" if it is none.
+        aside: By tag, what is put aside of such a value.
+        back: By tag, what an array that was put aside becomes again.
+        error: Raised for what cannot be kept, and for files that are refused.
+        advice: What to do about a file that is refused.
+        has_text_keys: Whether a mapping's keys have to be texts; else they become texts.
+    """
+
+    format: str
+    tag_of: Callable[[Any], str]
+    aside: Mapping[str, Callable[[Any], Any]]
+    back: Mapping[str, Callable[[Any], Any]]
+    error: type[TrimtabError]
+    advice: str
+    has_text_keys: bool = False
+
+    def take_apart(self, state: Any) -> tuple[str, dict[str, Any]]:
+        """Return a state as JSON text, and its arrays by name.
+
+        Args:
+            state: Mappings, lists, tuples, numbers, texts, None and what ``tag_of`` knows.
+
+        Raises:
+            TrimtabError: Something else is in it; of the kind ``error``.
+        """
+        arrays: dict[str, Any] = {}
+        return json.dumps(self._plain(state, arrays)), arrays
+
+    def put_together(self, text: str, arrays: Mapping[str, Any]) -> Any:
+        """Return the state that `take_apart` took apart.
+
+        Raises:
+            LookupError: An array is missing, or something else of Python's: see `refusing`.
+        """
+        return self._full(json.loads(text), arrays)
+
+    def digest(self, texts: Mapping[str, str], arrays: Iterable[tuple[str, ArrayBytes]]) -> str:
+        """Return the hash of a file's texts, but for the hash itself, and its arrays."""
+        return content_digest({k: v for k, v in texts.items() if k != "sha256"}, arrays)
+
+    def require_format(self, where: str, metadata: Mapping[str, str]) -> None:
+        """Check that a file is of this form.
+
+        Raises:
+            TrimtabError: It is of another one, or of none.
+        """
+        found = metadata.get("format")
+        if found != self.format:
+            raise self.error(
+                f"{where}: its format is {found!r}, expected {self.format!r}; it was not written "
+                "by this version of trimtab"
+            )
+
+    def require_content(
+        self, where: str, metadata: Mapping[str, str], arrays: Iterable[tuple[str, ArrayBytes]]
+    ) -> None:
+        """Check by its hash that a file holds what was written.
+
+        Raises:
+            TrimtabError: It was changed, or has no hash.
+        """
+        if metadata.get("sha256") != self.digest(metadata, arrays):
+            raise self.error(
+                f"{where}: it was changed after it was written (its hash is another); {self.advice}"
+            )
+
+    @contextmanager
+    def refusing(self, where: str, *more: type[Exception]) -> Iterator[None]:
+        """Tell whatever a damaged file raises as one error of ours.
+
+        Args:
+            where: The file, as messages begin with it.
+            more: Errors of the library that reads it.
+
+        Raises:
+            TrimtabError: Something in the block failed.
+        """
+        caught: tuple[type[Exception], ...] = (*_ODD, *more)
+        try:
+            yield
+        except TrimtabError:
+            raise
+        except caught as error:
+            words = " ".join(str(error).split())[:200] or type(error).__name__
+            raise self.error(
+                f"{where}: no state can be read there ({words}); {self.advice}"
+            ) from error
+
+    def _plain(self, value: Any, arrays: dict[str, Any]) -> Any:
+        tag = self.tag_of(value)
+        if tag:
+            name = f"{tag[0]}{len(arrays)}"
+            arrays[name] = self.aside[tag](value)
+            return {tag: name}
+        if isinstance(value, Mapping):
+            odd = [key for key in value if not isinstance(key, str)]
+            if odd and self.has_text_keys:
+                raise self.error(f"state: the key {odd[0]!r} is no text; use texts")
+            return {"map": {str(key): self._plain(item, arrays) for key, item in value.items()}}
+        if isinstance(value, tuple):
+            return {"tuple": [self._plain(item, arrays) for item in value]}
+        if isinstance(value, list):
+            return [self._plain(item, arrays) for item in value]
+        if value is None or isinstance(value, bool | int | float | str):
+            return value
+        raise self.error(
+            f"state: {value!r} ({type(value).__name__}) cannot be kept in a file; "
+            "only numbers, texts, lists, mappings and arrays can"
+        )
+
+    def _full(self, value: Any, arrays: Mapping[str, Any]) -> Any:
+        if isinstance(value, list):
+            return [self._full(item, arrays) for item in value]
+        if not isinstance(value, dict):
+            return value
+        for tag, made in self.back.items():
+            if tag in value:
+                return made(arrays[value[tag]])
+        if "tuple" in value:
+            return tuple(self._full(item, arrays) for item in value["tuple"])
+        return {key: self._full(item, arrays) for key, item in value["map"].items()}
