@@ -59,8 +59,20 @@ def test_the_clipping_norm_is_steered(loop, monkeypatch):
     it = loop()
     summary = it.run_steered(policy="random", hyperparameters=("clip",), clip=0.5).summary
 
+    tried, used = used[:2], used[2:]
+    assert tried == [1e-3, 1e3]  # once, before the first update
     assert used == [row["clip"] for row in summary.schedule]
     assert len(set(used)) > 2
+
+
+def test_clipping_that_does_nothing_is_refused_before_the_first_update(loop, monkeypatch):
+    monkeypatch.setattr(nn.utils, "clip_grad_norm_", lambda w, norm: None)
+    it = loop()
+    before = [weight.clone() for weight in it.model.parameters()]
+
+    with pytest.raises(AdapterError, match="clip: what holds it gives the same output"):
+        it.run_steered(policy="random", hyperparameters=("clip",), clip=0.5)
+    assert all(map(torch.equal, it.model.parameters(), before))
 
 
 def test_second_beta_and_tensor_entries_are_kept(loop):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.adapters.tiny_training import Net, examples, weights
+from tests.adapters.tiny_training import Net, are_equal, examples, weights
 from trimtab.adapters.torch_values import SteeredValue
 from trimtab.core.errors import AdapterError
 
@@ -131,6 +131,32 @@ def test_the_scale_of_lora_is_steered(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("accumulated", [1, 2])
+def test_proving_the_clipping_in_trainer_leaves_every_bit(tmp_path: Path, accumulated: int) -> None:
+    ends, settings = [], {"gradient_accumulation_steps": accumulated, "max_grad_norm": 0.3}
+    for kinds in (("lr",), ("lr", "clip")):
+        trainer = trainer_of(tmp_path, Net(), **settings)
+        callback = callback_of(policy=None, hyperparameters=kinds, keep_best=False)
+        trainer.add_callback(callback)
+        trainer.train()
+        ends.append(weights(trainer.model))
+        assert trainer.args.max_grad_norm == 0.3
+    assert not callback._stand_in._open
+    assert are_equal(*ends)
+
+
+def test_clipping_that_trainer_does_by_itself_is_refused(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, Net())
+    trainer.accelerator.clip_grad_norm_ = lambda weights, norm: torch.nn.utils.clip_grad_norm_(
+        weights, 0.3
+    )
+    before = weights(trainer.model)
+    trainer.add_callback(callback_of(hyperparameters=("clip",), decisions=2))
+    with pytest.raises(AdapterError, match="clip: the trainer clips the same"):
+        trainer.train()
+    assert are_equal(weights(trainer.model), before)
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
 def test_trainer_does_a_batch_without_memory_again_in_parts(
     tmp_path: Path, accumulated: int
 ) -> None:
@@ -176,6 +202,34 @@ def test_depth_and_own_values_are_steered_in_lightning() -> None:
     assert callback.summary.finished
     assert len({row["frozen_depth"] for row in callback.summary.schedule}) > 1
     assert len(callback._live._stepper.optimizer.param_groups) == 2
+
+
+@pytest.mark.parametrize("uses", [True, False])
+def test_the_clipping_in_lightning_is_proven_or_refused(uses: bool) -> None:
+    one = pytest.importorskip("tests.adapters.test_lightning")
+
+    class Clips(one.Module):  # type: ignore[misc]
+        def configure_gradient_clipping(
+            self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
+        ) -> None:
+            norm = gradient_clip_val if uses else 0.3
+            torch.nn.utils.clip_grad_norm_(self.parameters(), norm)
+
+    ends = []
+    for kinds in (("lr",), ("lr", "clip")):
+        module = Clips()
+        before = weights(module)
+        callback = lightning_callback(policy=None, hyperparameters=kinds, keep_best=False)
+        if not uses and "clip" in kinds:
+            with pytest.raises(AdapterError, match="clip: the trainer clips the same"):
+                one.fit(module, [callback], gradient_clip_val=0.3)
+            assert are_equal(weights(module), before)
+        else:
+            one.fit(module, [callback], gradient_clip_val=0.3)
+            ends.append(weights(module))
+    assert not uses or are_equal(*ends)
+    assert callback._clip_proof is not None
+    assert not callback._clip_proof.open
 
 
 def test_lightning_does_a_batch_without_memory_again_in_parts() -> None:

@@ -14,6 +14,7 @@ from trimtab.adapters.lightning_trainer import (
     announced_steps,
     check_strategy,
     clipping_place,
+    clips_as,
     scheduler_period,
     steered_index,
 )
@@ -25,6 +26,7 @@ from trimtab.adapters.torch_callbacks import (
     mean_over_batches,
     steer,
 )
+from trimtab.adapters.torch_clip_proof import ClipProof
 from trimtab.adapters.torch_distributed import Processes
 from trimtab.adapters.torch_followed_rates import FollowedRates
 from trimtab.adapters.torch_random_state import random_state, restore_random_state
@@ -146,6 +148,7 @@ class TrimtabCallback(Callback):
         self._in_parts: StepInParts | None = None  # stands in the module's training_step
         self._trainer: Any = None
         self._given_clip: float | None = None
+        self._clip_proof: ClipProof | None = None
         self._running = False
 
     @property
@@ -213,6 +216,7 @@ class TrimtabCallback(Callback):
             scaler=self._scaler,
             processes=self._processes,
         )
+        self._clip_proof = ClipProof(self._steering.spec)
         self._handle = optimizer.register_step_post_hook(self._after_step)
         if not self._manual and self._processes.count == 1:
             self._in_parts = StepInParts(pl_module, self._count_retries)
@@ -239,9 +243,9 @@ class TrimtabCallback(Callback):
         """Look at the step's loss and gradients, and write its values.
 
         Raises:
-            AdapterError: No loss went through Lightning's backward pass.
+            AdapterError: No loss went through Lightning's backward pass, or a hyperparameter is
+                not used.
         """
-        del trainer, pl_module
         losses, self._losses = self._losses, []
         if self._optimizer is None or optimizer is not self._optimizer:
             return
@@ -260,6 +264,9 @@ class TrimtabCallback(Callback):
             return
         if not goes_on:
             drop_gradients(optimizer)
+        elif self._clip_proof is not None and self._clip_proof.open:
+            weights = [weight for group in self._groups() for weight in group["params"]]
+            self._clip_proof.prove(weights, clips_as(trainer, pl_module, optimizer))
         self._followed.write()
         self._live.divide_groups()  # the step goes through its groups after this event
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from trimtab.adapters.torch_actuators import Place
@@ -13,6 +13,7 @@ __all__ = [
     "announced_steps",
     "check_strategy",
     "clipping_place",
+    "clips_as",
     "scheduler_period",
     "steered_index",
 ]
@@ -82,6 +83,23 @@ def clipping_place(trainer: Any) -> Place | None:
         return float(trainer.gradient_clip_val)
 
     return Place(read(), read, write)
+
+
+def clips_as(trainer: Any, module: Any, optimizer: Any) -> Callable[[float], None]:
+    """Return a function that clips the gradients as Lightning would at a norm."""
+
+    def clip(norm: float) -> None:
+        kept, trainer.gradient_clip_val = trainer.gradient_clip_val, norm
+        try:
+            module.configure_gradient_clipping(
+                optimizer,
+                gradient_clip_val=norm,
+                gradient_clip_algorithm=trainer.gradient_clip_algorithm,
+            )
+        finally:
+            trainer.gradient_clip_val = kept
+
+    return clip
 
 
 def announced_steps(trainer: Any, given: int | None) -> int:

@@ -10,6 +10,7 @@ from torch import nn
 
 from trimtab.adapters.torch_actuators import Place
 from trimtab.adapters.torch_checks import check_clip, check_scaler
+from trimtab.adapters.torch_proof import Replay
 
 __all__ = ["Stepper"]
 
@@ -60,7 +61,9 @@ class Stepper:
         """Return where the clipping norm is kept; None if nothing is clipped."""
         if self.clip is None:
             return None
-        return Place(self.clip, lambda: float(self.clip or 0.0), self._set_clip)
+        replay = Replay(None)
+        replay.remember(self._clipped_ten)
+        return Place(self.clip, lambda: float(self.clip or 0.0), self._set_clip, owner=replay)
 
     def unscale(self) -> None:
         """Divide the gradients by the scaler's factor, unless the loop did so itself."""
@@ -75,7 +78,7 @@ class Stepper:
     def update(self) -> None:
         """Clip, step, and update the scaler, which may leave the step out."""
         if self.clip is not None:
-            nn.utils.clip_grad_norm_(self._clipped, self.clip)
+            self._clip(self._clipped)
         if self.scaler is None:
             self.optimizer.step()
         else:
@@ -88,6 +91,16 @@ class Stepper:
             self.unscale()
             with suppress(AssertionError):  # there was no gradient at all
                 self.scaler.update()
+
+    def _clip(self, weights: list[torch.Tensor]) -> None:
+        nn.utils.clip_grad_norm_(weights, float(self.clip or 0.0))
+
+    def _clipped_ten(self) -> torch.Tensor:
+        """Return a gradient of norm 10 as a step clips it, for the proof that it does."""
+        weight = torch.zeros(4, requires_grad=True)
+        weight.grad = torch.full((4,), 5.0)
+        self._clip([weight])
+        return weight.grad
 
     def _set_clip(self, value: float) -> None:
         self.clip = value

@@ -21,6 +21,7 @@ from trimtab.adapters.torch_callbacks import (
     mean_over_batches,
     steer,
 )
+from trimtab.adapters.torch_clip_proof import StandInNorm
 from trimtab.adapters.torch_distributed import Processes
 from trimtab.adapters.torch_followed_rates import FollowedRates
 from trimtab.adapters.torch_state_file import write_state
@@ -207,6 +208,8 @@ class TrimtabCallback(transformers.TrainerCallback, ExportableState):
             processes=self._processes,
             smoothing=None if self._attached is None else self._attached.smoothing(),
         )
+        alone = scaler is None and self._processes.count == 1
+        self._stand_in = StandInNorm(self._steering.spec, possible=alone)
         self._running = True
         self._loss.begin(model, scaler)
         if resumed:
@@ -220,19 +223,22 @@ class TrimtabCallback(transformers.TrainerCallback, ExportableState):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take over the clipping of a step whose gradients are measured."""
-        del control, kwargs
+        del control
         steering = self._live
         self._state = state
         if self._awaited:  # Trainer evaluated, and not what is watched
             self._evaluation_came()
         self._clips_here = self._clip is not None and steering.measures_gradients
         if self._clip is not None:
-            args.max_grad_norm = 0.0 if self._clips_here else self._clip
+            args.max_grad_norm = 0.0
+            if not self._clips_here:
+                args.max_grad_norm = self._stand_in.begin(kwargs["model"], self._clip)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Look at the step's loss and gradients, and write its values."""
         del state, control
         optimizer, scaler = unwrapped(kwargs["optimizer"])
+        self._clips_here |= self._stand_in.finish(kwargs["model"])
         loss = self._processes.mean(self._loss.step())
         if self._attached is not None:
             self._live.memory_retries = self._attached.memory.retries
@@ -388,5 +394,6 @@ class TrimtabCallback(transformers.TrainerCallback, ExportableState):
         self._running = False
         self._give_back_arguments()
         self._followed.put_back()
+        self._stand_in.end()
         self._args.max_grad_norm = self._given_clip
         self._live.finish(status)
