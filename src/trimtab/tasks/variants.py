@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from trimtab.core.errors import unknown_name
 from trimtab.core.hyperparameters import Hyperparameter, hyperparameter
@@ -102,7 +102,7 @@ class SizedTask:
     licence: str
     notice = ""
     manual: Mapping[str, Any]
-    variants: ClassVar[Mapping[str, Variant]]
+    variants: Mapping[str, Variant]
 
     def __init__(self, variant: str = "default") -> None:
         """Describe the task; nothing is loaded before ``start``.
