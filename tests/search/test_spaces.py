@@ -9,8 +9,8 @@ import pytest
 from tests.tiny_task import TinyTask
 from trimtab.core.errors import SpecError, UnknownNameError
 from trimtab.core.protocols import Task
+from trimtab.core.static_choice import StaticChoice
 from trimtab.search.spaces import (
-    Parameter,
     Space,
     from_configspace,
     space_of,
@@ -21,10 +21,10 @@ from trimtab.search.static_choices import propose_choices
 VARIED = ("batch_size", "momentum", "weight_decay")
 SPACE = Space(
     (
-        Parameter("optimizer", options=("sgd", "adam")),
-        Parameter("lr", 1e-4, 1e-1, is_log=True),
-        Parameter("momentum", 0.5, 0.99, parent="optimizer", parent_options=("sgd",)),
-        Parameter("rank", 2, 64, is_log=True, is_whole=True),
+        StaticChoice("optimizer", options=("sgd", "adam")),
+        StaticChoice("lr", 1e-4, 1e-1, is_log=True),
+        StaticChoice("momentum", 0.5, 0.99, parent="optimizer", parent_options=("sgd",)),
+        StaticChoice("rank", 2, 64, is_log=True, is_whole=True),
     )
 )
 
@@ -55,7 +55,7 @@ def test_proposals_keep_bounds_and_conditions_and_repeat(sampler: str) -> None:
 
 def test_a_sampler_learns_from_what_is_known() -> None:
     pytest.importorskip("optuna")
-    space = Space((Parameter("lr", 1e-4, 1e-1, is_log=True),))
+    space = Space((StaticChoice("lr", 1e-4, 1e-1, is_log=True),))
     grid = [1e-4 * 10 ** (n / 5) for n in range(15)]
     known = [({"lr": rate}, 0.0 if 0.005 < rate < 0.02 else 1.0) for rate in grid]
     asked = [
@@ -84,12 +84,41 @@ def test_a_task_says_what_may_be_chosen() -> None:
     assert (usual.parameters[0].low, usual.parameters[0].high) == pytest.approx((0.01, 1.0))
     more = space_of(TinyTask(), {}, ("momentum",))
     assert [item.name for item in more.parameters] == ["lr", "momentum"]
-    with pytest.raises(UnknownNameError, match="unknown hyperparameter 'sheep'"):
+    with pytest.raises(UnknownNameError, match="unknown hyperparameter or choice 'sheep'"):
         space_of(TinyTask(), {}, ("sheep",))
     assert space_of(TinyTask(space=SPACE), {}) is SPACE
     offered = space_of(TinyTask(choices={"rank": (4, 8)}), {"lr": 1.0})
     assert offered.parameters[-1].options == (4, 8)
     assert offered.parameters[0].high == pytest.approx(10.0)
+
+
+class Offering(TinyTask):
+    offers = (
+        StaticChoice("optimizer", options=("adamw", "sgd")),
+        StaticChoice(
+            "nesterov", options=(False, True), parent="optimizer", parent_options=("sgd",)
+        ),
+        StaticChoice("rank", options=(8, 4)),
+    )
+
+
+def test_what_a_task_offers_is_varied_where_it_is_asked_for() -> None:
+    def names(*vary: str) -> list[str]:
+        return [item.name for item in space_of(Offering(), {}, vary).parameters]
+
+    assert names() == ["lr"]
+    assert names("rank") == ["lr", "rank"]
+    assert names("optimizer") == ["lr", "optimizer", "nesterov"]
+    with pytest.raises(UnknownNameError, match=r"unknown hyperparameter or choice 'ranks'.*'rank'"):
+        names("ranks")
+    with pytest.raises(SpecError, match="nesterov depends on 'optimizer'"):
+        names("nesterov")
+    pytest.importorskip("ConfigSpace")
+    space = space_of(Offering(), {}, ("optimizer",))
+    made = to_configspace(space, seed=0)
+    for drawn in made.sample_configuration(20):
+        assert ("nesterov" in drawn) == (drawn["optimizer"] == "sgd")
+    assert len(from_configspace(made).parameters) == len(space.parameters)
 
 
 def test_no_choice_makes_a_run_longer(quadratic: Task) -> None:
@@ -103,10 +132,10 @@ def test_no_choice_makes_a_run_longer(quadratic: Task) -> None:
 @pytest.mark.parametrize(
     ("made", "words"),
     [
-        (lambda: Parameter("x", 2.0, 1.0), "low=2.0 and high=1.0 are no range"),
-        (lambda: Parameter("x", 0.0, 1.0, is_log=True), "on a log scale"),
-        (lambda: Space((Parameter("x"), Parameter("x"))), "x is there twice"),
-        (lambda: Space((Parameter("x", parent="y"),)), "depends on 'y', which does not come"),
+        (lambda: StaticChoice("x", 2.0, 1.0), "low=2.0 and high=1.0 are no range"),
+        (lambda: StaticChoice("x", 0.0, 1.0, is_log=True), "on a log scale"),
+        (lambda: Space((StaticChoice("x"), StaticChoice("x"))), "x is there twice"),
+        (lambda: Space((StaticChoice("x", parent="y"),)), "depends on 'y', which does not come"),
     ],
 )
 def test_a_space_that_makes_no_sense_is_refused(made: Any, words: str) -> None:

@@ -28,11 +28,17 @@ def design_of(task: Task, method: str, seed: int, settings: StudySettings) -> De
 
     Raises:
         UnknownNameError: There is no such method.
-        SpecError: The task cannot be run by it.
+        SpecError: The task cannot be run by it, or it cannot vary what it is asked to.
     """
     if method == "trimtab":
         return SteeredDesign(task, seed, settings)
-    return MethodDesign(task, find_method(method), seed, settings)
+    found = find_method(method)
+    if settings.vary:
+        raise SpecError(
+            f"vary: {', '.join(settings.vary)} can be varied by the method trimtab only, not by "
+            f"{method!r}; leave it out"
+        )
+    return MethodDesign(task, found, seed, settings)
 
 
 class MethodDesign:

@@ -10,51 +10,12 @@ from typing import Any
 from trimtab.core.errors import SpecError, unknown_name
 from trimtab.core.hyperparameters import Hyperparameter
 from trimtab.core.protocols import Task
+from trimtab.core.static_choice import StaticChoice
 
-__all__ = ["Parameter", "Space", "from_configspace", "space_of", "to_configspace", "to_hyperopt"]
+__all__ = ["Space", "from_configspace", "space_of", "to_configspace", "to_hyperopt"]
 
 _RATE_FACTOR = 10.0  # either way: the policy forgives what is farther off
 _OTHERS_FACTOR = 3.0
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """One static choice.
-
-    Attributes:
-        name: Of a hyperparameter of the task, or else a keyword of the task's ``start``.
-        low: Smallest number; unused where there are options.
-        high: Largest number.
-        is_log: Whether numbers are spread log-uniformly.
-        is_whole: Whether numbers are whole.
-        options: What is chosen from; empty for numbers.
-        parent: Another choice that this one depends on, or an empty string.
-        parent_options: The values of the parent for which there is this choice.
-
-    Raises:
-        SpecError: There is nothing to choose from.
-    """
-
-    name: str
-    low: float = 0.0
-    high: float = 1.0
-    is_log: bool = False
-    is_whole: bool = False
-    options: tuple[Any, ...] = ()
-    parent: str = ""
-    parent_options: tuple[Any, ...] = ()
-
-    def __post_init__(self) -> None:
-        wrong = not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high)
-        if not self.options and (wrong or (self.is_log and self.low <= 0)):
-            raise SpecError(
-                f"{self.name}: low={self.low!r} and high={self.high!r} are no range to choose from "
-                f"{'on a log scale' if self.is_log else ''}; give low below high, or options"
-            )
-
-    def is_there(self, choices: Mapping[str, Any]) -> bool:
-        """Whether there is this choice, given those that were made before."""
-        return not self.parent or choices.get(self.parent) in self.parent_options
 
 
 @dataclass(frozen=True)
@@ -68,7 +29,7 @@ class Space:
         SpecError: Two have one name, or a parent is missing or comes later.
     """
 
-    parameters: tuple[Parameter, ...]
+    parameters: tuple[StaticChoice, ...]
 
     def __post_init__(self) -> None:
         seen: set[str] = set()
@@ -137,25 +98,28 @@ def space_of(task: Task, start: Mapping[str, float], vary: Sequence[str] = ()) -
     ``choices``, a mapping from keywords of its ``start`` to options; and what is asked for, within
     three times its start, the batch size downwards only (so that no run costs more than a whole
     one). Other hyperparameters are left out unless asked for: on eight noisy quadratics, studies of
-    8 whole runs that varied momentum, weight decay and batch size too ended no better.
+    8 whole runs that varied momentum, weight decay and batch size too ended no better. So are the
+    choices that the task ``offers``, each with those that depend on it.
 
     Args:
         task: What is trained.
         start: Values where they differ from the task's defaults.
-        vary: Names of further hyperparameters.
+        vary: Names of further hyperparameters, and of choices that the task offers.
 
     Raises:
-        UnknownNameError: The task has no such hyperparameter.
+        UnknownNameError: The task has no such hyperparameter, and offers no such choice.
+        SpecError: A choice was asked for without the one that it depends on.
     """
     own = getattr(task, "space", None)
     if isinstance(own, Space):
         return own
     if own is not None:
         return from_configspace(own)
-    known = {item.name for item in task.hyperparameters}
+    offers: tuple[StaticChoice, ...] = tuple(getattr(task, "offers", ()))
+    known = {item.name for item in task.hyperparameters} | {item.name for item in offers}
     for name in vary:
         if name not in known:
-            raise unknown_name("hyperparameter", name, known)
+            raise unknown_name("hyperparameter or choice", name, known)
     parameters = [
         _around(item, start.get(item.name, item.default))
         for item in task.hyperparameters
@@ -163,23 +127,26 @@ def space_of(task: Task, start: Mapping[str, float], vary: Sequence[str] = ()) -
     ]
     offered = getattr(task, "choices", None) or {}
     for name, options in offered.items():
-        parameters.append(Parameter(name, options=tuple(options)))
-    return Space(tuple(item for item in parameters if item is not None))
+        parameters.append(StaticChoice(name, options=tuple(options)))
+    asked = [item for item in offers if {item.name, item.parent} & set(vary)]
+    return Space(tuple(item for item in [*parameters, *asked] if item is not None))
 
 
-def _around(item: Hyperparameter, start: float) -> Parameter | None:
+def _around(item: Hyperparameter, start: float) -> StaticChoice | None:
     if item.kind == "lr":
-        return Parameter(item.name, start / _RATE_FACTOR, start * _RATE_FACTOR, is_log=True)
+        return StaticChoice(item.name, start / _RATE_FACTOR, start * _RATE_FACTOR, is_log=True)
     if item.kind == "batch_size":
         low = max(item.low, 1.0, start / 4)
-        return Parameter(item.name, round(low), round(start), True, True) if low < start else None
+        if low >= start:
+            return None
+        return StaticChoice(item.name, round(low), round(start), is_log=True, is_whole=True)
     if item.scale == "log" and start > 0:
         low, high = max(item.low, start / _OTHERS_FACTOR), min(item.high, start * _OTHERS_FACTOR)
-        return Parameter(item.name, low, high, is_log=True)
+        return StaticChoice(item.name, low, high, is_log=True)
     middle = item.to_coordinate(start)
     reach = math.log10(_OTHERS_FACTOR) if item.scale == "complement" else 0.2
     low, high = item.from_coordinate(middle - reach), item.from_coordinate(middle + reach)
-    return Parameter(item.name, low, high) if low < high else None
+    return StaticChoice(item.name, low, high) if low < high else None
 
 
 def from_configspace(space: Any) -> Space:
@@ -205,12 +172,12 @@ def from_configspace(space: Any) -> Space:
             given["options"] = (_plain(item.value),)
         else:
             raise SpecError(f"space: {item.name} is a {type(item).__name__}, which is not known")
-        parameters.append(Parameter(item.name, **given))
+        parameters.append(StaticChoice(item.name, **given))
     return Space(tuple(_parents_first(parameters)))
 
 
-def _parents_first(parameters: list[Parameter]) -> list[Parameter]:
-    ordered: list[Parameter] = []
+def _parents_first(parameters: list[StaticChoice]) -> list[StaticChoice]:
+    ordered: list[StaticChoice] = []
     left = list(parameters)
     while left:
         known = {item.name for item in ordered}

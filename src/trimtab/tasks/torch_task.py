@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import nn
 
+from trimtab.core.static_choice import StaticChoice
 from trimtab.tasks.packages import require_packages
 from trimtab.tasks.randomness import RunSeeds, ShuffledBatches, run_seeds
-from trimtab.tasks.torch_run import ParameterGroups, TorchRun, TorchSetup, adamw
+from trimtab.tasks.torch_optimizers import OFFERED_OPTIMIZERS, OptimizerMaker, optimizer_maker
+from trimtab.tasks.torch_run import TorchRun, TorchSetup
 from trimtab.tasks.variants import SizedTask
 
 __all__ = ["OptimizerMaker", "RunParts", "TorchTask"]
-
-OptimizerMaker = Callable[[ParameterGroups], torch.optim.Optimizer]
-"""Makes an optimiser from parameter groups."""
 
 
 @dataclass(frozen=True)
@@ -39,35 +38,58 @@ class RunParts:
 
 
 class TorchTask(SizedTask):
-    """A task in PyTorch, which names its ``_packages`` and says by ``_parts`` what a run is."""
+    """A task in PyTorch, which names its ``_packages`` and says by ``_parts`` what a run is.
 
+    Attributes:
+        offers: Static choices that a study may vary: keywords of `start`.
+    """
+
+    offers: ClassVar[tuple[StaticChoice, ...]] = OFFERED_OPTIMIZERS
     _packages: ClassVar[Mapping[str, str]] = {}
 
-    def start(self, *, seed: int, optimizer: OptimizerMaker = adamw) -> TorchRun:
+    def start(
+        self,
+        *,
+        seed: int,
+        optimizer: str | OptimizerMaker = "adamw",
+        momentum: float | None = None,
+    ) -> TorchRun:
         """Return a fresh run; the seed moves the new weights, the order of data and dropout.
 
         Args:
             seed: 0 or more.
-            optimizer: Makes another optimiser than AdamW from the parameter groups.
+            optimizer: ``"adamw"``, ``"adam"``, ``"sgd"`` (which has no ``beta1`` to be steered), or
+                what makes another one from the parameter groups.
+            momentum: Of SGD; None for 0.9.
 
         Raises:
             MissingDependencyError: The data, the weights or a library is not installed.
-            SpecError: A package's files hold something else than they should.
+            UnknownNameError: There is no optimiser of that name.
+            SpecError: A package's files hold something else than they should, or a momentum was
+                given for another optimiser than SGD.
         """
+        made = optimizer_maker(optimizer, momentum)
         require_packages(self.name, self._packages)
         seeds = run_seeds(seed)
         parts = self._parts(seeds)
+        defaults = {item.name: item.default for item in self.hyperparameters}
+        if optimizer == "sgd":
+            defaults.pop("beta1", None)  # it has none, so that steering it is refused
         return TorchRun(
             TorchSetup(
                 model=parts.model,
                 loss=parts.loss,
                 batches=ShuffledBatches(parts.n_train, self.batch_size, seed=seeds.order),
                 evaluate=parts.evaluate,
-                defaults={item.name: item.default for item in self.hyperparameters},
-                optimizer=optimizer,
+                defaults=defaults,
+                optimizer=made,
                 seed=seeds.noise,
             )
         )
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a list of tasks shows, as JSON-able data."""
+        return super().describe() | {"offers": [choice.to_dict() for choice in self.offers]}
 
     def _parts(self, seeds: RunSeeds) -> RunParts:
         raise NotImplementedError
