@@ -185,6 +185,27 @@ def test_tasks_are_listed_with_kind_metric_licence_and_seconds(trimtab):
 def test_tasks_are_timed_here(trimtab):
     (row,) = json.loads(trimtab("tasks", "tiny:make", "--time", "--json")[1])
     assert 0 < row["seconds_here"] < 10
+    assert row["seconds_at_most"] is None
+
+
+def test_every_size_of_a_task_is_listed_when_all_are_asked_for(trimtab):
+    pytest.importorskip("torch")
+    asked = ("tasks", "text/newsgroups", "tiny:make", "--variant", "all")
+    rows = json.loads(trimtab(*asked, "--json")[1])
+    sizes = [(row["name"], row.get("variant")) for row in rows]
+    assert sizes[:3] == [("text/newsgroups", size) for size in ("tiny", "small", "default")]
+    assert sizes[-1][0] == "tiny:make"
+    assert "small-lora" in trimtab(*asked)[1]
+
+
+def test_tasks_without_a_size_are_passed_over_unless_asked_for(trimtab):
+    pytest.importorskip("torch")
+    listed = json.loads(trimtab("tasks", "--variant", "tiny-lora", "--json")[1])
+    assert [row["name"] for row in listed] == ["text/newsgroups", "text/reuters"]
+
+    status, _, error = trimtab("tasks", "vision/animals", "--variant", "tiny-lora")
+    assert status == 2
+    assert "tiny-lora" in error
 
 
 @pytest.mark.parametrize("command", ["methods", "policies", "doctor"])

@@ -21,56 +21,93 @@ from trimtab.cli_output import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
     from trimtab.core.protocols import Task
 
 __all__ = ["doctor", "policies", "tasks"]
+
+# A whole run of the reference schedule, 21 validations included, on two idle cores.
+_SECONDS_AT_MOST = {"tiny": 5.0, "small": 20.0, "default": 60.0}
 
 
 def tasks(
     wanted: Annotated[
         list[str] | None, typer.Argument(metavar="[TASK]...", help="Only these; none for all.")
     ] = None,
-    variant: Annotated[str | None, typer.Option(help="Size of the tasks.")] = None,
+    variant: Annotated[
+        str | None, typer.Option(help="Size of the tasks; all for every size that each has.")
+    ] = None,
     time: Annotated[
         bool, typer.Option("--time", help="Run each once without a policy and take the time.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
 ) -> None:
     """List the tasks, with what they measure and the licence of their data."""
-    from trimtab.core.errors import MissingDependencyError
     from trimtab.core.registry import names
 
     one_thread()
-    rows: list[dict[str, Any]] = []
-    for name in wanted or names("task"):
-        try:
-            found = find_task(name, variant)
-            row = _describe(found) | {"name": name}
-            if time:
-                say(f"timing {name} …")
-                row["seconds_here"] = _seconds_of(found)
-        except MissingDependencyError as error:
-            row = {"name": name, "kind": None, "metric": None, "licence": None, "seconds": None}
-            row["needs"] = str(error)
-        rows.append(row)
+    rows = [
+        row
+        for name in wanted or names("task")
+        for row in _rows_of(name, variant, is_timed=time, is_asked_for=bool(wanted))
+    ]
     if as_json:
         print_json(rows)
         return
-    columns = ["task", "kind", "metric", "seconds", "licence"]
+    timings = ("seconds_here", "seconds_at_most") if time else ()
+    columns = ["task", *(["variant"] if variant else []), "kind", "metric", "seconds", "licence"]
     print_table(
-        [*columns, *(["seconds here"] if time else [])],
+        [*columns, *(["seconds here", "at most"] if time else [])],
         [
             (
                 row["name"],
+                *([row.get("variant") or "–"] if variant else []),
                 row.get("needs") or row["kind"],
                 row["metric"] or "–",
                 number(row["seconds"]),
                 row["licence"] or "–",
-                *([number(row.get("seconds_here"))] if time else []),
+                *(number(row.get(key)) for key in timings),
             )
             for row in rows
         ],
     )
+
+
+def _rows_of(
+    name: str, variant: str | None, *, is_timed: bool, is_asked_for: bool
+) -> Iterator[dict[str, Any]]:
+    """Yield what is told of a task, once for each variant that was asked for.
+
+    A task without that variant is passed over, unless it was asked for by name.
+    """
+    from trimtab.core.errors import MissingDependencyError, SpecError, UnknownNameError
+
+    try:
+        for one in _variants_of(name) if variant == "all" else [variant]:
+            found = find_task(name, one)
+            row = _describe(found) | {"name": name}
+            if is_timed:
+                say(f"timing {name}{'' if one is None else f' {one}'} …")
+                row["seconds_here"] = _seconds_of(found)
+                row["seconds_at_most"] = _SECONDS_AT_MOST.get(_size_of(row))
+            yield row
+    except MissingDependencyError as error:
+        nothing = dict.fromkeys(("kind", "metric", "licence", "seconds"))
+        yield {"name": name, **nothing, "needs": str(error)}
+    except (SpecError, UnknownNameError):
+        if is_asked_for:
+            raise
+
+
+def _variants_of(name: str) -> list[str | None]:
+    """Return the variants of a task, or None in a list if it comes in one size."""
+    return list(_describe(find_task(name, None)).get("variants") or [None])
+
+
+def _size_of(row: Mapping[str, Any]) -> str:
+    """Return which of the usual sizes a variant is; ``small-lora`` is ``small``."""
+    return str(row.get("variant") or "").partition("-")[0]
 
 
 def _describe(task: Task) -> dict[str, Any]:
@@ -89,10 +126,12 @@ def _describe(task: Task) -> dict[str, Any]:
 
 
 def _seconds_of(task: Task) -> float:
+    """Return how long a run takes once data and weights that are cached lie in the cache."""
     from trimtab.defaults import controller_for
     from trimtab.search.run import run_task
 
     spec, controller = controller_for(None, tuple(task.hyperparameters)[:1])
+    task.start(seed=0)
     return run_task(task, controller, spec).seconds
 
 
