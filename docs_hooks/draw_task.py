@@ -40,7 +40,10 @@ def main() -> None:
         shown = show(name, folder / "shown.png")
     except MissingDependencyError as error:
         shown = {"missing": str(error)}
-    (folder / "shown.json").write_text(json.dumps(shown), encoding="utf-8")
+    # Complete when it appears: a build that was interrupted leaves nothing that the next one reads.
+    unfinished = folder / "shown.json.part"
+    unfinished.write_text(json.dumps(shown), encoding="utf-8")
+    unfinished.replace(folder / "shown.json")
 
 
 def show(name: str, picture: Path) -> Shown:

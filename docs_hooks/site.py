@@ -13,6 +13,8 @@ import importlib.metadata
 import json
 import logging
 import os
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -121,9 +123,20 @@ def look_up(name: str) -> TaskPage:
 
 def cache_folder(page: TaskPage) -> Path:
     """Return where a task's picture is kept; another folder once task or drawing has changed."""
-    module = ROOT / "src" / (page.home.partition(":")[0].replace(".", "/") + ".py")
-    parts = [module.read_bytes() if module.exists() else b"", PROGRAM.read_bytes()]
+    parts = [path.read_bytes() for path in [*sources(page.home.partition(":")[0]), PROGRAM]]
     return CACHE / f"{page.slug}-{hashlib.sha256(b''.join(parts)).hexdigest()[:12]}"
+
+
+def sources(module: str) -> list[Path]:
+    """Return the files of a module and of all task modules that it is made of, sorted."""
+    found: set[Path] = set()
+    wanted = [module]
+    while wanted:
+        path = ROOT / "src" / (wanted.pop().replace(".", "/") + ".py")
+        if path not in found and path.exists():
+            found.add(path)
+            wanted += re.findall(r"^from (trimtab\.tasks\.\w+)", path.read_text("utf-8"), re.M)
+    return sorted(found)
 
 
 def shown_by(page: TaskPage) -> Mapping[str, Any] | None:
@@ -133,12 +146,15 @@ def shown_by(page: TaskPage) -> Mapping[str, Any] | None:
     folder = cache_folder(page)
     found = folder / "shown.json"
     if not found.exists():
+        for outdated in CACHE.glob(f"{page.slug}-*"):
+            shutil.rmtree(outdated, ignore_errors=True)
         command = [sys.executable, "-W", "ignore", str(PROGRAM), page.name, str(folder)]
         quiet = {
             "OMP_NUM_THREADS": "1",
             "TOKENIZERS_PARALLELISM": "false",
             "CUDA_VISIBLE_DEVICES": "",
             "KERAS_BACKEND": "tensorflow",
+            "HF_HUB_OFFLINE": "1",
         }
         log.info("running %s for its page", page.name)
         try:
@@ -153,12 +169,23 @@ def shown_by(page: TaskPage) -> Mapping[str, Any] | None:
         except subprocess.TimeoutExpired:
             return {"missing": f"a tiny run took more than {SECONDS_A_TASK} s on a busy machine"}
         if ended.returncode:
-            log.warning("%s: %s", page.name, ended.stderr.strip().splitlines()[-1:])
+            log.warning(_FAILED, page.name, _last_line(ended.stderr), page.name)
             return None
     shown: Mapping[str, Any] = json.loads(found.read_text(encoding="utf-8"))
     if "missing" in shown:
         found.unlink()  # it may be installed before the next build
     return shown
+
+
+def _last_line(text: str) -> str:
+    lines = text.strip().splitlines()
+    return lines[-1] if lines else "it said nothing"
+
+
+_FAILED = (
+    "%s: its picture could not be made: %s; see all of it with `python docs_hooks/draw_task.py "
+    "%s FOLDER`, or build without pictures: TRIMTAB_DOCS_PICTURES=0 make docs"
+)
 
 
 # --- pages ------------------------------------------------------------------------------------

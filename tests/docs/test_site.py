@@ -89,3 +89,47 @@ def test_data_that_are_not_installed_are_named_in_the_place_of_a_picture(site):
     assert "No picture" in text
     assert "pip install --no-deps animal-mnist" in text
     assert ".png" not in text
+
+
+def test_a_picture_is_made_again_once_anything_that_the_task_is_made_of_has_changed(site):
+    names = {path.name for path in site.sources("trimtab.tasks.nuclei")}
+
+    assert names >= {"nuclei.py", "segmentation_task.py", "frozen_trunk.py", "cache.py"}
+    assert "letters.py" not in names
+
+
+def test_a_picture_that_fails_says_what_to_do(site, monkeypatch, tmp_path, caplog):
+    pytest.importorskip("torch")
+    broken = tmp_path / "draw.py"
+    broken.write_text("raise ValueError('no such colour')\n", encoding="utf-8")
+    monkeypatch.setattr(site, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(site, "PROGRAM", broken)
+
+    with caplog.at_level("WARNING", logger="mkdocs.hooks.tasks"):
+        assert site.shown_by(site.look_up("vision/animals")) is None
+    assert (
+        "vision/animals: its picture could not be made: ValueError: no such colour" in caplog.text
+    )
+    assert "TRIMTAB_DOCS_PICTURES=0 make docs" in caplog.text
+
+
+def test_a_picture_is_kept_and_an_outdated_one_thrown_away(site, monkeypatch, tmp_path):
+    pytest.importorskip("torch")
+    program = tmp_path / "draw.py"
+    lines = [
+        "import sys, pathlib",
+        "folder = pathlib.Path(sys.argv[2])",
+        "folder.mkdir(parents=True)",
+        "(folder / 'shown.json').write_text('{\"sizes\": {}}')",
+    ]
+    program.write_text("\n".join(lines), encoding="utf-8")
+    monkeypatch.setattr(site, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(site, "PROGRAM", program)
+    page = site.look_up("vision/animals")
+    (tmp_path / "cache" / "vision-animals-old").mkdir(parents=True)
+
+    assert site.shown_by(page) == {"sizes": {}}
+    kept = site.cache_folder(page)
+    (kept / "shown.json").write_text('{"sizes": {"train": 1}}', encoding="utf-8")
+    assert site.shown_by(page) == {"sizes": {"train": 1}}
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [kept.name]
