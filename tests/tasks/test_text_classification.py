@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from trimtab.core.conformance import check_task
-from trimtab.core.errors import MissingDependencyError, UnknownNameError
+from trimtab.core.errors import MissingDependencyError, SpecError, UnknownNameError
 from trimtab.core.registry import make_task
 from trimtab.tasks import text_classification
 from trimtab.tasks.splits import SPLITS
@@ -142,6 +142,31 @@ def test_it_keeps_its_promises_and_learns(variant: str) -> None:
     run.advance({"lr": np.full(12, 4 * task.manual["values"]["lr"])}, 12)
 
     assert run.evaluate("train")["loss"] < start["loss"] - 0.1
+
+
+def test_adapters_offer_their_rank_and_other_variants_do_not() -> None:
+    assert [choice.name for choice in reuters("tiny").offers] == ["optimizer", "momentum"]
+    assert reuters("tiny-lora").offers[-1].options == (8, 4, 16)
+    with pytest.raises(SpecError, match="rank: 4 in the variant 'tiny'; give a whole number"):
+        reuters("tiny").start(seed=0, rank=4)
+    with pytest.raises(SpecError, match="rank: 0 in the variant 'tiny-lora'"):
+        reuters("tiny-lora").start(seed=0, rank=0)
+
+
+@pytest.mark.framework
+def test_the_rank_that_was_asked_for_is_trained() -> None:
+    task = reuters("tiny-lora")
+    sizes = [
+        sum(
+            item.numel()
+            for item in task.start(seed=0, **given).model.parameters()
+            if item.requires_grad
+        )
+        for given in ({}, {"rank": 8}, {"rank": 4})
+    ]
+    head = 8 * 384 + 8
+    assert sizes[0] == sizes[1]
+    assert sizes[0] - head == 2 * (sizes[2] - head)
 
 
 @pytest.mark.framework

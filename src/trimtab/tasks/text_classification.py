@@ -12,7 +12,7 @@ import copy
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from trimtab.core.errors import SpecError
+from trimtab.core.static_choice import StaticChoice
 from trimtab.tasks.cache import cached_arrays
 from trimtab.tasks.packages import package_folder, package_versions
 from trimtab.tasks.pretraining import seeded
@@ -28,7 +29,8 @@ from trimtab.tasks.randomness import RunSeeds
 from trimtab.tasks.splits import splits_from_arrays, splits_to_arrays, stratified_splits
 from trimtab.tasks.text_network import TextNetwork, first_layers, last_layers
 from trimtab.tasks.torch_classification import LabelledData, classification_parts
-from trimtab.tasks.torch_task import RunParts, TorchTask
+from trimtab.tasks.torch_run import TorchRun
+from trimtab.tasks.torch_task import OptimizerMaker, RunParts, TorchTask
 from trimtab.tasks.variants import Variant, recipe
 
 __all__ = ["TextClassification", "newsgroups", "read_texts", "reuters"]
@@ -79,7 +81,7 @@ _NEWSGROUPS_VARIANTS = {
     "small": Variant(160, 8, 15.0, 3.16e-4, examples=1560, size=32),
     "default": Variant(200, 8, 45.0, 3.16e-4, examples=2160, size=48),
 }
-_LORA = {"r": 8, "lora_alpha": 16, "target_modules": ["query", "value"]}
+_RANKS = (8, 4, 16)  # of the adapters, the usual one first
 
 _FULL_RECIPE = recipe(
     "Devlin et al. 2019, appendix A.3: AdamW, 5e-5, warm-up, linear decay, dropout 0.1",
@@ -167,8 +169,8 @@ class TextClassification(TorchTask):
     either part, is used once. A text is its first ``size`` tokens. Variants ``tiny``, ``small`` and
     ``default`` train all of the encoder's weights, but for ``small`` and ``default`` of
     `newsgroups`, which freeze its first layers; ``tiny-lora``, ``small-lora`` and ``default-lora``
-    train adapters of rank 8 on the queries and values of each layer, through PEFT. The head is new
-    in all. Optimiser: AdamW.
+    train adapters of rank 8 (or another: ``rank``) on the queries and values of each layer, through
+    PEFT. The head is new in all. Optimiser: AdamW.
 
     A run steps in a plain PyTorch loop and not through Transformers' ``Trainer``: a search method
     advances a run by a few steps, copies it and turns it back as often as it likes, and there is no
@@ -204,9 +206,39 @@ class TextClassification(TorchTask):
         self._has_adapters = variant.endswith("-lora")
         self._n_frozen = corpus.frozen.get(variant, 0)
         self.manual = _LORA_RECIPE if self._has_adapters else _FULL_RECIPE
+        if self._has_adapters:
+            self.offers = (*TorchTask.offers, StaticChoice("rank", options=_RANKS))
         super().__init__(variant)
 
-    def _parts(self, seeds: RunSeeds) -> RunParts:
+    def start(
+        self,
+        *,
+        seed: int,
+        optimizer: str | OptimizerMaker = "adamw",
+        momentum: float | None = None,
+        rank: int = _RANKS[0],
+    ) -> TorchRun:
+        """Return a fresh run, see `trimtab.tasks.torch_task.TorchTask.start`.
+
+        Args:
+            seed: 0 or more.
+            optimizer: As there.
+            momentum: As there.
+            rank: Of the adapters, from 1; their scale stays twice the rank.
+
+        Raises:
+            MissingDependencyError: As there.
+            UnknownNameError: As there.
+            SpecError: As there; or a rank is below 1, or asked for where there are no adapters.
+        """
+        if rank < 1 or (rank != _RANKS[0] and not self._has_adapters):
+            raise SpecError(
+                f"rank: {rank!r} in the variant {self.variant!r}; give a whole number from 1, to a "
+                "variant with adapters, such as small-lora"
+            )
+        return self._begun(seed, optimizer, momentum, partial(self._parts, rank=rank))
+
+    def _parts(self, seeds: RunSeeds, rank: int = _RANKS[0]) -> RunParts:
         data = self._data
         encoder = (
             last_layers(self._encoder, self._n_frozen)
@@ -215,7 +247,7 @@ class TextClassification(TorchTask):
         )
         n_hidden = int(encoder.config.hidden_size)
         if self._has_adapters:
-            encoder = seeded(lambda: _with_adapters(encoder), seeds.weights)
+            encoder = seeded(lambda: _with_adapters(encoder, rank), seeds.weights)
         n_classes = int(data.labels.max()) + 1
         model = TextNetwork(encoder, n_hidden, n_classes, seed=seeds.weights)
         return classification_parts(model, data, evaluated_together=32)
@@ -335,10 +367,11 @@ def _once_each(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     return [(first[text], text) for text in seen]
 
 
-def _with_adapters(encoder: nn.Module) -> nn.Module:
+def _with_adapters(encoder: nn.Module, rank: int) -> nn.Module:
     from peft import LoraConfig, get_peft_model
 
     with warnings.catch_warnings():  # of PEFT's way to call Transformers; nobody here can change it
         warnings.simplefilter("ignore", FutureWarning)
-        model: nn.Module = get_peft_model(encoder, LoraConfig(**_LORA))
+        settings = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=["query", "value"])
+        model: nn.Module = get_peft_model(encoder, settings)
     return model

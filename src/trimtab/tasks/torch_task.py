@@ -44,7 +44,7 @@ class TorchTask(SizedTask):
         offers: Static choices that a study may vary: keywords of `start`.
     """
 
-    offers: ClassVar[tuple[StaticChoice, ...]] = OFFERED_OPTIMIZERS
+    offers: tuple[StaticChoice, ...] = OFFERED_OPTIMIZERS
     _packages: ClassVar[Mapping[str, str]] = {}
 
     def start(
@@ -68,10 +68,20 @@ class TorchTask(SizedTask):
             SpecError: A package's files hold something else than they should, or a momentum was
                 given for another optimiser than SGD.
         """
+        return self._begun(seed, optimizer, momentum, self._parts)
+
+    def _begun(
+        self,
+        seed: int,
+        optimizer: str | OptimizerMaker,
+        momentum: float | None,
+        parts_of: Callable[[RunSeeds], RunParts],
+    ) -> TorchRun:
+        """Return a fresh run of what ``parts_of`` gives for the run's seeds."""
         made = optimizer_maker(optimizer, momentum)
         require_packages(self.name, self._packages)
         seeds = run_seeds(seed)
-        parts = self._parts(seeds)
+        parts = parts_of(seeds)
         defaults = {item.name: item.default for item in self.hyperparameters}
         if optimizer == "sgd":
             defaults.pop("beta1", None)  # it has none, so that steering it is refused
