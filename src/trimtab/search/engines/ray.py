@@ -21,6 +21,7 @@ __all__ = ["RayEngine"]
 
 _SECONDS_TO_END = 20.0
 _SECONDS_TO_ANSWER = 10.0
+_STARTS = 3
 _OBJECT_STORE_BYTES = 200 * 2**20  # of a Ray of one's own; what does not fit goes to disk
 
 
@@ -129,6 +130,7 @@ class RayEngine:
                 self._drop(actor)
             if self._is_ours:
                 ray.shutdown()
+                _let_ray_print(True)
         self._actors, self._numbers, self._idle, self._is_ours = [], [], [], False
 
     def _begin(self) -> None:
@@ -140,12 +142,12 @@ class RayEngine:
         if not ray.is_initialized():
             self._connect()
             self._is_ours = True
+            _let_ray_print(False)
         self._is_begun = True
         atexit.register(self.close)
         self._room = self._room_for_jobs()
 
     def _connect(self) -> None:
-        import ray
 
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -160,11 +162,8 @@ class RayEngine:
             _require_listener(self._address)
             settings["address"] = self._address
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                ray.init(**settings)
+            _start(settings)
         except Exception as error:  # Ray raises plain ones, for a node that is slow to start too
-            ray.shutdown()
             where = f"the Ray cluster at {self._address}" if self._address else "Ray"
             words = " ".join(str(error).split())
             raise StoreError(
@@ -229,6 +228,37 @@ class RayEngine:
         place = next(n for n, one in enumerate(self._actors) if one is actor)
         del self._actors[place], self._numbers[place]
         self._idle = [one for one in self._idle if one is not actor]
+
+
+def _start(settings: dict[str, Any]) -> None:
+    """Connect to Ray or start it; again where it gives up on its own node, which it waits 30 s for.
+
+    The second time its files are in the machine's memory, which is what a busy machine needs.
+    """
+    import ray
+
+    for attempt in range(_STARTS):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                ray.init(**settings)
+            return
+        except Exception as error:
+            ray.shutdown()
+            if "timed out during startup" not in str(error) or attempt + 1 == _STARTS:
+                raise
+
+
+def _let_ray_print(is_allowed: bool) -> None:
+    """Keep Ray from telling on standard output that a worker died, or let it again.
+
+    Results are printed there, as one JSON document; the study itself knows of the worker. Ray has
+    no public switch for what its nodes say; should this one go, it prints.
+    """
+    from ray._private import worker
+
+    if hasattr(worker, "_worker_logs_enabled"):
+        worker._worker_logs_enabled = is_allowed
 
 
 def _require_listener(address: str) -> None:
