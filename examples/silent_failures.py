@@ -302,7 +302,14 @@ def show(console: Console, it: Demonstration) -> None:
 def main() -> None:
     """Run the demonstrations asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("which", nargs="*", choices=[[], *DEMONSTRATIONS], help="all by default")
+    names = ", ".join(DEMONSTRATIONS)
+    parser.add_argument(
+        "which",
+        nargs="*",
+        choices=[[], *DEMONSTRATIONS],
+        metavar="which",
+        help=f"{names}; all by default",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     arguments = parser.parse_args()
     logging.getLogger("trimtab").setLevel(logging.ERROR)
