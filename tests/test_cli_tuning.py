@@ -78,6 +78,9 @@ def test_a_study_is_made_listed_continued_and_collected(call: Call, tmp_path: Pa
         ((*TUNE, "--method", "cosine"), 2, "a budget of 4 whole runs is not in 1..1"),
         ((*TUNE, "--study", "../up"), 2, "study '../up': a name has 1 to 100"),
         ((*TUNE, "--store", "none"), 2, "a study needs a store"),
+        ((*TUNE, "--stop-when-gain-below", "-1"), 2, "stop_when_gain_below: -1.0 is not a number"),
+        ((*TUNE, "--vary", "sheep"), 2, "unknown hyperparameter or choice 'sheep'"),
+        ((*TUNE, "--method", "random", "--vary", "momentum"), 2, "by the method trimtab only"),
         ((*TUNE, "--gpus", "-1"), 2, "gpus: -1.0 is below 0"),
         ((*TUNE, "--start", "lr=3,lr=4"), 2, "lr is given twice"),
         ((*TUNE, "--start", "sheep=3"), 2, "unknown hyperparameter 'sheep'"),
@@ -89,9 +92,17 @@ def test_what_cannot_be_done_is_one_line(
     call: Call, words: tuple[str, ...], status: int, message: str
 ) -> None:
     found, out, err = call(*words)
-    assert (found, out) == (status, "")
+    assert (found, out) == (status, ""), err
     assert message in err
     assert len(err.strip().splitlines()) == 1
+    assert call("studies")[0] == 1 or call("studies", "--json")[1].strip() == "[]"  # none was made
+
+
+@pytest.mark.filterwarnings("default")
+def test_an_objective_that_no_run_has_is_told(call: Call) -> None:
+    status, out, err = call(*TUNE, "--budget", "1", "--objectives", "loss,speed", "--json")
+    assert (status, json.loads(out)["pareto"]) == (0, [])
+    assert "no run has 'speed', so there is no Pareto set (have: examples, loss" in err
 
 
 def test_an_unknown_study_is_named(call: Call) -> None:

@@ -95,6 +95,7 @@ def tune(
     """Spend a budget of several runs on a task: restarts, forks, and runs stopped early."""
     one_thread()
     from trimtab.search.study import tune as spend
+    from trimtab.search.study import usual_study_name
 
     found = find_task(task, variant)
     items, held = start_values(found, names(hyperparameters), assignments(start or []), start_scale)
@@ -102,7 +103,9 @@ def tune(
     begun = {one.name: one.default for one in items if one.default != offered[one.name]} | held
     if notice := getattr(found, "notice", ""):
         say(str(notice))
+    called = study or usual_study_name(found.name, method, seed)
     result = _interruptible(
+        called,
         store,
         lambda tell: spend(
             task,
@@ -111,7 +114,7 @@ def tune(
             seed=seed,
             jobs=jobs,
             store=_required(store),
-            study=study,
+            study=called,
             engine=engine,
             address=address,
             resources=_resources(cpus, gpus),
@@ -149,6 +152,7 @@ def resume(
         record = opened.study(study)
     found = find_task(record.task, record.settings.get("variant"))
     result = _interruptible(
+        study,
         store,
         lambda tell: go_on(
             study,
@@ -203,7 +207,7 @@ def studies(store: _Store = _DEFAULT_STORE, as_json: _AsJson = False) -> None:
         for row in rows
     ]
     head = ("study", "task", "method", "status", "spent", "units", "validation", "created")
-    print_table(head, table, f"{len(rows)} studies")
+    print_table(head, table, "1 study" if len(rows) == 1 else f"{len(rows)} studies")
 
 
 def _status(status: str, owners: list[str]) -> str:
@@ -259,13 +263,11 @@ def _resources(cpus: float, gpus: float | None) -> Resources:
 
 
 def _interruptible(
-    store: str, work: Callable[[Callable[[StudyProgress], None]], TuneResult]
+    study: str, store: str, work: Callable[[Callable[[StudyProgress], None]], TuneResult]
 ) -> TuneResult:
     """Do the work; on Ctrl-C say how to go on."""
-    latest: list[StudyProgress] = []
 
     def tell(now: StudyProgress) -> None:
-        latest[:] = [now]
         best = number(now.best)
         say(
             f"{now.study}: {now.done} of {now.known} units, {now.spent:.2f} of {now.budget:g} "
@@ -276,8 +278,7 @@ def _interruptible(
         return work(tell)
     except KeyboardInterrupt:
         where = "" if store == _DEFAULT_STORE else f" --store {store}"
-        name = latest[-1].study if latest else "STUDY"
-        say(f"trimtab: interrupted; trimtab resume {name}{where} goes on")
+        say(f"trimtab: interrupted; trimtab resume {study}{where} goes on")
         raise typer.Exit(130) from None
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trimtab.core.errors import SpecError
+from trimtab.core.errors import SpecError, TrimtabWarning
 
 __all__ = ["check_objectives", "pareto_set"]
 
@@ -40,6 +41,7 @@ def pareto_set(
         rows: Each with ``place``, the columns above, and ``metrics`` by name.
         objectives: What is compared.
     """
+    _warn_of_unmeasured(rows, objectives)
     points = []
     for row in rows:
         values = [_value(row, name) for name in objectives]
@@ -58,6 +60,18 @@ def pareto_set(
         {"place": row["place"], **dict(zip(objectives, values, strict=True))}
         for _, row, values in sorted(kept, key=lambda one: (one[0], one[1]["place"]))
     ]
+
+
+def _warn_of_unmeasured(rows: Sequence[Mapping[str, Any]], objectives: Sequence[str]) -> None:
+    known = sorted({*_COLUMNS, *(name for row in rows for name in row["metrics"])} - {"step"})
+    for name in objectives:
+        if rows and name not in known:
+            warnings.warn(
+                f"objectives: no run has {name!r}, so there is no Pareto set (have: "
+                f"{', '.join(known)})",
+                TrimtabWarning,
+                stacklevel=2,
+            )
 
 
 def _value(row: Mapping[str, Any], name: str) -> float:

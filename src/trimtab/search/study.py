@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from trimtab.core.errors import SpecError
+from trimtab.core.errors import SpecError, unknown_name
 from trimtab.core.hyperparameters import resolve_hyperparameters
 from trimtab.core.protocols import Task
 from trimtab.core.registry import make_task
@@ -26,7 +26,7 @@ from trimtab.search.static_choices import SAMPLERS, usual_sampler
 from trimtab.search.study_plan import StudySettings
 from trimtab.search.study_unit import GIVEN_TASKS
 
-__all__ = ["resume", "tune"]
+__all__ = ["resume", "tune", "usual_study_name"]
 
 
 def tune(
@@ -97,9 +97,12 @@ def tune(
         raise SpecError(f"budget: {budget!r} is not a number from 1; give the whole runs to spend")
     if not 0 <= seed < 2**31:
         raise SpecError(f"seed: {seed!r} is not in 0..{2**31 - 1}; choose one of these")
+    if stop_when_gain_below is not None and not stop_when_gain_below >= 0:
+        raise SpecError(
+            f"stop_when_gain_below: {stop_when_gain_below!r} is not a number from 0; give the gain "
+            "that a further run is worth, in the unit of the loss"
+        )
     if sampler is not None and sampler not in SAMPLERS:
-        from trimtab.core.errors import unknown_name
-
         raise unknown_name("sampler", sampler, SAMPLERS)
     made, name = _named(task, variant)
     resolve_hyperparameters(hyperparameters, {one.name: one for one in made.hyperparameters})
@@ -117,8 +120,10 @@ def tune(
         stop_when_gain_below=stop_when_gain_below,
         snapshot_seconds=snapshot_seconds,
     )
-    called = study or _usual_name(made, method, seed)
+    called = study or usual_study_name(made.name, method, seed)
     with ExitStack() as stack:
+        # Before the store is touched: a study that cannot begin is not to be there.
+        given = _engine(stack, engine, jobs, (resources, address), is_given=name in GIVEN_TASKS)
         where = store
         if where is None:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="trimtab-"))
@@ -137,7 +142,6 @@ def tune(
             seed=seed,
             settings=settings.to_plain(),
         )
-        given = _engine(stack, engine, jobs, (resources, address), is_given=name in GIVEN_TASKS)
         return Coordinator(studies, record, made, given, progress).run()
 
 
@@ -179,6 +183,9 @@ def resume(
         made = GIVEN_TASKS.get(record.task) or make_task(
             record.task, variant=settings.variant, default_member=0
         )
+        given = _engine(
+            stack, engine, jobs, (resources, address), is_given=record.task in GIVEN_TASKS
+        )
         record = studies.open(
             study,
             task=record.task,
@@ -186,9 +193,6 @@ def resume(
             budget=record.budget,
             seed=record.seed,
             settings=record.settings,
-        )
-        given = _engine(
-            stack, engine, jobs, (resources, address), is_given=record.task in GIVEN_TASKS
         )
         return Coordinator(studies, record, made, given, progress).run()
 
@@ -202,8 +206,13 @@ def _named(task: str | Task, variant: str | None) -> tuple[Task, str]:
     return task, own
 
 
-def _usual_name(task: Task, method: str, seed: int) -> str:
-    plain = "".join(c if c.isascii() and c.isalnum() else "-" for c in task.name).strip("-")
+def usual_study_name(task: str, method: str, seed: int) -> str:
+    """Return what a study is called that was given no name.
+
+    >>> usual_study_name("vision/solar-cells", "trimtab", 0)
+    'vision-solar-cells-trimtab-0'
+    """
+    plain = "".join(c if c.isascii() and c.isalnum() else "-" for c in task).strip("-")
     return f"{plain[:60] or 'task'}-{method}-{seed}"
 
 
