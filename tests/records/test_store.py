@@ -403,3 +403,15 @@ def test_migrations_give_the_tables_that_the_code_declares(tmp_path):
         assert compare_metadata(context, METADATA) == []
         assert context.get_current_revision() == SCHEMA_VERSION
     engine.dispose()
+
+
+def test_an_engine_that_was_let_go_of_is_opened_again_by_one_only(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'runs.db'}"
+    first = database.open_engine(url, write=True)
+    assert database.open_engine(url, write=True) is not first  # nobody let go of it
+    database.close_engine(first)
+    database.close_engine(first)
+    assert database.open_engine(url, write=True) is first  # its compiled statements come with it
+    assert database.open_engine(url, write=True) is not first
+    database.close_engine(first)
+    assert database.open_engine(url, write=False) is not first

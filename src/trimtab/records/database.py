@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from trimtab.core.errors import MissingDependencyError, StoreError
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BUSY_SECONDS",
     "DEFAULT_STORE",
+    "close_engine",
     "explain_failure",
     "file_of",
     "open_engine",
@@ -26,6 +28,12 @@ DEFAULT_STORE = "sqlite:///trimtab.db"
 
 BUSY_SECONDS = 5.0
 """How long opening and finishing wait for a database that another process has locked."""
+
+_MOST_IDLE = 8
+# Engines that were let go of, without connections: SQLAlchemy keeps the statements that it has
+# compiled with the engine, and compiling them anew cost a third of a short study's overhead.
+_idle: list[Engine] = []
+_address: WeakKeyDictionary[Engine, tuple[str, bool]] = WeakKeyDictionary()
 
 _ELSEWHERE = "choose another store (--store, TRIMTAB_STORE)"
 
@@ -88,7 +96,7 @@ def explain_failure(error: Exception, url: str) -> StoreError:
 
 
 def open_engine(store: str | Path, *, write: bool) -> Engine:
-    """Return an engine that connects on first use.
+    """Return an engine that connects on first use; whoever has done with it calls `close_engine`.
 
     SQLite writes ahead (WAL) with ``synchronous=NORMAL``, so that a commit costs no wait for the
     disk and a crash of the process loses nothing; transactions are begun by SQLAlchemy, with the
@@ -111,6 +119,10 @@ def open_engine(store: str | Path, *, write: bool) -> Engine:
         )
     if path is not None and path.is_dir():
         raise StoreError(f"the store {path} is a folder; name a file in it, such as {path}/runs.db")
+    for known in _idle:
+        if _address.get(known) == (url, write):
+            _idle.remove(known)
+            return known
     sqlite = url.startswith("sqlite")
     options: dict[str, Any] = {"connect_args": {"check_same_thread": False}} if sqlite else {}
     try:
@@ -134,7 +146,16 @@ def open_engine(store: str | Path, *, write: bool) -> Engine:
         def begin(connection: Connection) -> None:
             connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
 
+    _address[engine] = (url, write)
     return engine
+
+
+def close_engine(engine: Engine) -> None:
+    """Let go of an engine and its connections; `open_engine` may give it to somebody else then."""
+    engine.dispose()
+    if engine not in _idle:
+        _idle.append(engine)
+        del _idle[:-_MOST_IDLE]
 
 
 def _configure_sqlite(connection: Any, *, write: bool) -> None:

@@ -38,11 +38,17 @@ def package_versions() -> dict[str, str]:
     versions = {"python": platform.python_version(), "trimtab": __version__}
     for module, package in _PACKAGES.items():
         if module in sys.modules:
-            try:
-                versions[package] = importlib.metadata.version(package)
-            except importlib.metadata.PackageNotFoundError:
-                versions[package] = str(getattr(sys.modules[module], "__version__", "unknown"))
+            versions[package] = _version(module, package)
     return versions
+
+
+@functools.cache
+def _version(module: str, package: str) -> str:
+    """Return a loaded package's version, looked up once a process: that takes milliseconds."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return str(getattr(sys.modules[module], "__version__", "unknown"))
 
 
 def git_commit() -> str | None:

@@ -19,6 +19,7 @@ from trimtab.core.errors import StoreError, TrimtabWarning
 from trimtab.core.run_info import RunInfo
 from trimtab.records.database import (
     BUSY_SECONDS,
+    close_engine,
     explain_failure,
     file_of,
     open_engine,
@@ -149,6 +150,12 @@ class StoreRecorder(Recorder):
         with suppress(Exception):
             self._engine.dispose()
 
+    def _let_go(self) -> None:
+        """Disconnect for good; whatever comes after it all the same connects anew."""
+        self._disconnect()
+        with suppress(Exception):
+            close_engine(self._engine)
+
     def _add(self, row: dict[str, Any]) -> None:
         self._pending.append(row)
         self._try(_BUSY_SECONDS_IN_A_RUN)
@@ -184,14 +191,14 @@ class StoreRecorder(Recorder):
     def _close(self) -> None:
         if not self._try(BUSY_SECONDS):
             self._spill()
-        self._disconnect()
+        self._let_go()
         atexit.unregister(self._last_chance)
 
     def _last_chance(self) -> None:
         """At the end of the process: write the decisions that wait, of a run nobody finished."""
         if self._pending and not self._try(BUSY_SECONDS):
             self._spill()
-        self._disconnect()
+        self._let_go()
 
     def _spill(self) -> None:
         """Write what waits to a file of JSON lines, beside the store or in the temporary folder."""

@@ -8,6 +8,7 @@ from typing import Any
 from trimtab.core.errors import StoreError
 from trimtab.records.database import (
     DEFAULT_STORE,
+    close_engine,
     explain_failure,
     open_engine,
     prepare_schema,
@@ -36,7 +37,7 @@ class Store:
         try:
             prepare_schema(self._engine, self.url, write=False)
         except BaseException:
-            self._engine.dispose()
+            close_engine(self._engine)
             raise
 
     def __enter__(self) -> Store:
@@ -47,7 +48,7 @@ class Store:
 
     def close(self) -> None:
         """Let go of the database."""
-        self._engine.dispose()
+        close_engine(self._engine)
 
     def run_ids(self) -> list[int]:
         """Return the numbers of all runs, the newest last."""

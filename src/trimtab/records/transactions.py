@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from trimtab.records.database import (
+    close_engine,
     explain_failure,
     file_of,
     open_engine,
@@ -42,7 +43,7 @@ class Transactions:
     def __init__(self, store: str | Path, *, create: bool = True) -> None:
         self.url = store_url(store)
         if not create:  # refuses a file that is not there, rather than making one
-            open_engine(self.url, write=False).dispose()
+            close_engine(open_engine(self.url, write=False))
         self._writer = self._reader = open_engine(self.url, write=True)
         try:
             prepare_schema(self._writer, self.url, write=True)
@@ -55,8 +56,9 @@ class Transactions:
 
     def close(self) -> None:
         """Let go of the database."""
-        self._writer.dispose()
-        self._reader.dispose()
+        close_engine(self._writer)
+        if self._reader is not self._writer:
+            close_engine(self._reader)
 
     def rows(self, query: Any) -> list[dict[str, Any]]:
         """Return the rows of a query."""

@@ -140,7 +140,12 @@ class StudyRecorder(StoreRecorder):
     def __init__(
         self, studies: Studies, claim: Claim, info: RunInfo, *, run: int | None = None
     ) -> None:
+        from sqlalchemy import select
+
+        from trimtab.records.models import units
+
         self._claim, self._is_lost = claim, False
+        self._owner = select(units.c.owner).where(units.c.id == claim.unit)
         super().__init__(studies.url, info, run=run)
 
     @property
@@ -172,12 +177,7 @@ class StudyRecorder(StoreRecorder):
     _is_last_try = False
 
     def _write(self, connection: Any, *, doubtful: bool) -> None:
-        from sqlalchemy import select
-
-        from trimtab.records.models import units
-
-        mine = select(units.c.owner).where(units.c.id == self._claim.unit)
-        if connection.execute(mine).scalar() != self._claim.owner:
+        if connection.execute(self._owner).scalar() != self._claim.owner:
             self._is_lost = True
             self._pending.clear()
             return
@@ -202,7 +202,7 @@ class StudyRecorder(StoreRecorder):
     def _last_chance(self) -> None:
         import atexit
 
-        self._disconnect()
+        self._let_go()
         atexit.unregister(self._last_chance)
 
 
