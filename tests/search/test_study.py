@@ -56,16 +56,30 @@ def test_a_budget_of_one_is_one_steered_run(spend: Spend) -> None:
 
 
 def test_more_budget_is_never_worse_and_never_overspent(spend: Spend) -> None:
-    results = [spend(budget=budget) for budget in (1, 2, 4)]
+    results = [spend(budget=budget) for budget in (1, 2, 6)]
     losses = [result.best.validation for result in results if result.best]
     assert losses == sorted(losses, reverse=True)
-    for result, budget in zip(results, (1, 2, 4), strict=True):
+    for result, budget in zip(results, (1, 2, 6), strict=True):
         assert result.spent <= budget + 1e-6
         assert result.best is not None
         assert result.best.validation == min(row["validation"] for row in result.runs)
     kinds = {row["kind"] for row in results[-1].runs}
-    assert kinds == {"first", "restart", "fork"}
+    assert kinds == {"first", "reference", "restart", "fork"}
     assert [row["place"] for row in results[-1].runs] == list(range(len(results[-1].runs)))
+
+
+def test_the_second_run_is_the_reference_at_the_rate_that_steering_found(
+    spend: Spend, tmp_path: Path
+) -> None:
+    result = spend(budget=3, start={"lr": 1e-7}, store=tmp_path / "runs.db", study="s")
+    first, second, third = result.runs
+    assert second["kind"] == "reference"
+    assert second["choices"]["lr"] > 10 * first["choices"]["lr"]  # far from the start, if need be
+    assert third["kind"] == "restart"
+    assert third["round"] == second["round"]
+    assert third["choices"]["lr"] == pytest.approx(second["choices"]["lr"])
+    with Store(tmp_path / "runs.db") as reading:
+        assert reading.run(2).head["policy"] == "reference"
 
 
 def test_a_study_is_continued_up_to_a_larger_budget(spend: Spend, tmp_path: Path) -> None:
@@ -125,7 +139,7 @@ def test_a_study_that_was_cut_off_anywhere_goes_on_to_the_same_end(
 def test_a_task_that_cannot_be_kept_begins_again_and_says_so(spend: Spend, tmp_path: Path) -> None:
     store = tmp_path / "runs.db"
     result = spend(TinyTask(), budget=2, store=store, study="tiny")
-    assert [row["kind"] for row in result.runs] == ["first", "restart"]
+    assert [row["kind"] for row in result.runs] == ["first", "reference"]
     with Store(store) as reading:
         assert "begins again" in reading.run(1).head["notices"]["resume"]
     assert not (tmp_path / "runs.db.snapshots").exists()
@@ -263,7 +277,7 @@ def test_a_fork_of_a_file_that_was_changed_is_refused(spend: Spend, tmp_path: Pa
     spend(budget=1, store=store, study="s")
     for file in (tmp_path / "runs.db.snapshots").rglob("fork-*"):
         file.write_bytes(file.read_bytes()[:-1] + b"?")
-    result = spend(budget=3, store=store, study="s")
+    result = spend(budget=1.6, store=store, study="s")
     forks = [row for row in result.runs if row["kind"] == "fork"]
     assert forks
     assert all(row["spent"] == 0 for row in forks)

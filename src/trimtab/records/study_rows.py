@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,8 +23,6 @@ __all__ = [
     "read_unit",
     "require_same",
 ]
-
-_FIXED = ("task", "method", "seed", "settings")
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class UnitRequest:
     Attributes:
         place: 0, 1, ... within the study.
         round: In which it was proposed.
-        kind: ``"first"``, ``"restart"``, ``"fork"``, ``"method"`` or ``"told"``.
+        kind: ``"first"``, ``"restart"``, ``"reference"``, ``"fork"``, ``"method"`` or ``"told"``.
         request: What is to be done, as plain data.
     """
 
@@ -250,11 +249,13 @@ def require_same(found: StudyRecord, asked: Mapping[str, Any]) -> None:
     Raises:
         SpecError: They differ.
     """
-    theirs = {"task": found.task, "method": found.method, "seed": found.seed}
-    theirs["settings"] = to_json(found.settings)
-    for name in _FIXED:
-        if theirs[name] != asked[name]:
+    theirs: dict[str, Any] = {"task": found.task, "method": found.method, "seed": found.seed}
+    theirs |= json.loads(to_json(found.settings))
+    mine = {name: asked[name] for name in theirs if name in asked} | json.loads(asked["settings"])
+    for name in [*theirs, *(name for name in mine if name not in theirs)]:
+        if theirs.get(name) != mine.get(name):
             raise SpecError(
-                f"study {found.name!r} was made with {name} {theirs[name]}, not {asked[name]}; "
-                "continue it with the same settings, or choose another --study"
+                f"study {found.name!r} was made with {name} {to_json(theirs.get(name))}, not "
+                f"{to_json(mine.get(name))}; continue it with the same settings, or choose another "
+                "--study"
             )

@@ -20,7 +20,7 @@ from trimtab.records.study_rows import StudyRecord, UnitRecord, read_study, read
 
 __all__ = ["StudyRun", "StudyView", "read_view"]
 
-_TRAINING = ("first", "restart", "fork")
+_TRAINING = ("first", "restart", "reference", "fork")
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,11 @@ def path_in_words(view: StudyView, winner: RunRecord | None) -> list[str]:
             )
             continue
         chosen = choices_of(run.choices)
-        begun = {"first": "was the first run", "method": "was proposed by the method"}
+        begun = {
+            "first": "was the first run",
+            "reference": "followed the plain schedule",
+            "method": "was proposed by the method",
+        }
         told.append(
             f"Unit {run.label} {begun.get(run.kind, 'began anew')}"
             f"{f' at {chosen}' if chosen else ''}, and came to {figure(run.validation)}."

@@ -34,11 +34,14 @@ class Freed:
 def prune(studies: Studies, study: StudyRecord) -> None:
     """Remove, while a study goes on, the snapshots of finished runs that nothing will need.
 
-    What stays: everything of the best run, of runs that go on and of those they are forked from.
+    What stays: everything of the best run and of the best steered one, which may be forked; of runs
+    that go on, and of those they are forked from.
     """
     units = studies.units(study)
-    best = _best_unit(units)
-    needed = {best} | {unit.place for unit in units if not unit.is_over}
+    steered = [unit for unit in units if unit.kind != "reference"]
+    needed = {_best_unit(units), _best_unit(steered)} | {
+        unit.place for unit in units if not unit.is_over
+    }
     needed |= {u.request["fork"]["place"] for u in units if not u.is_over and "fork" in u.request}
     gone = [one for one in _snapshots(studies, units) if one[0] not in needed]
     _remove(studies, study, gone)
@@ -57,12 +60,13 @@ def collect(studies: Studies, study: StudyRecord, *, dry_run: bool = False) -> F
     """
     units = studies.units(study)
     best = _best_unit(units)
+    steered = _best_unit([unit for unit in units if unit.kind != "reference"])
     is_finished = study.status == "finished"
     every = _snapshots(studies, units)
     if is_finished:
         gone = [(p, one) for p, one in every if p != best or one.purpose != "final"]
     else:
-        needed = {best} | {unit.place for unit in units if not unit.is_over}
+        needed = {best, steered} | {unit.place for unit in units if not unit.is_over}
         needed |= {unit.request["fork"]["place"] for unit in units if "fork" in unit.request}
         gone = [(place, one) for place, one in every if place not in needed]
     folder = snapshot_folder(studies.url, study.name)

@@ -13,6 +13,7 @@ from trimtab.core.protocols import Task
 from trimtab.core.references import reference_multipliers
 from trimtab.core.spec import window_ends
 from trimtab.records.study_rows import UnitRequest
+from trimtab.search.rate_search import next_decade
 from trimtab.search.spaces import Space, space_of
 from trimtab.search.starts import generator_for
 from trimtab.search.static_choices import propose_choices
@@ -21,6 +22,8 @@ from trimtab.search.study_unit import steering
 
 __all__ = ["SteeredDesign", "expected_gain"]
 
+_STEERED = ("first", "restart", "fork")
+_TURNS = ("reference", "reference", "restart")  # by place, after the first run at place 0
 _ROUNDING = 1e-6
 _FORK_AT = (0.3, 0.55)  # shares of all steps after which runs may be forked
 _SHIFT, _NOISE = 2.0, 0.7  # in places among the moves
@@ -31,14 +34,19 @@ _SPREAD_FROM = 3
 
 
 class SteeredDesign:
-    """Spends a budget on steered runs.
+    """Spends a budget on steered runs, and on plain schedules at the rates that these find.
 
     The first run starts where it is told to. Then rounds of fixed size, whatever the number of
-    workers: by turns a restart with other static choices (first at the learning rate that the best
-    run really used, then as a sampler proposes) and a fork of the best run's snapshot with other
-    actions. Each is stopped early when the best run of earlier rounds is out of its reach; the
-    steps that are saved go to further runs. No run begins that could not be finished within the
-    budget.
+    workers: the reference schedule at the learning rate that the steered run really used; a steered
+    run that starts at the best rate so far, with other static choices if there are any to make;
+    then by turns two further peaks of the reference around the best one (`next_decade`) and a
+    steered run again. Each is stopped early when the best run of earlier rounds is out of its
+    reach; the steps that are saved go to further runs. What is less than a whole run in the end
+    goes to forks of the best steered run's snapshots, with other actions. No run begins that could
+    not be finished within the budget.
+
+    A tuned reference is what steering has to beat, so a budget buys both: what is returned is never
+    worse on validation than either.
 
     Args:
         task: What is trained.
@@ -49,6 +57,9 @@ class SteeredDesign:
     def __init__(self, task: Task, seed: int, settings: StudySettings) -> None:
         self._task, self._seed, self._settings = task, seed, settings
         self._space: Space = space_of(task, settings.start, settings.vary)
+        self._is_space_own = getattr(task, "space", None) is not None
+        steered = [item for item in task.hyperparameters if item.name in settings.hyperparameters]
+        self._rates = tuple(item.name for item in steered if item.kind == "lr")
         spec, _, _ = steering(task, settings, {"seed": 0, "choices": {}})
         # Decision k is taken at the k-th of these steps.
         steps = [0, *(int(end) for end in window_ends(spec, task.total_steps))]
@@ -77,8 +88,7 @@ class SteeredDesign:
             request = self._next(entries, taken, number, left)
             if request is None:
                 break
-            kind = "fork" if "fork" in request else "restart"
-            proposed.append(UnitRequest(number, round_, kind, request))
+            proposed.append(UnitRequest(number, round_, _kind(request), request))
             taken.append(request)
             left -= float(request["cost"])
         return proposed
@@ -90,33 +100,86 @@ class SteeredDesign:
     def _next(
         self, entries: Sequence[Entry], taken: Sequence[Mapping[str, Any]], place: int, left: float
     ) -> dict[str, Any] | None:
-        """Return what is done next with what is left: restart and fork by turns, else what fits."""
-        fork = self._fork(entries, taken, place, left)
-        if place % 2 == 0 and fork is not None:
-            return fork
-        if left >= 1.0:
-            return self._restart(entries, taken, place)
-        return fork
+        """Return what is done next with what is left; a fork, if no whole run fits any more."""
+        if left < 1.0:
+            return self._fork(entries, taken, place, left)
+        is_reference = _TURNS[place % len(_TURNS)] == "reference"
+        reference = self._reference(entries, taken, place) if is_reference else None
+        return reference or self._restart(entries, taken, place)
 
     def _restart(
         self, entries: Sequence[Entry], taken: Sequence[Mapping[str, Any]], place: int
     ) -> dict[str, Any]:
+        """Return a steered run at the best rate so far, with static choices of its own."""
         begun = [entry for entry in entries if entry.kind in ("first", "restart")]
-        is_first = len(begun) == 1 and not any("fork" not in one for one in taken)
-        used = self._used_rates(best_of(entries))
-        choices = self._space.within(used) if is_first and used else self._sampled(begun, taken)
+        rates = self._best_rates(entries)
+        is_free = any(item.name not in self._rates for item in self._space.parameters)
+        choices = self._sampled(begun, taken) if is_free or not rates else {}
         return {
-            "seed": int(generator_for("tune", self._seed, place).integers(2**31)),
-            "choices": choices,
+            "seed": self._new_seed(place),
+            "choices": choices | self._allowed(rates),
             "keep": list(self._forks),
             "stop": self._stop_rule(entries),
             "cost": 1.0,
         }
 
+    def _reference(
+        self, entries: Sequence[Entry], taken: Sequence[Mapping[str, Any]], place: int
+    ) -> dict[str, Any] | None:
+        """Return the reference schedule at another peak, beside the best run's other choices."""
+        found = self._used_rates(best_of([entry for entry in entries if entry.kind in _STEERED]))
+        best = best_of(entries)
+        if not found or best is None:
+            return None
+        others = self._without_rates(best.request["choices"])
+        rate = next(iter(found))
+
+        def decade(choices: Mapping[str, Any]) -> float:
+            return round(math.log10(float(choices[rate]) / found[rate]), 6)
+
+        tried = [
+            (decade(entry.request["choices"]), entry.loss)
+            for entry in entries
+            if entry.kind == "reference" and self._without_rates(entry.request["choices"]) == others
+        ]
+        under_way = [decade(one["choices"]) for one in taken if not one.get("steered", True)]
+        factor = 10.0 ** next_decade(tried, under_way)
+        peaks = {name: value * factor for name, value in found.items()}
+        return {
+            "seed": self._new_seed(place),
+            "choices": others | self._allowed(peaks),
+            "steered": False,
+            "keep": [],
+            "stop": self._stop_rule(entries),
+            "cost": 1.0,
+        }
+
+    def _new_seed(self, place: int) -> int:
+        return int(generator_for("tune", self._seed, place).integers(2**31))
+
+    def _without_rates(self, choices: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in choices.items() if name not in self._rates}
+
+    def _allowed(self, rates: Mapping[str, float]) -> dict[str, float]:
+        """Return learning rates within the hyperparameters' bounds, and the task's own space."""
+        offered = {item.name: item for item in self._task.hyperparameters}
+        kept = {
+            name: min(max(value, offered[name].low), offered[name].high)
+            for name, value in rates.items()
+        }
+        return kept | self._space.within(kept) if self._is_space_own else kept
+
+    def _best_rates(self, entries: Sequence[Entry]) -> dict[str, float]:
+        """Return the rates of the best run: the peak of a reference, what a steered one used."""
+        best = best_of(entries)
+        if best is None or best.kind != "reference":
+            return self._used_rates(best)
+        return {name: float(best.request["choices"][name]) for name in self._rates}
+
     def _sampled(
         self, begun: Sequence[Entry], taken: Sequence[Mapping[str, Any]]
     ) -> dict[str, Any]:
-        restarts = sum("fork" not in one for one in taken)
+        restarts = sum(_kind(one) == "restart" for one in taken)
         return propose_choices(
             self._space,
             [(self._full_choices(entry.request["choices"]), entry.loss) for entry in begun],
@@ -146,7 +209,7 @@ class SteeredDesign:
         found: dict[str, float] = {}
         for item in self._task.hyperparameters:
             values = np.asarray(best.outcome.get("schedule", {}).get(item.name, ()), float)
-            if item.kind != "lr" or len(values) == 0:
+            if item.name not in self._rates or len(values) == 0:
                 continue
             peaks = np.sort(values / np.maximum(shape[: len(values)], 0.05))
             found[item.name] = float(np.median(peaks[len(peaks) // 2 :]))
@@ -156,7 +219,7 @@ class SteeredDesign:
         self, entries: Sequence[Entry], taken: Sequence[Mapping[str, Any]], place: int, left: float
     ) -> dict[str, Any] | None:
         """Return a fork of the best run that was not tried yet and fits into what is left."""
-        parent = best_of([e for e in entries if e.kind in ("first", "restart", "fork")])
+        parent = best_of([entry for entry in entries if entry.kind in _STEERED])
         if parent is None:
             return None
         points = parent.outcome.get("forks", ())  # none, if the task's runs cannot be kept
@@ -212,6 +275,12 @@ class SteeredDesign:
         losses = [e.loss for e in entries if e.is_candidate and not e.outcome.get("stopped")]
         gain = expected_gain(losses)
         return gain is not None and gain < worth
+
+
+def _kind(request: Mapping[str, Any]) -> str:
+    if "fork" in request:
+        return "fork"
+    return "restart" if request.get("steered", True) else "reference"
 
 
 def _end(entry: Entry) -> float | None:

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from trimtab.controllers.fixed import ReferenceController
 from trimtab.core.errors import SpecError, StoreError
 from trimtab.core.metrics import loss_from_validation
 from trimtab.core.protocols import Controller, Task
@@ -78,7 +79,7 @@ def policy_of(settings: StudySettings) -> str:
 def steering(
     task: Task, settings: StudySettings, request: Mapping[str, Any]
 ) -> tuple[ControlSpec, Controller, RunSettings]:
-    """Return spec, controller and settings of a steered run as a unit asks for it."""
+    """Return spec, controller and settings of a run as a unit asks for it, steered or not."""
     from trimtab.defaults import controller_for
 
     offered = {item.name: item for item in task.hyperparameters}
@@ -91,6 +92,8 @@ def steering(
     held = {name: float(value) for name, value in rest.items() if name in offered}
     options = {name: value for name, value in rest.items() if name not in offered}
     spec, controller = controller_for(policy_of(settings), items, decisions=settings.decisions)
+    if not request.get("steered", True):
+        controller = ReferenceController(spec)  # at the policy's rhythm of validation
     fork = request.get("fork")
     if fork is not None:
         moved = {name: fork[name] for name in ("shift", "noise", "seed") if name in fork}
