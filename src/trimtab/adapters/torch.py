@@ -191,6 +191,8 @@ class TorchController:
             proofs=Proofs(actuators, optimizer, depth),
             depth=depth,
         )
+        # In a plain step as little Python runs as can be: on a busy machine all of it is cold.
+        self._is_plain = clip is None and scaler is None and depth is None and processes.count == 1
 
     # What a loop calls.
 
@@ -234,14 +236,10 @@ class TorchController:
         if steering.at_window_start:
             check_loss(loss)
             steering.start()
-        if steering.looks_at_gradients:
-            self._stepper.unscale()
-        if steering.before_update(self._processes.mean(loss)):
-            steering.divide_groups()
-            self._stepper.update()
-            steering.rejoin_groups()
-        else:
-            self._stepper.skip()
+        if not self._is_plain:
+            self._update(loss)
+        elif steering.before_update(loss):
+            self.optimizer.step()
         self.optimizer.zero_grad()
         steering.after_update()
 
@@ -300,6 +298,18 @@ class TorchController:
     def snapshot_bytes(self) -> int:
         """Size of one snapshot, 0 for none; also told in the log ``trimtab`` at the beginning."""
         return self._steering.snapshots.bytes
+
+    def _update(self, loss: torch.Tensor | float) -> None:
+        """Do the update of a step that is scaled, clipped, divided by depth, or one of several."""
+        steering = self._steering
+        if steering.looks_at_gradients:
+            self._stepper.unscale()
+        if steering.before_update(self._processes.mean(loss)):
+            steering.divide_groups()
+            self._stepper.update()
+            steering.rejoin_groups()
+        else:
+            self._stepper.skip()
 
     # Resuming.
 

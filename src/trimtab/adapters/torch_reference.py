@@ -134,25 +134,33 @@ class TableRates:
             self.starts.append(_number(group["lr"]))
         self._scaled = [start * multiplier for start in self.starts]
         self._step = step
-        self._write()
+        self.advance(0)
 
     def intact(self) -> bool:
         """Return whether the groups still hold what was written; if not, write it again."""
         for group, written in zip(self._optimizer.param_groups, self._written, strict=False):
             if group["lr"] is not written and _differs(group, written):
-                self._write()
+                self.advance(0)
                 return False
         return True
 
-    def advance(self) -> None:
+    def advance(self, steps: int = 1) -> None:
         """Write the next step's rates; those of the last step stay."""
-        self._step += 1
-        self._write()
+        self._step += steps
+        reference = self._reference[min(self._step, self._last)]
+        written = self._written = []
+        for group, scaled in zip(self._optimizer.param_groups, self._scaled, strict=False):
+            value = scaled * reference
+            written.append(value)
+            if type(group["lr"]) is float:
+                group["lr"] = value
+            else:
+                _put(group, value)
 
     def hold(self) -> None:
         """Write the last step's rates."""
         self._step = self._last
-        self._write()
+        self.advance(0)
 
     def validated(self, value: float) -> None:
         """Do nothing: a table looks at nothing."""
@@ -170,15 +178,6 @@ class TableRates:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over the groups' peaks."""
         self.starts = list(state["starts"])
-
-    def _write(self) -> None:
-        reference = self._reference[min(self._step, self._last)]
-        self._written = [scaled * reference for scaled in self._scaled]
-        for group, value in zip(self._optimizer.param_groups, self._written, strict=False):
-            if isinstance(group["lr"], torch.Tensor):
-                group["lr"].fill_(value)
-            else:
-                group["lr"] = value
 
 
 class AdoptedRates:

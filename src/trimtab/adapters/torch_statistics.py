@@ -94,7 +94,15 @@ class WindowStatistics:
             On a CPU that is this very step; elsewhere at most ``CHECK_EVERY - 1`` steps later.
         """
         self._step += 1
-        self._take_loss(loss)
+        if self._step == 1:  # asked once a window: the answer costs as much as the reading
+            self._waits = isinstance(loss, torch.Tensor) and loss.device.type != "cpu"
+        if self._waits and isinstance(loss, torch.Tensor):
+            self._take_later(loss)
+        else:
+            value = float(loss.item() if isinstance(loss, torch.Tensor) else loss)
+            self._losses.append(value)
+            if not math.isfinite(value):
+                self._finite = False
         if not self._finite:
             self._gradients = self._weights = None
             return False
@@ -154,18 +162,11 @@ class WindowStatistics:
         self._step, self._finite = int(state["step"]), bool(state["finite"])
         self._losses, self._gradients = list(state["losses"]), state["gradients"]
 
-    def _take_loss(self, loss: torch.Tensor | float) -> None:
-        if self._step == 1:  # asked once a window: the answer costs as much as the reading
-            self._waits = isinstance(loss, torch.Tensor) and loss.device.type != "cpu"
-        if self._waits and isinstance(loss, torch.Tensor):
-            # A copy, for a compiled step may write the next loss into the same memory.
-            self._unread.append(loss.detach().reshape(()).clone())
-            if len(self._unread) >= CHECK_EVERY:
-                self._read_losses()
-            return
-        value = float(loss.item() if isinstance(loss, torch.Tensor) else loss)
-        self._losses.append(value)
-        self._finite = self._finite and math.isfinite(value)
+    def _take_later(self, loss: torch.Tensor) -> None:
+        # A copy, for a compiled step may write the next loss into the same memory.
+        self._unread.append(loss.detach().reshape(()).clone())
+        if len(self._unread) >= CHECK_EVERY:
+            self._read_losses()
 
     def _read_losses(self) -> None:
         if self._unread:
