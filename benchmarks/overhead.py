@@ -15,10 +15,15 @@ empty the caches: take figures from an idle one.
 
     python -m benchmarks.overhead
     python -m benchmarks.overhead --json --tasks small-mlp,wide-mlp
+    python -m benchmarks.overhead --tasks keras/digits,trainer:text/newsgroups --variant tiny
 
 A decision costs the same however many steps lie between two of them, so the share falls with the
 run's length: most of it is the decision itself (observation, policy, guard), and on large models
 the gradient statistics of its window's last two steps.
+
+Keras tasks are measured inside ``fit``, and the text tasks inside Transformers' ``Trainer`` besides
+(`benchmarks.overhead_trainers` says how). What the clock costs is measured on the plain twin, whose
+optimiser is timed alike, in the same moment and with caches as cold, and taken off.
 
 One row a task: name, ms a step, steering in microseconds a step, share of the training time, and
 the share of snapshots, of validation, in columns of their own. Aimed at: at most 50 microseconds a
@@ -47,15 +52,15 @@ import numpy as np
 import torch
 from torch import nn
 
+from benchmarks import overhead_trainers
+from benchmarks.overhead_clock import Clock, Stopwatch, row, usual_mean
 from trimtab.adapters.torch import TorchController
 from trimtab.core.errors import TrimtabError
 from trimtab.core.registry import make_task, names
 from trimtab.core.spec import window_ends
 
-LIMIT_MICROSECONDS = 50.0
-LIMIT_SHARE = 0.01
-LIMIT_SNAPSHOTS = 0.05
-LONG_STEP_MS = 5.0
+TRAINER = "trainer:"
+"""In front of a task's name: inside Transformers' ``Trainer``, not in a loop."""
 
 
 @dataclass
@@ -67,64 +72,6 @@ class Loop:
     next_loss: Callable[[], torch.Tensor]
     validate: Callable[[], float]
     total_steps: int
-
-
-class Clock:
-    """Gives seconds on the wall, or, while ``careful``, of this thread on the processor."""
-
-    def __init__(self) -> None:
-        self.careful = False
-
-    def __call__(self) -> float:
-        """Return the time."""
-        return thread_time() if self.careful else perf_counter()
-
-
-class Stopwatch:
-    """Notes the seconds spent inside the functions that it wraps.
-
-    Attributes:
-        seconds: Of all calls together.
-        calls: Of each call.
-    """
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self.seconds = 0.0
-        self.calls: list[float] = []
-
-    def usual(self) -> float:
-        """Return the seconds of all calls, had each taken the median time."""
-        return float(np.median(self.calls)) * len(self.calls) if self.calls else 0.0
-
-    def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the function, timed."""
-
-        def timed(*arguments: Any, **settings: Any) -> Any:
-            begun = self._clock()
-            try:
-                return function(*arguments, **settings)
-            finally:
-                self.calls.append(self._clock() - begun)
-                self.seconds += self.calls[-1]
-
-        return timed
-
-
-def instrument_seconds(repeats: int = 2000) -> float:
-    """Return what the clock itself adds to the steering of one step, measured on empty calls."""
-    clock = Clock()
-    watch = Stopwatch(clock)
-    step, clear = watch.around(lambda: None), watch.around(lambda: None)
-    rest = []
-    for _ in range(repeats):
-        apart = watch.seconds
-        entered = clock()
-        step()
-        clear()
-        ended = clock()
-        rest.append(ended - entered - (watch.seconds - apart))
-    return float(np.median(rest))
 
 
 def perceptron(widths: Sequence[int], batch: int, total_steps: int) -> Loop:
@@ -149,13 +96,13 @@ def perceptron(widths: Sequence[int], batch: int, total_steps: int) -> Loop:
     return Loop(model, torch.optim.AdamW(model.parameters()), next_loss, validate, total_steps)
 
 
-def registered(name: str, total_steps: int) -> Loop:
+def registered(name: str, total_steps: int, variant: str = "default") -> Loop:
     """Return a loop around a registered PyTorch task, of at most ``total_steps`` steps.
 
     Raises:
         TrimtabError: The task's data or packages are not there, or it is no PyTorch task.
     """
-    task = make_task(name)
+    task = make_task(name, variant=variant)
     run: Any = task.start(seed=0)
     if not isinstance(getattr(run, "optimizer", None), torch.optim.Optimizer):
         raise TrimtabError(f"{name} is no PyTorch task")
@@ -181,23 +128,6 @@ LOOPS: dict[str, Callable[[], Loop]] = {
 }
 
 
-def usual_mean(seconds: Sequence[float], ends: Sequence[int]) -> tuple[float, float, float]:
-    """Return mean seconds a step made of each kind's median, and those of the first and last kind.
-
-    Args:
-        seconds: Of each step.
-        ends: The step after each window's last one, rising.
-    """
-    last = np.asarray(ends, int) - 1
-    before = np.setdiff1d(last - 1, np.append(last, -1))
-    ordinary = np.setdiff1d(np.arange(len(seconds)), np.concatenate([last, before]))
-    values = np.asarray(seconds)
-    medians = [float(np.median(values[k])) if len(k) else 0.0 for k in (ordinary, before, last)]
-    counts = (len(ordinary), len(before), len(last))
-    mean = sum(m * n for m, n in zip(medians, counts, strict=True)) / len(values)
-    return mean, medians[0], medians[2]
-
-
 def measure(name: str, make: Callable[[], Loop], policy: Any) -> dict[str, Any]:
     """Return the row of one task."""
     plain, steered = make(), make()
@@ -217,68 +147,95 @@ def measure(name: str, make: Callable[[], Loop], policy: Any) -> dict[str, Any]:
     optimizer: Any = steered.optimizer
     optimizer.step = optimizing.around(optimizer.step)
     optimizer.zero_grad = optimizing.around(optimizer.zero_grad)
-    left, right, rest, alone = [], [], [], []
+    left, right, rest, empty, alone = [], [], [], [], []
     ends = window_ends(controller.spec, steered.total_steps)
     careful = {*(ends - 1).tolist(), *(ends - 2).tolist()}
+    apart = Stopwatch(clock)  # the plain twin's optimiser, timed as the steered one's is
+    plain_step = apart.around(plain.optimizer.step)
+    plain_clear = apart.around(plain.optimizer.zero_grad)
     with controller:
         for step in range(steered.total_steps):
+            clock.careful = step in careful
             begun, busy = perf_counter(), thread_time()
             plain.next_loss().backward()  # type: ignore[no-untyped-call]
-            plain.optimizer.step()
-            plain.optimizer.zero_grad()
+            seen, entered = apart.seconds, clock()
+            plain_step()
+            plain_clear()
+            empty.append(clock() - entered - (apart.seconds - seen))
             alone.append(thread_time() - busy)
             left.append(perf_counter() - begun)
             begun = perf_counter()
             loss = steered.next_loss()
             loss.backward()  # type: ignore[no-untyped-call]
-            apart = optimizing.seconds + keeping.seconds + validating.seconds
-            clock.careful = step in careful
+            seen = optimizing.seconds + keeping.seconds + validating.seconds
             entered = clock()
             controller.step(loss)
             ended = clock()
             clock.careful = False
-            apart = optimizing.seconds + keeping.seconds + validating.seconds - apart
-            rest.append(ended - entered - apart)
-            right.append(math.nan if step in careful else ended - begun)
-        kept, validated = keeping.usual(), validating.usual()
-    added = instrument_seconds()
-    mean, ordinary, last = (value - added for value in usual_mean(rest, ends.tolist()))
-    a_step = float(np.median(alone))
-    share = mean / a_step
-    is_long = 1e3 * a_step >= LONG_STEP_MS
-    good = share <= LIMIT_SHARE if is_long else 1e6 * mean <= LIMIT_MICROSECONDS
-    snapshot_share = kept / (a_step * len(left))
-    return {
-        "name": name,
-        "steps": steered.total_steps,
-        "ms_per_step": 1e3 * a_step,
-        "steering_us_per_step": 1e6 * mean,
-        "share": share,
-        "ordinary_step_us": 1e6 * ordinary,
-        "decision_ms": 1e3 * last,
-        "paired_us_per_step": 1e6 * float(np.nanmedian(np.asarray(right) - np.asarray(left))),
-        "snapshot_share": snapshot_share,
-        "validation_share": validated / (a_step * len(left)),
-        "within_limits": bool(good and snapshot_share <= LIMIT_SNAPSHOTS),
-    }
+            seen = optimizing.seconds + keeping.seconds + validating.seconds - seen
+            rest.append(ended - entered - seen)
+            right.append(math.nan if step in careful else perf_counter() - begun)
+    both = (usual_mean(seconds, ends.tolist()) for seconds in (rest, empty))
+    mean, ordinary, last = (ours - clocks for ours, clocks in zip(*both, strict=True))
+    return row(
+        name,
+        "torch",
+        (mean, ordinary, last),
+        steps=steered.total_steps,
+        a_step=float(np.median(alone)),
+        paired=float(np.nanmedian(np.asarray(right) - np.asarray(left))),
+        keeping=keeping,
+        validating=validating,
+    )
 
 
-def measure_all(chosen: Sequence[str], policy: Any, steps: int) -> Iterator[dict[str, Any]]:
+def measure_task(name: str, policy: Any, *, steps: int, variant: str) -> dict[str, Any]:
+    """Return the row of a registered task, of ``trainer:TASK``, or of one of `LOOPS`.
+
+    Raises:
+        TrimtabError: The task's data or packages are not there, or it has no such variant.
+    """
+    if name in LOOPS:
+        return measure(name, LOOPS[name], policy)
+    if name.startswith("keras/"):
+        return overhead_trainers.in_keras(name, variant, policy)
+    if name.startswith(TRAINER):
+        task = name.removeprefix(TRAINER)
+        return overhead_trainers.in_transformers(task, variant, policy) | {"name": name}
+    return measure(name, functools.partial(registered, name, steps, variant), policy)
+
+
+def measure_all(
+    chosen: Sequence[str], policy: Any, *, steps: int, variant: str
+) -> Iterator[dict[str, Any]]:
     """Yield the row of each task; without a choice, of all that can be measured here."""
     tasks = [name for name in names("task") if not name.startswith("simulated/")]
-    for name in chosen or [*LOOPS, *tasks]:
-        make = LOOPS.get(name, functools.partial(registered, name, steps))
+    in_trainer = [TRAINER + name for name in tasks if name.startswith("text/")]
+    for name in chosen or [*LOOPS, *tasks, *in_trainer]:
         print(f"measuring {name}", file=sys.stderr)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)
-                row = measure(name, make, policy)
-        except TrimtabError as error:
+                line = measure_task(name, policy, steps=steps, variant=variant)
+        except (TrimtabError, ImportError) as error:
             if chosen:
                 raise
             print(f"left out {name}: {error}", file=sys.stderr)
         else:
-            yield row
+            yield line
+
+
+_HEAD = f"{'task':27}  ms/step   steering   share   ordinary  decision  snapshots"
+
+
+def _printed(line: dict[str, Any]) -> str:
+    ordinary = line["ordinary_step_us"]
+    usual = "          -" if ordinary is None else f"{ordinary:8.1f} us"
+    return (
+        f"{line['name']:27}{line['ms_per_step']:9.2f}{line['steering_us_per_step']:8.1f} us"
+        f"{line['share']:8.2%}{usual}{line['decision_ms']:7.2f} ms{line['snapshot_share']:11.2%}"
+        f"{'' if line['within_limits'] else '  beyond its limit'}"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -286,6 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("benchmarks.overhead", description="What steering costs.")
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
     parser.add_argument("--tasks", default="", help="names, separated by commas (default: all)")
+    parser.add_argument("--variant", default="default", help="size of the registered tasks")
     parser.add_argument("--policy", default="trimtab-1", help="name, path, or 'random'")
     parser.add_argument("--steps", type=int, default=200, help="at most so many of a task's steps")
     parser.add_argument("--strict", action="store_true", help="fail where a limit is exceeded")
@@ -293,21 +251,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     rows = []
     if not options.json:
-        print(
-            "task                      ms/step   steering   share   ordinary  decision  snapshots"
-        )
-    for row in measure_all(
-        [name for name in options.tasks.split(",") if name], options.policy, options.steps
-    ):
-        rows.append(row)
+        print(_HEAD)
+    chosen = [name for name in options.tasks.split(",") if name]
+    for line in measure_all(chosen, options.policy, steps=options.steps, variant=options.variant):
+        rows.append(line)
         if not options.json:
-            print(
-                f"{row['name']:24}{row['ms_per_step']:9.2f}{row['steering_us_per_step']:8.1f} us"
-                f"{row['share']:8.2%}{row['ordinary_step_us']:8.1f} us{row['decision_ms']:7.2f} ms"
-                f"{row['snapshot_share']:11.2%}"
-                f"{'' if row['within_limits'] else '  beyond its limit'}",
-                flush=True,
-            )
+            print(_printed(line), flush=True)
     if options.json:
         about = {
             "machine": platform.processor() or platform.machine(),
@@ -318,7 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "policy": options.policy,
         }
         print(json.dumps({"rows": rows, "about": about}, indent=2))
-    return int(options.strict and not all(row["within_limits"] for row in rows))
+    return int(options.strict and not all(line["within_limits"] for line in rows))
 
 
 if __name__ == "__main__":

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from benchmarks import overhead
+from benchmarks import overhead, overhead_clock
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "torch_loop.py"
 ROW = {
     "name",
+    "adapter",
     "steps",
     "ms_per_step",
     "steering_us_per_step",
@@ -49,14 +53,34 @@ def test_the_benchmark_gives_one_row_a_task(capsys, monkeypatch):
     assert 0 < row["steering_us_per_step"] < 1e3 * row["ms_per_step"] * 10
 
 
-def test_what_the_clock_adds_is_small_and_known():
-    assert 0 < overhead.instrument_seconds(200) < 1e-3
+@pytest.mark.framework
+@pytest.mark.parametrize("name", ["keras/credit", "trainer:text/newsgroups"])
+def test_the_benchmark_measures_inside_trainers(name):
+    program = [sys.executable, "-m", "benchmarks.overhead", "--json", "--policy", "random"]
+    done = subprocess.run(
+        [*program, "--variant", "tiny", "--tasks", name],
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"JAX_NUMPY_RANK_PROMOTION": "allow", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "is not installed" in done.stderr:
+        pytest.skip(done.stderr.splitlines()[-1])
+    assert done.returncode == 0, done.stderr[-2000:]
+
+    (row,) = json.loads(done.stdout)["rows"]
+    assert set(row) == ROW
+    assert row["name"] == name
+    usual = row["ordinary_step_us"]  # None if each step is one of a window's last two
+    assert usual is None or 0 < usual < 1e3 * row["decision_ms"]
+    assert row["validation_share"] > 0
 
 
 def test_the_mean_over_steps_is_made_of_each_kinds_median():
     seconds = [1.0, 1.0, 2.0, 9.0, 1.0, 50.0, 2.0, 11.0]
 
-    mean, ordinary, last = overhead.usual_mean(seconds, [4, 8])
+    mean, ordinary, last = overhead_clock.usual_mean(seconds, [4, 8])
 
     assert (ordinary, last) == (1.0, 10.0)
     assert mean == (4 * 1.0 + 2 * 2.0 + 2 * 10.0) / 8
