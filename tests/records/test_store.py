@@ -406,6 +406,7 @@ def test_migrations_give_the_tables_that_the_code_declares(tmp_path):
 
 
 def test_an_engine_that_was_let_go_of_is_opened_again_by_one_only(tmp_path: Path) -> None:
+    (tmp_path / "runs.db").touch()
     url = f"sqlite:///{tmp_path / 'runs.db'}"
     first = database.open_engine(url, write=True)
     assert database.open_engine(url, write=True) is not first  # nobody let go of it
