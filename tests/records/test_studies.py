@@ -44,6 +44,18 @@ def test_a_study_is_opened_again_with_the_same_settings_and_a_larger_budget(stor
         assert (more.budget, more.status, more.finished_at) == (6.0, "running", None)
         with pytest.raises(SpecError, match=r"study 's' was made with seed 1, not 2"):
             opened.open("s", task="toy", method="trimtab", budget=4, seed=2, settings={})
+        other = {"a": [1, 2], "b": "new"}
+        with pytest.raises(SpecError, match=r"was made with a \[1,0\.5\], not \[1,2\]; continue"):
+            opened.open("s", task="toy", method="trimtab", budget=4, seed=1, settings=other)
+        with pytest.raises(SpecError, match=r"was made with b null, not \"new\"; continue"):
+            opened.open(
+                "s",
+                task="toy",
+                method="trimtab",
+                budget=4,
+                seed=1,
+                settings=other | {"a": [1, 0.5]},
+            )
         with pytest.raises(UnknownNameError, match=r"unknown study 'z'.*have: s"):
             opened.study("z")
 

@@ -123,7 +123,7 @@ def tune(
     called = study or usual_study_name(made.name, method, seed)
     with ExitStack() as stack:
         # Before the store is touched: a study that cannot begin is not to be there.
-        given = _engine(stack, engine, jobs, (resources, address), is_given=name in GIVEN_TASKS)
+        given = _engine(engine, jobs, (resources, address), is_given=name in GIVEN_TASKS)
         where = store
         if where is None:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="trimtab-"))
@@ -142,6 +142,8 @@ def tune(
             seed=seed,
             settings=settings.to_plain(),
         )
+        if given is not engine:  # ours: its workers end before what they write to goes
+            stack.callback(given.close)
         return Coordinator(studies, record, made, given, progress).run()
 
 
@@ -183,9 +185,7 @@ def resume(
         made = GIVEN_TASKS.get(record.task) or make_task(
             record.task, variant=settings.variant, default_member=0
         )
-        given = _engine(
-            stack, engine, jobs, (resources, address), is_given=record.task in GIVEN_TASKS
-        )
+        given = _engine(engine, jobs, (resources, address), is_given=record.task in GIVEN_TASKS)
         record = studies.open(
             study,
             task=record.task,
@@ -194,6 +194,8 @@ def resume(
             seed=record.seed,
             settings=record.settings,
         )
+        if given is not engine:  # ours: its workers end before what they write to goes
+            stack.callback(given.close)
         return Coordinator(studies, record, made, given, progress).run()
 
 
@@ -239,7 +241,6 @@ def _with_sampler(studies: Studies, name: str, settings: StudySettings) -> Study
 
 
 def _engine(
-    stack: ExitStack,
     engine: str | Engine,
     jobs: int,
     means: tuple[Resources | None, str | None],
@@ -256,6 +257,4 @@ def _engine(
             )
         return InlineEngine()
     resources, address = means
-    made = make_engine(engine, jobs, resources=resources, address=address)
-    stack.callback(made.close)
-    return made
+    return make_engine(engine, jobs, resources=resources, address=address)
