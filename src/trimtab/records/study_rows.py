@@ -63,7 +63,7 @@ class UnitRequest:
     Attributes:
         place: 0, 1, ... within the study.
         round: In which it was proposed.
-        kind: ``"first"``, ``"restart"``, ``"fork"``, ``"method"`` or ``"told"``.
+        kind: ``"first"``, ``"restart"``, ``"reference"``, ``"fork"``, ``"method"`` or ``"told"``.
         request: What is to be done, as plain data.
     """
 
