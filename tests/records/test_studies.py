@@ -84,6 +84,18 @@ def test_stores_that_share_a_place_keep_their_snapshots_apart(
     assert {first.parents[1], second.parents[1]} == {tmp_path}
 
 
+def test_a_relative_store_is_of_the_folder_that_one_works_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        with Studies("runs.db") as opened:
+            begun(opened, name=name)
+            assert [one.name for one in opened.all()] == [name]
+        assert (tmp_path / name / "runs.db").is_file()
+
+
 @pytest.mark.parametrize(
     ("path", "is_one"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -33,6 +34,7 @@ _MOST_IDLE = 8
 # Engines that were let go of, without connections: SQLAlchemy keeps the statements that it has
 # compiled with the engine, and compiling them anew cost a third of a short study's overhead.
 _idle: list[Engine] = []
+_idle_lock = threading.Lock()
 _address: WeakKeyDictionary[Engine, tuple[str, bool]] = WeakKeyDictionary()
 
 _ELSEWHERE = "choose another store (--store, TRIMTAB_STORE)"
@@ -119,10 +121,13 @@ def open_engine(store: str | Path, *, write: bool) -> Engine:
         )
     if path is not None and path.is_dir():
         raise StoreError(f"the store {path} is a folder; name a file in it, such as {path}/runs.db")
-    for known in _idle:
-        if _address.get(known) == (url, write):
-            _idle.remove(known)
-            return known
+    # SQLAlchemy makes a file's path absolute once: after a change of folder, it is another file.
+    address = (url if path is None else f"{url} {path.absolute()}", write)
+    with _idle_lock:
+        for known in _idle:
+            if _address.get(known) == address:
+                _idle.remove(known)
+                return known
     sqlite = url.startswith("sqlite")
     options: dict[str, Any] = {"connect_args": {"check_same_thread": False}} if sqlite else {}
     try:
@@ -146,16 +151,17 @@ def open_engine(store: str | Path, *, write: bool) -> Engine:
         def begin(connection: Connection) -> None:
             connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
 
-    _address[engine] = (url, write)
+    _address[engine] = address
     return engine
 
 
 def close_engine(engine: Engine) -> None:
     """Let go of an engine and its connections; `open_engine` may give it to somebody else then."""
     engine.dispose()
-    if engine not in _idle:
-        _idle.append(engine)
-        del _idle[:-_MOST_IDLE]
+    with _idle_lock:
+        if engine not in _idle:
+            _idle.append(engine)
+            del _idle[:-_MOST_IDLE]
 
 
 def _configure_sqlite(connection: Any, *, write: bool) -> None:
