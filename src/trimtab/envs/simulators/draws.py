@@ -139,12 +139,14 @@ class Pool(NamedTuple):
         data_shares: Probability of each set, up to a factor.
         optimisers: Names.
         optimiser_shares: Probability of each, up to a factor.
+        clean: Whether labels are right and every training sample is used.
     """
 
     rows: Rows
     data_shares: tuple[float, ...]
     optimisers: tuple[str, ...]
     optimiser_shares: tuple[float, ...]
+    clean: bool = False
 
 
 class _Source:
@@ -226,11 +228,11 @@ def _draw_samples(source: _Source, pool: Pool) -> dict[str, jax.Array]:
     bits = bits | jnp.where(kept, jnp.uint32(0), jnp.uint32(0x80000000))
     shuffled = jnp.sort(bits | position.astype(jnp.uint32)) & np.uint32(0xFFF)
 
-    counts = _split_counts(source, table, kept.sum().astype(jnp.int32))
+    counts = _split_counts(source, table, kept.sum().astype(jnp.int32), pool.clean)
     slot_position = _slot_positions(counts, n_rows)
     rows = start + shuffled[slot_position].astype(jnp.int32)
     labels = grouping[jnp.asarray(stack.labels)[rows]]
-    noise, noisy_validation, labels = _noisy_labels(source, table, labels, classes)
+    noise, noisy_validation, labels = _noisy_labels(source, table, labels, classes, pool.clean)
     return {
         "rows": rows,
         "labels": labels,
@@ -246,7 +248,9 @@ def _draw_samples(source: _Source, pool: Pool) -> dict[str, jax.Array]:
     }
 
 
-def _split_counts(source: _Source, table: dict[str, Any], n_kept: jax.Array) -> list[jax.Array]:
+def _split_counts(
+    source: _Source, table: dict[str, Any], n_kept: jax.Array, clean: bool
+) -> list[jax.Array]:
     """Return the numbers of training, validation, selection and test samples; they fit."""
     kept = n_kept.astype(jnp.float32)
 
@@ -259,6 +263,7 @@ def _split_counts(source: _Source, table: dict[str, Any], n_kept: jax.Array) -> 
     validation = jnp.minimum(wanted, share("validation"))
     left = jnp.maximum(n_kept - test - selection - validation, 1)
     wanted = source.decimal("n_train", table["n_train_log10"]).astype(jnp.int32)
+    wanted = jnp.full_like(wanted, SLOTS["train"][1]) if clean else wanted
     return [jnp.minimum(wanted, left), validation, selection, test]
 
 
@@ -275,10 +280,10 @@ def _slot_positions(counts: list[jax.Array], n_rows: int) -> jax.Array:
 
 
 def _noisy_labels(
-    source: _Source, table: dict[str, Any], labels: jax.Array, classes: jax.Array
+    source: _Source, table: dict[str, Any], labels: jax.Array, classes: jax.Array, clean: bool
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     noise = jnp.where(
-        source.chance("noise", table["label_noise_probability"]),
+        source.chance("noise", 0.0 if clean else table["label_noise_probability"]),
         source.uniform("noise_amount", table["label_noise"]),
         0.0,
     )

@@ -46,6 +46,8 @@ class FamilyOptions:
         events: Whether corrupted batches, label flips, gradient spikes and NaN may happen.
         augmented: Give every training step fresh noise on its inputs, of a strength that the task
             hides, and spread the scales of tensors wider: runs that optimisation limits, not data.
+        clean: Draw tasks with right labels, all the training samples that there are, and mostly
+            data that can be told apart: runs that end at a small share of their first loss.
         networks: Pretrained networks a variant; 0: as documented.
 
     Raises:
@@ -60,6 +62,7 @@ class FamilyOptions:
     adapter_rank: int = 0
     events: bool = True
     augmented: bool = False
+    clean: bool = False
     networks: int = 0
 
     def __post_init__(self) -> None:

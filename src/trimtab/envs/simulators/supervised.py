@@ -17,7 +17,7 @@ from trimtab.core.metrics import Metrics
 from trimtab.envs.simulators.datasets import MAX_CLASSES
 from trimtab.envs.simulators.descent import Effects, State, descend
 from trimtab.envs.simulators.distributions import distributions
-from trimtab.envs.simulators.draws import SLOTS, Draw, draw_task
+from trimtab.envs.simulators.draws import SLOTS, Draw, Pool, draw_task
 from trimtab.envs.simulators.effects import Interpreter, usual_effects, usual_hyperparameters
 from trimtab.envs.simulators.events import augmentation, disturbed_batch, disturbed_gradient
 from trimtab.envs.simulators.family import (
@@ -102,6 +102,8 @@ class SupervisedFamily:
         if self.options.optimisers:
             names = self.options.optimisers
             pool = pool._replace(optimisers=names, optimiser_shares=(1.0,) * len(names))
+        if self.options.clean:
+            pool = _cleaned(pool)
         n_tensors = len(self.layout(variant).tensors)
         return draw_task(key, pool, n_tensors, events=self.options.events)
 
@@ -309,6 +311,14 @@ class SupervisedFamily:
         shifted = logits - jax.lax.stop_gradient(logits.max(1, keepdims=True))
         log_total = jnp.log(jnp.exp(shifted).sum(1))
         return log_total - (target * shifted).sum(1)
+
+
+def _cleaned(pool: Pool) -> Pool:
+    """Return the pool of `FamilyOptions.clean`; its shares hold for the usual training sets."""
+    shares = distributions()["clean"]["training_shares"]
+    if len(shares) == len(pool.data_shares):
+        pool = pool._replace(data_shares=tuple(shares))
+    return pool._replace(clean=True)
 
 
 def _masked(logits: jax.Array, classes: jax.Array) -> jax.Array:
