@@ -104,7 +104,7 @@ def test_the_record_goes_on(loop, tmp_path):
         (number,) = records.run_ids()
         record = records.run(number)
 
-    assert len(record.decisions) == 20
+    assert len(record.decisions) == 15
     assert record.status == "finished"
 
 

@@ -42,7 +42,7 @@ def test_reference_is_read_in_the_middle_of_each_window_for_learning_rates_only(
     np.testing.assert_allclose(carry.reference_at, [[-1, 0], [-3, 0], [-3, 0]], atol=1e-6)
 
 
-@pytest.mark.parametrize(("guarded", "front", "entry"), [(True, 4, -2.0), (False, 4, 0.0)])
+@pytest.mark.parametrize(("guarded", "front", "entry"), [(True, 6, -2.0), (False, 6, 0.0)])
 def test_only_guarded_runs_enter_below_their_start(guarded: bool, front: int, entry: float) -> None:
     carry = begin(spec_of(2), 200, guarded=guarded)
 

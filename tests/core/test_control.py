@@ -157,9 +157,7 @@ def test_move_beyond_the_late_limit_is_cut_and_said() -> None:
     spec = spec_of()
     episode = run_episode(spec, [[0, 0], [6, 0]] * 4, quiet_metrics(8))
 
-    assert [int(reason[0]) & Reason.RATE for reason in episode.reasons] == [0] * 5 + [
-        Reason.RATE
-    ] * 3
+    assert [int(reason[0]) & Reason.RATE for reason in episode.reasons] == [0] * 7 + [Reason.RATE]
     offsets = [float(values.offset[0]) for values in episode.values]
     assert offsets[7] - offsets[6] == pytest.approx(spec.late_move)
 

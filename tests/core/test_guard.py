@@ -188,5 +188,5 @@ def test_entry_ramp_ends_with_a_restore() -> None:
 
     offsets = [float(values.offset[0]) for values in episode.values]
     assert offsets == pytest.approx(
-        [-2.0, -2 + 1 / 2, -2 + 1 / 2 - 0.7, -2 + 1 / 2 - 0.7], abs=1e-5
+        [-2.0, -2 + 1 / 3, -2 + 1 / 3 - 0.7, -2 + 1 / 3 - 0.7], abs=1e-5
     )

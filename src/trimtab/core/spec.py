@@ -110,7 +110,7 @@ class ControlSpec:
     least_steps: int = 1
     actions: str = "multi-discrete"
     reward: str = "log-loss"
-    front_windows: int = 4
+    front_windows: int = 6
     front_share: float = 0.01
     entry: float = -2.0
     late_move: float = 0.5

@@ -43,7 +43,7 @@ class Rhythm:
     """
 
     decisions: int = 20
-    front_windows: int = 4
+    front_windows: int = 6
     front_share: float = 0.01
     least_steps: int = LEAST_STEPS
 
