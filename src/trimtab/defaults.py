@@ -20,6 +20,7 @@ __all__ = ["DEFAULT_POLICY", "controller_for", "policy_path", "recorder_for", "s
 
 DEFAULT_POLICY = "trimtab-1"
 _FALLBACK = "trimtab-0"
+_USUAL_DECISIONS = 20
 _FIXED = ("reference", "zero", "random")
 
 
@@ -65,7 +66,8 @@ def controller_for(
             plain `ControlSpec`, or its ``spec`` attribute), ``"random"``, or None, ``"reference"``
             or ``"zero"`` for the policy switched off.
         hyperparameters: What is steered.
-        decisions: Number of decisions.
+        decisions: Number of decisions. A run with fewer than four steps for each has fewer, unless
+            more than the usual 20 are asked for.
 
     Raises:
         UnknownNameError: No policy has that name.
@@ -74,8 +76,9 @@ def controller_for(
     from trimtab.controllers.fixed import RandomController, ReferenceController
     from trimtab.controllers.learned import LearnedController, read_policy
 
+    least = LEAST_STEPS if decisions <= _USUAL_DECISIONS else 1
     plain = ControlSpec(
-        hyperparameters=tuple(hyperparameters), decisions=decisions, least_steps=LEAST_STEPS
+        hyperparameters=tuple(hyperparameters), decisions=decisions, least_steps=least
     )
     if policy is None or policy in ("reference", "zero"):
         return plain, ReferenceController(plain, name=str(policy or "reference"))
@@ -85,7 +88,12 @@ def controller_for(
         own = getattr(policy, "spec", plain)
         return replace(own, hyperparameters=plain.hyperparameters, decisions=decisions), policy
     loaded = read_policy(policy_path(policy))
-    spec = replace(loaded.spec, hyperparameters=plain.hyperparameters, decisions=decisions)
+    spec = replace(
+        loaded.spec,
+        hyperparameters=plain.hyperparameters,
+        decisions=decisions,
+        least_steps=min(loaded.spec.least_steps, least),
+    )
     return spec, LearnedController(loaded)
 
 

@@ -44,11 +44,11 @@ def test_a_study_is_the_same_on_every_database(
     with Studies(store) as opened:
         study = opened.study("s")
         nodes = opened.tree(study)
-        assert {node.kind for node in nodes} == {"first", "restart", "fork"}
+        assert {node.kind for node in nodes} == {"first", "reference", "fork"}
         fork = next(node for node in nodes if node.kind == "fork")
         assert fork.parent in {node.run for node in nodes}
         assert collect(opened, study).kept == 1
     with Store(store) as reading:
-        assert len(reading.run(nodes[0].run).decisions) == 20
+        assert len(reading.run(nodes[0].run).decisions) == 10
     kept = [file for file in (tmp_path / "kept").glob("*/s/**/*") if file.is_file()]
     assert [file.name.split("-")[0] for file in kept] == ["final"]

@@ -110,7 +110,7 @@ def test_the_best_on_validation_is_kept_and_what_is_not_finite_never(quadratic):
 def test_a_method_of_one_run_spends_one_whole_run_at_most(assign, name):
     outcome = find_method(name).run(assign(0, scale=0.1))
     assert len(outcome.runs) == 1
-    assert 0.8 < outcome.spent <= 1.01  # the race validates five times more than it saves
+    assert 0.8 < outcome.spent <= 1.02  # the race validates five times more than it saves
     assert outcome.result.start_scale == pytest.approx(0.1)
     assert np.isfinite(outcome.result.test)
 
