@@ -247,6 +247,19 @@ def same(one: Any, other: Any) -> bool:
     return type(one) is type(other) and one == other
 
 
+def same_content(one: bytes, other: bytes) -> bool:
+    """Return whether two files hold the same texts and numbers, in whatever order."""
+
+    def parts(data: bytes) -> Any:
+        size = int.from_bytes(data[:8], "little")
+        return json.loads(data[8 : 8 + size]), data[8 + size :]
+
+    try:
+        return bool(parts(one) == parts(other))
+    except (ValueError, RecursionError):
+        return False
+
+
 def attack(kind: str, n_files: int, folder: Path) -> dict[str, Any]:
     """Read so many damaged files; return what came of it. Runs in a process of its own."""
     import resource
@@ -282,6 +295,8 @@ def attack(kind: str, n_files: int, folder: Path) -> dict[str, Any]:
     others: list[str] = []
     slowest = 0.0
     files = [*forged(one), *(mutated(one, other, chance) for _ in range(n_files))]
+    # A large piece of the other file can be all of it, which is not a damaged file.
+    files = [data for data in files if not same_content(data, other)]
     assert outcome(one) == "equal"
     armed = True
     for number, data in enumerate(files):

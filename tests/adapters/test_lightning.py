@@ -180,7 +180,7 @@ def test_policy_off_leaves_a_shuffled_run_untouched(schedule: str) -> None:
     callback = TrimtabCallback(policy=None, keep_best=False)
     fit(steered, [callback], shuffle=True)
     assert are_equal(weights(alone), weights(steered))
-    assert len(callback.summary.decisions) == 20
+    assert len(callback.summary.decisions) == 9
 
 
 @pytest.mark.parametrize("schedule", ["step", "epoch", "plateau"])

@@ -119,7 +119,7 @@ def test_policy_off_leaves_a_shuffled_run_that_trainer_evaluates_untouched(tmp_p
     callback = TrimtabCallback(policy=None, keep_best=False)
     steered = train(tmp_path, [callback], **settings)
     assert are_equal(weights(alone.model), weights(steered.model))
-    assert len(callback.summary.decisions) == 20
+    assert len(callback.summary.decisions) == 6
 
 
 def test_watching_only_proposes_and_changes_nothing(tmp_path: Path) -> None:

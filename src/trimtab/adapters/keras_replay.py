@@ -77,7 +77,7 @@ class _Kept:
         arrays = [
             array_of(value)
             for variable, value in zip(self.variables, values, strict=True)
-            if not hidden(variable)
+            if not hidden(variable) and not _is_draws(variable)
         ]
         trained = [array_of(value) for value in values[: self.trained]]
         moved = any(not np.array_equal(a, b) for a, b in zip(trained, self.weights, strict=True))
@@ -92,6 +92,11 @@ def _variables(model: Any, optimizer: Any) -> list[Any]:
         *optimizer.variables,
         *model.metrics_variables,
     ]
+
+
+def _is_draws(variable: Any) -> bool:
+    """Return whether a seed generator counts its draws in a variable; a rate of 0 may draw none."""
+    return str(getattr(variable, "name", "")) == "seed_generator_state"
 
 
 def _global_draws() -> Any:
