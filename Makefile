@@ -91,7 +91,7 @@ test: $(STAMP)-test
 	$(BIN)/python -m pytest -n $(JOBS)
 
 test-frameworks: $(STAMP)-frameworks
-	$(BIN)/python -m pytest -m framework -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -m "framework and not slow" -n $(JOBS) --dist loadfile
 
 test-slow: $(STAMP)-all
 	$(BIN)/python -m pytest -m slow
