@@ -25,7 +25,6 @@ SECONDS_TO_END = 40  # Ray takes its time to end the processes of a node
 
 
 @pytest.mark.slow
-@pytest.mark.framework
 def test_a_study_on_ray_under_fire_ends_as_the_quiet_local_one(tmp_path: Path) -> None:
     quiet, noisy = (f"sqlite:///{tmp_path / name}.db" for name in ("quiet", "noisy"))
     printed, complaints = begin(quiet).communicate(timeout=600)
