@@ -45,5 +45,5 @@ def test_a_study_on_ray_under_fire_ends_as_the_quiet_local_one(tmp_path: Path) -
     assert plain(output) == plain(printed)
     attempts = query(noisy, "select sum(attempts), count(*) from units")[0]
     assert attempts[0] > attempts[1] + DEEDS["worker"] // 2
-    assert gone_within(4 * SECONDS_TO_END, killer.seen) == set()
+    assert gone_within(SECONDS_TO_END, killer.seen) == set()
     assert len(killer.workers) >= DEEDS["worker"]
