@@ -96,3 +96,24 @@ def test_a_killed_training_ends_like_an_uninterrupted_one(tmp_path: Path) -> Non
     last = [rows[-1] for rows in steps]
     assert last[0]["return"] == last[1]["return"]
     assert np.isfinite(last[0]["return"])
+
+
+def test_starts_are_drawn_around_the_centre_that_is_asked_for(monkeypatch, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from trimtab.agents import meta_training
+
+    file = tmp_path / "probe.toml"
+    file.write_text(SETTINGS.replace("iterations = 4", "iterations = 1"))
+    seen = {}
+    plain = meta_training.start_values
+
+    def watched(items, fair, decades, *others):
+        seen[len(seen)] = plain(items, fair, decades, *others)
+        return seen[len(seen) - 1]
+
+    monkeypatch.setattr(meta_training, "start_values", watched)
+    for number, centre in enumerate((0.0, 1.0)):
+        settings = replace(read_settings(file), start_centre=centre)
+        meta_training.learn(settings, tmp_path / str(number))
+    assert np.allclose(seen[1], 10 * seen[0], rtol=1e-5)

@@ -172,6 +172,7 @@ def _iteration(
     decades = rng.uniform(-settings.start_decades, settings.start_decades, size)
     decades = decades * np.where(rng.random(size) < settings.far_share, 1.7, 1.0)
     missing = (rng.random(size) < settings.withheld).astype(np.float32)
+    centre = np.float32(10.0) ** np.float32(settings.start_centre)
     episodes = rollout(
         bucket,
         spec,
@@ -179,7 +180,7 @@ def _iteration(
         task_keys,
         run_keys,
         lambda fair: start_values(
-            family.hyperparameters, fair, decades, rng, settings.default_share
+            family.hyperparameters, fair * centre, decades, rng, settings.default_share
         ),
         steps,
         seed=int(rng.integers(2**31)),

@@ -1,11 +1,17 @@
 from __future__ import annotations
 
+from functools import partial
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests.envs.simulators.given import draws, family, pick
+from trimtab.core.errors import SpecError
 from trimtab.envs.simulators.draws import SLOTS
+from trimtab.envs.simulators.events import augmentation
+from trimtab.envs.simulators.pretraining import pretrained
 from trimtab.envs.simulators.properties import PROPERTIES
 from trimtab.envs.simulators.registry import FAMILIES
 from trimtab.envs.simulators.wide import acting
@@ -133,3 +139,64 @@ def test_properties_have_names_and_unit_scale(many):
 def test_options_restrict_the_optimiser():
     made = family(optimisers=("rmsprop",))
     assert set(np.asarray(draws(made, 20).optimiser).tolist()) == {3}
+
+
+def test_clean_tasks_have_right_labels_and_all_the_samples(many):
+    clean = draws(family(clean=True), N)
+    assert np.asarray(many.noise).max() > 0.3
+    assert np.asarray(clean.noise).max() == 0
+    assert np.asarray(clean.noisy_validation).max() == 0
+    # what is asked for is the whole of the training slots, so only small sets give less
+    assert np.median(np.asarray(clean.n_train)) > 2 * np.median(np.asarray(many.n_train))
+    assert set(np.asarray(clean.data_set).tolist()) < set(np.asarray(many.data_set).tolist())
+
+
+def test_clean_and_augmented_change_nothing_else_of_a_task(many):
+    other = draws(family(augmented=True), N)
+    assert all(
+        np.array_equal(a, b)
+        for a, b in zip(jax.tree.leaves(many), jax.tree.leaves(other), strict=True)
+    )
+    clean = draws(family(clean=True), N)
+    for name in ("optimiser", "lr_factor", "scale", "loss_scale", "network", "event_step"):
+        assert np.array_equal(getattr(many, name), getattr(clean, name)), name
+
+
+def test_augmented_steps_differ_on_the_same_samples_by_up_to_the_inputs_own_scale(many):
+    task = pick(many, 0)
+    one = np.asarray(augmentation(task, jnp.uint32(3), jnp.int32(5), (400, 64)))
+    again = np.asarray(augmentation(task, jnp.uint32(3), jnp.int32(5), (400, 64)))
+    later = np.asarray(augmentation(task, jnp.uint32(3), jnp.int32(6), (400, 64)))
+    assert np.array_equal(one, again)
+    assert abs(np.corrcoef(one.ravel(), later.ravel())[0, 1]) < 0.03
+    shares = []
+    for index in range(40):
+        task = pick(many, index)
+        scale = np.sqrt(np.mean(np.asarray(task.gain) ** 2 + np.asarray(task.turn) ** 2))
+        noise = np.asarray(augmentation(task, jnp.uint32(1), jnp.int32(1), (50, 64)))
+        shares.append(noise.std() / scale)
+    assert max(shares) < 1.05
+    assert min(shares) < 0.2
+    assert 0.35 < np.mean(shares) < 0.65
+
+
+def test_augmented_families_spread_the_scales_of_tensors_wider(many):
+    task = pick(many, 0)
+    usual, wide = family(), family(augmented=True)
+    layout = usual.layout(0)
+    narrow = np.log(np.asarray(usual._scales(layout, task)))
+    spread = np.log(np.asarray(wide._scales(layout, task)))
+    assert np.allclose(
+        spread - np.log(float(task.scale)), 3 * (narrow - np.log(float(task.scale))), atol=1e-4
+    )
+
+
+def test_more_networks_make_a_bigger_bank():
+    architecture = family().architecture
+    pool = architecture.pool(held_out=False)
+    n_sets = len(pool.rows.sizes)
+    for asked, made in ((2 * n_sets + 3, 2 * n_sets), (1, n_sets)):  # a multiple of the data sets
+        bank = jax.eval_shape(partial(pretrained, architecture, 0, pool, asked))
+        assert bank.shape[0] == made
+    with pytest.raises(SpecError, match="networks: -1 is below 0"):
+        family(networks=-1)

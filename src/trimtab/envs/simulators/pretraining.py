@@ -29,10 +29,12 @@ def pretrained(
         architecture: What is trained.
         variant: Its shape.
         pool: Data sets.
-        networks: About how many (a multiple of the data sets); 0: as documented.
+        networks: About how many (a multiple of the data sets, one each at least); 0: as
+            documented.
     """
     n_sets = len(pool.rows.sizes)
-    size = (networks or distributions()["network"]["bank_size"]) // n_sets * n_sets
+    wanted = networks or distributions()["network"]["bank_size"]
+    size = max(wanted // n_sets, 1) * n_sets
     keys = jax.random.split(jax.random.fold_in(jax.random.key(20), variant), size)
     sets = jnp.arange(size, dtype=jnp.int32) % n_sets
     longest = int(10.0 ** distributions()["network"]["pretrain_steps_log10"][1])
