@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -22,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.commands import called
 from benchmarks.rewards import write
 from trimtab.records.provenance import machine
 
@@ -244,9 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             variant=options.variant,
         )
         found[count] = measured(plan, options.out / count.replace(" ", "-"), options.jobs)
-    command = shlex.join(
-        ["python", "-m", "benchmarks.many_hyperparameters", *(arguments or sys.argv[1:])]
-    )
+    command = called("benchmarks.many_hyperparameters", arguments)
     under = (
         f"{options.tasks} tasks and {options.seeds} seeds a column, pool of 64; policy "
         f"{policy.stem}; {machine()}; {time.strftime('%d %B %Y')}, "

@@ -15,11 +15,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.commands import shown_command
 from trimtab.core.errors import SpecError
 from trimtab.records.comparison_compute import compute_picture
 from trimtab.records.comparison_report import COST_HEADS, cost_cells
@@ -258,7 +260,7 @@ def when_not(figures: Mapping[str, Any]) -> str:
 
 
 def _name(finished: Finished) -> str:
-    words = str(finished.about["command"]).split()
+    words = shlex.split(finished.about["command"])
     if "--suite" in words[:-1]:
         return f"Suite `{words[words.index('--suite') + 1]}`"
     return ", ".join(f"`{name}`" for name in finished.comparison.tasks)
@@ -334,6 +336,7 @@ def _tasks_table(figures: Mapping[str, Any]) -> str:
 def _under(finished: Finished) -> str:
     """Return what stands under the tables: tasks, seeds, machine, versions, command, date."""
     about = finished.about
+    command = shown_command(shlex.split(about["command"]))
     seeds = sorted({entry.seed for entry in finished.comparison.entries})
     left = sorted({f"{one['method']} on {one['task']}" for one in about["left_out"]})
     known = ", ".join(
@@ -342,7 +345,7 @@ def _under(finished: Finished) -> str:
     return (
         f"Seeds {seeds[0]} to {seeds[-1]}; policy {about['policy']}; {about['machine']}, "
         f"{about['jobs']} at a time; {about['date']}. Intervals are 95 %. "
-        f"Left out: {'; '.join(left) or 'nothing'}.\n\n`{about['command']}`\n\n"
+        f"Left out: {'; '.join(left) or 'nothing'}.\n\n`{command}`\n\n"
         f"<details><summary>Versions</summary>\n\n{known}\n\n</details>"
     )
 

@@ -14,7 +14,6 @@ import argparse
 import json
 import math
 import platform
-import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from benchmarks.commands import called
 from trimtab.cli_learning import prepare_jax
 
 if TYPE_CHECKING:
@@ -285,12 +285,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         found[reward] = _evaluated(path, options.out, options.tasks, options.seed)
     settings = settings_for(REWARDS[0], iterations, options.batch)
     runs = iterations * settings.tasks * settings.siblings
-    command = shlex.join(["python", "-m", "benchmarks.rewards", *(arguments or sys.argv[1:])])
     under = (
         f"Each reward: {iterations} iterations, {runs:,} simulated runs, seed {settings.seed}; "
         f"ring a, {options.tasks} tasks from {options.seed}, 5 start factors, 2 seeds. "
         f"{platform.machine()}, Python {platform.python_version()}. "
-        f"{time.strftime('%d %B %Y')}: `{command}`."
+        f"{time.strftime('%d %B %Y')}: `{called('benchmarks.rewards', arguments)}`."
     )
     text = "\n\n".join([table(found), recommendation(found), under])
     print(text)

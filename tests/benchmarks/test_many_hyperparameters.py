@@ -48,3 +48,17 @@ def test_plans_steer_as_many_as_they_say_and_the_tasks_of_one_share_a_shape():
         assert plan.hyperparameters[0] == "lr"
         assert len({make_task(name).bucket for name in plan.tasks}) == 1
         assert len(set(plan.tasks)) == 3
+
+
+def test_the_page_shows_no_path_of_the_machine(tmp_path, monkeypatch):
+    import trimtab.records.report as report
+
+    monkeypatch.setattr(report, "draw", lambda *given: None)
+    monkeypatch.setattr(many, "measured", lambda *given: figures(0.0))
+    page, picture = tmp_path / "page.md", tmp_path / "p.png"
+    page.write_text("<!-- results --><!-- end of results -->")
+    given = ["--counts", "1", "--out", str(tmp_path / "o"), "--page", str(page)]
+    many.main([*given, "--picture", str(picture)])
+    told = page.read_text(encoding="utf-8")
+    assert "many_hyperparameters --counts 1 --out o --page page.md --picture p.png`" in told
+    assert str(tmp_path) not in told

@@ -57,7 +57,7 @@ def finished(folder: Path, losses: dict[tuple[str, int], float] = LOSSES) -> Pat
         folder / "comparison.parquet", Comparison({"t": task}, entries, ()), {"numpy": "2"}
     )
     about = {
-        "command": "trimtab compare --suite fast --out o",
+        "command": "/home/me/bin/trimtab compare --suite fast --out /home/me/o",
         "date": "2026-01-02",
         "machine": "two cores",
         "jobs": 2,

@@ -75,3 +75,18 @@ def test_a_page_is_written_between_its_marks_only(tmp_path):
     page.write_text("no marks")
     with pytest.raises(ValueError, match="put them back"):
         rewards.write(page, "new")
+
+
+def test_the_page_shows_no_path_of_the_machine(tmp_path, monkeypatch):
+    import trimtab.agents.meta_training as meta_training
+
+    monkeypatch.setattr(meta_training, "learn", lambda *given, **more: None)
+    monkeypatch.setattr(rewards, "prepare_jax", lambda: None)
+    monkeypatch.setattr(rewards, "_iterations", lambda *given: 10)
+    monkeypatch.setattr(rewards, "_evaluated", lambda *given: figures(0.1))
+    page = tmp_path / "page.md"
+    page.write_text("<!-- results --><!-- end of results -->")
+    rewards.main(["--out", str(tmp_path / "o"), "--page", str(page)])
+    told = page.read_text(encoding="utf-8")
+    assert "`python -m benchmarks.rewards --out o --page page.md`" in told
+    assert str(tmp_path) not in told
