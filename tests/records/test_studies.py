@@ -14,7 +14,7 @@ import pytest
 
 from tests.records.test_store import INFO, drive
 from trimtab.core.errors import SpecError, StoreError, UnknownNameError
-from trimtab.records import processes, studies, transactions
+from trimtab.records import patience, processes, studies
 from trimtab.records.rows import run_row
 from trimtab.records.snapshots import is_snapshot_of, snapshot_folder, write_snapshot
 from trimtab.records.store import Store, StoreRecorder
@@ -278,7 +278,8 @@ def test_a_locked_database_is_waited_for(tmp_path: Path) -> None:
 def test_a_database_that_stays_locked_is_one_clear_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transactions, "PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(patience, "PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(patience, "LEAST_SECONDS", 0.0)
     with Studies(tmp_path / "runs.db") as opened:
         study = begun(opened)
         with opened._database._writer.connect() as connection:

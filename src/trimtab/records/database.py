@@ -49,7 +49,10 @@ _SQLITE_FAILURES: dict[str, str] = {
     "SQLITE_PERM": f"may not be opened by this user; change its permissions, or {_ELSEWHERE}",
     "SQLITE_FULL": f"cannot grow: the disk is full; free some space, or {_ELSEWHERE}",
     "SQLITE_CANTOPEN": f"cannot be opened; check its folder and permissions, or {_ELSEWHERE}",
-    "SQLITE_IOERR": f"cannot be read or written: disk I/O error; check the disk, or {_ELSEWHERE}",
+    "SQLITE_IOERR": (
+        "cannot be read or written: disk I/O error; check the disk and the limit on the size of "
+        f"files (ulimit -f), or {_ELSEWHERE}"
+    ),
 }
 
 

@@ -5,17 +5,15 @@ from __future__ import annotations
 import atexit
 import base64
 import json
-import logging
 import os
 import tempfile
-import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimtab.core.decision import Decision, Recorder, Summary
-from trimtab.core.errors import StoreError, TrimtabWarning
+from trimtab.core.errors import StoreError
 from trimtab.core.run_info import RunInfo
 from trimtab.records.database import (
     BUSY_SECONDS,
@@ -29,6 +27,7 @@ from trimtab.records.database import (
 )
 from trimtab.records.encoding import to_json
 from trimtab.records.rows import decision_row, finish_row, run_row
+from trimtab.records.telling import tell
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -64,6 +63,7 @@ class StoreRecorder(Recorder):
         self._end: dict[str, Any] | None = None
         self._figures: dict[str, Any] = {}
         self._warned = False
+        self._failure: StoreError | None = None  # the last one
         # Whether rows that wait may already stand in the store: after a resumption, or when
         # writing them failed or was interrupted.
         self._doubtful = run is not None
@@ -169,7 +169,8 @@ class StoreRecorder(Recorder):
                 self._write(connection, doubtful=doubtful)
         except Exception as error:  # noqa: BLE001 - a store must never stop a user's training
             self._disconnect()
-            self._warn(explain_failure(error, self.url))
+            self._failure = explain_failure(error, self.url)
+            self._warn(self._failure)
             return False
         self._doubtful = doubtful and not self._pending
         self._pending.clear()
@@ -215,12 +216,12 @@ class StoreRecorder(Recorder):
                 path.write_text(text, encoding="utf-8")
             except OSError:
                 continue
-            self._say(
+            tell(
                 f"the store {shown(self.url)} did not take {len(self._pending)} decisions of run "
                 f"{self.run}; they are in {path} (trimtab report {path})"
             )
             return
-        self._say(
+        tell(
             f"{len(self._pending)} decisions of run {self.run} are lost: neither the store "
             f"{shown(self.url)} nor the folder {tempfile.gettempdir()} can be written"
         )
@@ -228,13 +229,7 @@ class StoreRecorder(Recorder):
     def _warn(self, error: StoreError) -> None:
         if not self._warned:
             self._warned = True
-            self._say(f"{error}; training goes on, and decisions wait in memory until it works")
-
-    def _say(self, message: str) -> None:
-        try:
-            warnings.warn(message, TrimtabWarning, stacklevel=2)
-        except TrimtabWarning:  # warnings are errors here, and training must go on
-            logging.getLogger("trimtab").warning(message)
+            tell(f"{error}; training goes on, and decisions wait in memory until it works")
 
 
 def _as_text(row: Mapping[str, Any]) -> dict[str, Any]:

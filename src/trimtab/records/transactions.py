@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,17 +14,14 @@ from trimtab.records.database import (
     prepare_schema,
     store_url,
 )
+from trimtab.records.patience import Patience, patience_with
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-__all__ = ["PATIENCE_SECONDS", "Transactions"]
-
-PATIENCE_SECONDS = 60.0
-"""How long an operation is tried again before its failure is told."""
+__all__ = ["Transactions"]
 
 T = TypeVar("T")
-_LONGEST_PAUSE = 1.0
 
 
 class Transactions:
@@ -35,13 +30,17 @@ class Transactions:
     Args:
         store: Database URL, or path of an SQLite file.
         create: Whether the file may be made if it is missing.
+        patience: With the store; None for the one that this process has.
 
     Raises:
         StoreError: The store cannot be opened.
     """
 
-    def __init__(self, store: str | Path, *, create: bool = True) -> None:
+    def __init__(
+        self, store: str | Path, *, create: bool = True, patience: Patience | None = None
+    ) -> None:
         self.url = store_url(store)
+        self._patience = patience_with(self.url) if patience is None else patience
         if not create:  # refuses a file that is not there, rather than making one
             close_engine(open_engine(self.url, write=False))
         self._writer = self._reader = open_engine(self.url, write=True)
@@ -70,7 +69,7 @@ class Transactions:
         """Return what an action reads in one transaction.
 
         Raises:
-            StoreError: It could not be done within `PATIENCE_SECONDS`.
+            StoreError: It could not be done while patience with the store lasted.
         """
         return self._repeated(self._reader, action)
 
@@ -80,24 +79,22 @@ class Transactions:
         The action may be called several times; all but the last are undone.
 
         Raises:
-            StoreError: It could not be done within `PATIENCE_SECONDS`.
+            StoreError: It could not be done while patience with the store lasted.
         """
         return self._repeated(self._writer, action)
 
     def _repeated(self, engine: Any, action: Callable[[Connection], T]) -> T:
         from sqlalchemy.exc import SQLAlchemyError
 
-        end, pause = time.monotonic() + PATIENCE_SECONDS, 0.02
-        while True:
-            try:
-                with engine.connect() as connection, connection.begin():
-                    return action(connection)
-            except SQLAlchemyError as error:
-                if not _may_pass(error) or time.monotonic() > end:
-                    raise explain_failure(error, self.url) from error
-            # Waits of different length, so that processes do not meet again and again.
-            time.sleep(pause * random.uniform(0.5, 1.0))
-            pause = min(2 * pause, _LONGEST_PAUSE)
+        with self._patience.begin() as wait:
+            while True:
+                try:
+                    with engine.connect() as connection, connection.begin():
+                        return action(connection)
+                except SQLAlchemyError as error:
+                    failure = explain_failure(error, self.url)
+                    if not (_may_pass(error) and wait.again(str(failure))):
+                        raise failure from error
 
 
 def _may_pass(error: Exception) -> bool:

@@ -10,8 +10,10 @@ from typing import Any
 
 from trimtab.core.errors import StoreError
 from trimtab.core.protocols import Task
-from trimtab.records.studies import Studies
+from trimtab.records.patience import StoreWaitWarning, patience_with
+from trimtab.records.studies import LEASE_SECONDS, Studies
 from trimtab.records.study_rows import StudyRecord, UnitRecord
+from trimtab.records.telling import tell
 from trimtab.search.designs import design_of
 from trimtab.search.engines.base import Engine
 from trimtab.search.housekeeping import prune
@@ -188,6 +190,14 @@ class Coordinator:
             raise StoreError(
                 f"study {self._record.name!r}: {error}; what was done is kept, and "
                 f"trimtab resume {self._record.name} goes on when that is mended"
+            )
+        if error.startswith(StoreError.__name__):  # its worker was patient already
+            patience_with(self._studies.url).spend()
+        if not self._failures:
+            tell(
+                f"study {self._record.name!r}: {error}; it is tried again, at the latest when "
+                f"the claim ends, in {LEASE_SECONDS:.0f} s",
+                StoreWaitWarning,
             )
         time.sleep(_RETRY_SECONDS[self._failures])
         self._failures += 1

@@ -16,6 +16,7 @@ from trimtab.core.decision import Summary
 from trimtab.core.errors import StoreError
 from trimtab.core.rewards import potential
 from trimtab.core.run_info import RunInfo
+from trimtab.records.patience import patience_with
 from trimtab.records.recorder import StoreRecorder
 from trimtab.records.snapshots import (
     read_snapshot,
@@ -184,18 +185,14 @@ class StudyRecorder(StoreRecorder):
         super()._write(connection, doubtful=doubtful)
 
     def _close(self) -> None:
-        end, pause = time.monotonic() + LEASE_SECONDS, 0.05
-        while not self._try(1.0):
-            if self._is_last_try:
-                break
-            if time.monotonic() > end:
-                self._disconnect()
-                raise StoreError(
-                    f"the store did not take the end of run {self.run}; free it or its disk, and "
-                    "resume the study"
-                )
-            time.sleep(pause)
-            pause = min(2 * pause, 1.0)
+        with patience_with(self.url).begin() as wait:
+            while not self._try(1.0):
+                if self._is_last_try:
+                    break
+                failure = f"run {self.run} cannot end: {self._failure}"
+                if not wait.again(failure):
+                    self._disconnect()
+                    raise StoreError(f"{failure}, and resume the study")
         self._last_chance()
         self.require_claim()
 

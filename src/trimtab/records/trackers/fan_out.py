@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,10 +12,10 @@ from trimtab.core.errors import (
     SpecError,
     StoreError,
     TrimtabError,
-    TrimtabWarning,
     unknown_name,
 )
 from trimtab.core.run_info import RunInfo
+from trimtab.records.telling import tell
 
 __all__ = ["Recorders", "check_log_to", "open_trackers", "tell_trackers"]
 
@@ -65,7 +63,7 @@ class Recorders(Recorder):
             except Exception as error:  # noqa: BLE001 - a tracker must never stop a training
                 del self._trackers[service]
                 words = " ".join(str(error).split()) or "no message"
-                _warn(
+                tell(
                     f"log_to: {service} failed ({type(error).__name__}: {words}); it is told "
                     "nothing more of this run, and training goes on"
                 )
@@ -104,13 +102,6 @@ def tell_trackers(
             store.finish(Summary(), "failed")
         raise
     return Recorders(store, trackers)
-
-
-def _warn(message: str) -> None:
-    try:
-        warnings.warn(message, TrimtabWarning, stacklevel=2)
-    except TrimtabWarning:  # warnings are errors here, and training must go on
-        logging.getLogger("trimtab").warning(message)
 
 
 def check_log_to(log_to: Any) -> tuple[tuple[str, str], ...]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self
 
 from trimtab.core.errors import SpecError, unknown_name
+from trimtab.records.patience import StoreWaitWarning
 
-__all__ = ["ENGINES", "Done", "Engine", "Resources", "make_engine"]
+__all__ = ["ENGINES", "Done", "Engine", "Resources", "make_engine", "quieten_worker"]
 
 ENGINES: tuple[str, ...] = ("local", "ray")
 """The names that ``--engine`` takes."""
@@ -133,3 +136,14 @@ def make_engine(
     from trimtab.search.engines.local import LocalEngine
 
     return LocalEngine(jobs, resources=given)
+
+
+def quieten_worker() -> None:
+    """Silence what is warned of in a worker process, but for a wait for the store, in one line."""
+    warnings.simplefilter("ignore")
+    warnings.filterwarnings("always", category=StoreWaitWarning)
+    warnings.showwarning = _show_warning
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    sys.stderr.write(f"trimtab: warning: {message}\n")

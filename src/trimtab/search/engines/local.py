@@ -12,7 +12,6 @@ import sys
 import threading
 import traceback
 import types
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
@@ -21,7 +20,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from trimtab.core.errors import SpecError
-from trimtab.search.engines.base import Done, Resources
+from trimtab.search.engines.base import Done, Resources, quieten_worker
 
 __all__ = ["LocalEngine", "visible_gpus"]
 
@@ -252,7 +251,7 @@ def _work(connection: Connection) -> None:
     """Do what comes through the connection until nothing more does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its children
     threading.Thread(target=_live_with_parent, daemon=True).start()
-    warnings.simplefilter("ignore")
+    quieten_worker()
     while True:
         try:
             asked = connection.recv()

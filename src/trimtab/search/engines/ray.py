@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from trimtab.core.errors import MissingDependencyError, SpecError, StoreError
-from trimtab.search.engines.base import Done, Resources
+from trimtab.search.engines.base import Done, Resources, quieten_worker
 
 __all__ = ["RayEngine"]
 
@@ -283,7 +283,7 @@ class _Worker:
     """Lives in an actor of its own."""
 
     def __init__(self) -> None:
-        warnings.simplefilter("ignore")
+        quieten_worker()
 
     def process(self) -> int:
         return os.getpid()
