@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import sqlite3
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from trimtab.core.errors import MissingDependencyError, StoreError
+from trimtab.records.read_only import may_write_beside, reading_address
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
@@ -113,6 +115,7 @@ def open_engine(store: str | Path, *, write: bool) -> Engine:
     """
     from sqlalchemy import create_engine, event
     from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+    from sqlalchemy.pool import NullPool
 
     url = store_url(store)
     path = file_of(url)
@@ -133,6 +136,8 @@ def open_engine(store: str | Path, *, write: bool) -> Engine:
                 return known
     sqlite = url.startswith("sqlite")
     options: dict[str, Any] = {"connect_args": {"check_same_thread": False}} if sqlite else {}
+    if path is not None and not write and not may_write_beside(path):
+        options["poolclass"] = NullPool  # it may be taken for unchanging for a moment only
     try:
         engine = create_engine(url, **options)
     except (ArgumentError, NoSuchModuleError, ValueError) as error:
@@ -144,6 +149,8 @@ def open_engine(store: str | Path, *, write: bool) -> Engine:
         raise MissingDependencyError(
             f"the store {shown(url)} needs the package {error.name!r}; pip install {error.name}"
         ) from error
+    if path is not None and not write:
+        _read_where_nothing_is_written(engine, path)
     if sqlite:
 
         @event.listens_for(engine, "connect")
@@ -165,6 +172,16 @@ def close_engine(engine: Engine) -> None:
         if engine not in _idle:
             _idle.append(engine)
             del _idle[:-_MOST_IDLE]
+
+
+def _read_where_nothing_is_written(engine: Engine, path: Path) -> None:
+    """Let an engine that reads do so in a folder without permission to write, too."""
+    from sqlalchemy import event
+
+    @event.listens_for(engine, "do_connect")
+    def connect(_: Any, __: Any, ___: Any, options: dict[str, Any]) -> Any:
+        address = reading_address(path)
+        return None if address is None else sqlite3.connect(address, uri=True, **options)
 
 
 def _configure_sqlite(connection: Any, *, write: bool) -> None:

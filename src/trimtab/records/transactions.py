@@ -15,6 +15,7 @@ from trimtab.records.database import (
     store_url,
 )
 from trimtab.records.patience import Patience, patience_with
+from trimtab.records.read_only import may_write_beside
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -29,7 +30,8 @@ class Transactions:
 
     Args:
         store: Database URL, or path of an SQLite file.
-        create: Whether the file may be made if it is missing.
+        create: Whether the file may be made if it is missing. Where not, a file in a folder that
+            cannot be written to is opened for reading, and `change` fails.
         patience: With the store; None for the one that this process has.
 
     Raises:
@@ -41,15 +43,17 @@ class Transactions:
     ) -> None:
         self.url = store_url(store)
         self._patience = patience_with(self.url) if patience is None else patience
+        path = file_of(self.url)
         if not create:  # refuses a file that is not there, rather than making one
             close_engine(open_engine(self.url, write=False))
-        self._writer = self._reader = open_engine(self.url, write=True)
+        write = create or path is None or may_write_beside(path)
+        self._writer = self._reader = open_engine(self.url, write=write)
         try:
-            prepare_schema(self._writer, self.url, write=True)
+            prepare_schema(self._writer, self.url, write=write)
         except BaseException:
             self.close()
             raise
-        if file_of(self.url) is not None:
+        if write and path is not None:
             # Another engine, since a writing one of SQLite takes the write lock to read, too.
             self._reader = open_engine(self.url, write=False)
 
