@@ -12,12 +12,13 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from trimtab.core.decision import Decision, Recorder, Summary
-from trimtab.core.errors import StoreError, TrimtabWarning
+from trimtab.core.errors import MissingDependencyError, StoreError, TrimtabWarning
 from trimtab.core.hyperparameters import hyperparameter
 from trimtab.core.metrics import Metrics
 from trimtab.core.run_info import RunInfo
@@ -286,6 +287,39 @@ def test_opening_a_locked_store_says_what_to_do(tmp_path, impatient):
     with pytest.raises(StoreError, match=r"runs\.db is locked by another process; end that"):
         StoreRecorder(tmp_path / "runs.db", INFO)
     held.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "module", "package"),
+    [
+        ("mysql://me:secret@host/runs", "MySQLdb", "mysqlclient"),
+        ("mysql+mysqlconnector://host/runs", "mysql", "mysql-connector-python"),
+        ("mysql+pymysql://host/runs", "pymysql", "pymysql"),
+        ("postgresql+psycopg://host/runs", "psycopg", "'trimtab[postgres]'"),
+        ("postgresql+psycopg2://host/runs", "psycopg2", "psycopg2-binary"),
+    ],
+)
+def test_a_missing_driver_is_told_with_the_package_that_brings_it(
+    url, module, package, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(MissingDependencyError) as told:
+        Store(url)
+    words = str(told.value)
+    assert f"needs {module}, the driver of {url.split('://')[0]}" in words
+    assert words.endswith(f"pip install {package}")
+    assert "secret" not in words
+
+
+def test_a_driver_that_lacks_a_library_of_its_own_is_told_in_its_words(monkeypatch):
+    import sqlalchemy
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise ImportError("no pq wrapper available")
+
+    monkeypatch.setattr(sqlalchemy, "create_engine", fail)
+    with pytest.raises(MissingDependencyError, match=r"cannot be loaded \(no pq wrapper available"):
+        Store("postgresql+psycopg://host/runs")
 
 
 @pytest.mark.parametrize("content", [b"this is no database, surely" * 200, b"PAR1" * 2000])

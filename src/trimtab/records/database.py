@@ -58,6 +58,15 @@ _SQLITE_FAILURES: dict[str, str] = {
 }
 
 
+# What a database's driver is imported as -> what is installed for it, where they differ.
+_DRIVER_PACKAGES: dict[str, str] = {
+    "MySQLdb": "mysqlclient",
+    "mysql": "mysql-connector-python",
+    "psycopg": "'trimtab[postgres]'",
+    "psycopg2": "psycopg2-binary",
+}
+
+
 def store_url(store: str | Path) -> str:
     """Return the database URL of what a user wrote: a URL as it is, else a path to SQLite.
 
@@ -99,6 +108,21 @@ def explain_failure(error: Exception, url: str) -> StoreError:
     return StoreError(
         f"the store {shown(url)} cannot be used: {reason[0] if reason else type(error).__name__}; "
         f"check the address and that the database runs, or {_ELSEWHERE}"
+    )
+
+
+def _missing_driver(error: ImportError, url: str) -> MissingDependencyError:
+    """Return the error for a database's driver that cannot be imported."""
+    scheme = url.split("://", 1)[0]
+    module = (error.name or "").split(".")[0]
+    if not module:  # it is there, and lacks a library of its own
+        return MissingDependencyError(
+            f"the store {shown(url)} needs the driver of {scheme}, which cannot be loaded "
+            f"({' '.join(str(error).split())}); install what it names, or {_ELSEWHERE}"
+        )
+    return MissingDependencyError(
+        f"the store {shown(url)} needs {module}, the driver of {scheme}, which is not installed; "
+        f"pip install {_DRIVER_PACKAGES.get(module, module)}"
     )
 
 
@@ -146,9 +170,7 @@ def open_engine(store: str | Path, *, write: bool) -> Engine:
             "give a path such as runs.db, or a URL such as postgresql+psycopg://user@host/name"
         ) from error
     except ImportError as error:
-        raise MissingDependencyError(
-            f"the store {shown(url)} needs the package {error.name!r}; pip install {error.name}"
-        ) from error
+        raise _missing_driver(error, url) from error
     if path is not None and not write:
         _read_where_nothing_is_written(engine, path)
     if sqlite:
