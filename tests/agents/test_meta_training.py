@@ -16,7 +16,7 @@ pytest.importorskip("jax")
 from safetensors.numpy import load_file
 
 from trimtab.agents.learn_settings import LearnSettings, read_settings
-from trimtab.core.errors import SpecError
+from trimtab.core.errors import SpecError, UnknownNameError
 
 SETTINGS = """
 name = "probe"
@@ -98,22 +98,46 @@ def test_a_killed_training_ends_like_an_uninterrupted_one(tmp_path: Path) -> Non
     assert np.isfinite(last[0]["return"])
 
 
-def test_starts_are_drawn_around_the_centre_that_is_asked_for(monkeypatch, tmp_path: Path) -> None:
+def test_starts_are_drawn_around_the_centre_of_their_optimiser() -> None:
+    import jax
+
+    from trimtab.agents.learn_settings import FamilyShare
+    from trimtab.agents.meta_training import family_of
+    from trimtab.agents.rollout import fair_lr
+    from trimtab.envs.simulators.batch import programs
+
+    bucket = programs(family_of(FamilyShare("simulated/mlp", options={"networks": 9}), ("lr",)), 6)
+    keys = jax.random.split(jax.random.key(1), 32)
+    runs, _ = bucket.prepare(keys, keys)
+    usual, moved = fair_lr(bucket, runs), fair_lr(bucket, runs, {"sgd": 0.5, "adam": 1.0})
+    found = np.log10(moved / usual)
+    code = np.asarray(runs.draw.optimiser)
+    assert set(code.tolist()) == {0, 1, 2}
+    for optimiser, decades in ((0, 1.0), (1, 0.0), (2, 0.5)):
+        assert np.allclose(found[code == optimiser], decades, atol=1e-5)
+    with pytest.raises(UnknownNameError, match="lion"):
+        fair_lr(bucket, runs, {"lion": 1.0})
+
+
+def test_a_share_of_the_starts_lies_near_a_fair_one(monkeypatch, tmp_path: Path) -> None:
     from dataclasses import replace
 
     from trimtab.agents import meta_training
 
     file = tmp_path / "probe.toml"
     file.write_text(SETTINGS.replace("iterations = 4", "iterations = 1"))
-    seen = {}
+    seen = []
     plain = meta_training.start_values
 
     def watched(items, fair, decades, *others):
-        seen[len(seen)] = plain(items, fair, decades, *others)
-        return seen[len(seen) - 1]
+        seen.append(decades)
+        return plain(items, fair, decades, *others)
 
     monkeypatch.setattr(meta_training, "start_values", watched)
-    for number, centre in enumerate((0.0, 1.0)):
-        settings = replace(read_settings(file), start_centre=centre)
-        meta_training.learn(settings, tmp_path / str(number))
-    assert np.allclose(seen[1], 10 * seen[0], rtol=1e-5)
+    for share in (0.0, 0.4, 1.0):
+        settings = replace(read_settings(file), near_share=share, siblings=100)
+        meta_training.learn(settings, tmp_path / str(share))
+    near = [np.mean(np.abs(decades) <= 0.3) for decades in seen]
+    assert near[0] < 0.25
+    assert 0.35 < near[1] < 0.65
+    assert near[2] == 1.0

@@ -47,7 +47,9 @@ class LearnSettings:
         siblings: Runs of each task, with common random numbers, other starts and actions.
         decisions: Numbers of decisions that are drawn from.
         steps_per_decision: Range of the mean window length, drawn log-uniformly.
-        start_centre: Decades above the family's usual rate at which a fair start lies.
+        start_centre: Decades above the family's usual rate at which a fair start lies, by
+            optimiser; 0 for those that are not named.
+        near_share: Share of the starts that are drawn within 0.3 decades of a fair one.
         start_decades: Starts are drawn up to this many decades off a fair one, either way.
         far_share: Share of the starts that are drawn from 1.7 times that range.
         default_share: Share of the other hyperparameters that start at their default.
@@ -66,7 +68,8 @@ class LearnSettings:
     siblings: int = 8
     decisions: tuple[int, ...] = (12, 20, 30)
     steps_per_decision: tuple[float, float] = (5.0, 14.0)
-    start_centre: float = 0.0
+    start_centre: dict[str, float] = field(default_factory=dict)
+    near_share: float = 0.0
     start_decades: float = 2.4
     far_share: float = 0.15
     default_share: float = 0.5

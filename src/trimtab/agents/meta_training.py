@@ -38,6 +38,9 @@ __all__ = [
 ]
 
 
+_NEAR = 0.3  # decades
+
+
 @dataclass
 class Progress:
     """What one iteration brought, for display and curves.
@@ -172,7 +175,9 @@ def _iteration(
     decades = rng.uniform(-settings.start_decades, settings.start_decades, size)
     decades = decades * np.where(rng.random(size) < settings.far_share, 1.7, 1.0)
     missing = (rng.random(size) < settings.withheld).astype(np.float32)
-    centre = np.float32(10.0) ** np.float32(settings.start_centre)
+    if settings.near_share:
+        near = rng.random(size) < settings.near_share
+        decades = np.where(near, rng.uniform(-_NEAR, _NEAR, size), decades)
     episodes = rollout(
         bucket,
         spec,
@@ -180,11 +185,12 @@ def _iteration(
         task_keys,
         run_keys,
         lambda fair: start_values(
-            family.hyperparameters, fair * centre, decades, rng, settings.default_share
+            family.hyperparameters, fair, decades, rng, settings.default_share
         ),
         steps,
         seed=int(rng.integers(2**31)),
         missing=missing,
+        centre=settings.start_centre,
         columns=columns_of(spec, family.hyperparameters),
     )
     batch, figures = _batch(settings, learner, episodes, decades)

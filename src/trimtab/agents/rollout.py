@@ -5,7 +5,7 @@ The decision is the very same `observe` and `apply` as in a live run, traced by 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -17,12 +17,14 @@ import numpy as np
 from trimtab.agents.policy_network import act
 from trimtab.core.carry import Carry, begin
 from trimtab.core.control import apply, observe
+from trimtab.core.errors import unknown_name
 from trimtab.core.hyperparameters import Hyperparameter
 from trimtab.core.metrics import Metrics
 from trimtab.core.references import reference_multipliers
 from trimtab.core.session import no_action
 from trimtab.core.spec import ControlSpec, window_ends
 from trimtab.envs.simulators.batch import Programs, values_at
+from trimtab.envs.simulators.family import OPTIMISERS
 
 __all__ = [
     "BATCH_SIZE",
@@ -141,10 +143,26 @@ def _last(spec: ControlSpec) -> Callable[..., Any]:
     return jax.jit(jax.vmap(one))
 
 
-def fair_lr(bucket: Programs, runs: Any) -> np.ndarray:
-    """Return (B,) usual learning rates, divided by the factor that a task hides."""
+def fair_lr(bucket: Programs, runs: Any, centre: Mapping[str, float] | None = None) -> np.ndarray:
+    """Return (B,) usual learning rates, divided by the factor that a task hides.
+
+    Args:
+        bucket: Programs of the runs' family.
+        runs: B runs that were prepared.
+        centre: Decades above the usual rate at which a fair one lies, by optimiser.
+
+    Raises:
+        UnknownNameError: ``centre`` names no optimiser.
+    """
+    for name in centre or ():
+        if name not in OPTIMISERS:
+            raise unknown_name("optimiser", name, OPTIMISERS)
     usual = np.asarray(bucket.default_lr(runs))
-    return np.asarray(usual / np.asarray(getattr(runs.draw, "lr_factor", np.ones(len(usual)))))
+    fair = usual / np.asarray(getattr(runs.draw, "lr_factor", np.ones(len(usual))))
+    if centre and hasattr(runs.draw, "optimiser"):
+        above = np.array([centre.get(name, 0.0) for name in OPTIMISERS])
+        fair = fair * 10.0 ** above[np.asarray(runs.draw.optimiser)]
+    return np.asarray(fair)
 
 
 def bounded(carry: Carry, items: Sequence[Hyperparameter], starts: np.ndarray) -> Carry:
@@ -188,6 +206,7 @@ def rollout(
     guarded: bool = True,
     aside: Any = None,
     missing: np.ndarray | None = None,
+    centre: Mapping[str, float] | None = None,
     columns: Sequence[int] | None = None,
 ) -> Episodes:
     """Return B whole runs, each steered by the policy or by a control.
@@ -209,13 +228,14 @@ def rollout(
         guarded: Whether the guard acts.
         aside: See ``mode``.
         missing: (B,) 1 where gradient statistics are withheld, as by trainers without them.
+        centre: See `fair_lr`.
         columns: Which of the family's H hyperparameters the spec's are; the others stay at their
             start. None: the spec has them all.
     """
     size = len(task_keys)
     ends = window_ends(spec, total_steps)
     runs, val_loss = bucket.prepare(task_keys, run_keys)
-    first_values = np.asarray(start(fair_lr(bucket, runs)), np.float32)
+    first_values = np.asarray(start(fair_lr(bucket, runs, centre)), np.float32)
     steered = list(range(first_values.shape[1]) if columns is None else columns)
     twin = None
     if spec.reward == "relative" and mode != "zero":
