@@ -23,6 +23,7 @@ from trimtab.cli_output import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from trimtab.core.protocols import Task
     from trimtab.search.coordinating import StudyProgress, TuneResult
     from trimtab.search.engines.base import Resources
 
@@ -42,54 +43,61 @@ _Gpus = Annotated[
     float | None, typer.Option(help="Accelerators of each run; all are shared out by default.")
 ]
 _AsJson = Annotated[bool, typer.Option("--json", help=JSON_HELP)]
+# What only tune takes.
+_TaskName = Annotated[str, typer.Argument(help="A task's name (trimtab tasks) or module:factory.")]
+_Variant = Annotated[str | None, typer.Option(help="Size of the task: tiny, small or default.")]
+_Budget = Annotated[float, typer.Option(help="Whole runs to spend in all.")]
+_Method = Annotated[str, typer.Option(help="trimtab, or a name of trimtab methods.")]
+_Seed = Annotated[int, typer.Option(help="Of the runs and of what is drawn.")]
+_StudyName = Annotated[
+    str | None, typer.Option(help="Name to go on by; made of task, method and seed if left out.")
+]
+_Gain = Annotated[
+    float | None, typer.Option(help="End when one more run is expected to gain less than this.")
+]
+_Policy = Annotated[str, typer.Option(help="A shipped policy's name, or a policy file.")]
+_Steered = Annotated[str, typer.Option(help="What is steered, separated by commas.")]
+_Varied = Annotated[
+    str, typer.Option(help="What restarts choose anew beside the learning rate, by commas.")
+]
+_Start = Annotated[
+    list[str] | None,
+    typer.Option(help="Start values of the first run, such as lr=1e-5; may be repeated."),
+]
+_StartScale = Annotated[
+    float | None, typer.Option(help="Start at this factor times the task's tuned learning rate.")
+]
+_Decisions = Annotated[int, typer.Option(help="How often the policy decides in a run.")]
+_Objectives = Annotated[
+    str, typer.Option(help="Of the Pareto set: loss, seconds, spent or a metric.")
+]
+_Sampler = Annotated[
+    str | None, typer.Option(help="Who proposes static choices: optuna, hyperopt or random.")
+]
 
 
 def tune(
-    task: Annotated[str, typer.Argument(help="A task's name (trimtab tasks) or module:factory.")],
-    variant: Annotated[
-        str | None, typer.Option(help="Size of the task: tiny, small or default.")
-    ] = None,
-    budget: Annotated[float, typer.Option(help="Whole runs to spend in all.")] = 4,
-    method: Annotated[str, typer.Option(help="trimtab, or a name of trimtab methods.")] = "trimtab",
-    seed: Annotated[int, typer.Option(help="Of the runs and of what is drawn.")] = 0,
+    task: _TaskName,
+    variant: _Variant = None,
+    budget: _Budget = 4,
+    method: _Method = "trimtab",
+    seed: _Seed = 0,
     jobs: _Jobs = 1,
     engine: _EngineName = "local",
     address: _Address = None,
     cpus: _Cpus = 1.0,
     gpus: _Gpus = None,
     store: _Store = _DEFAULT_STORE,
-    study: Annotated[
-        str | None,
-        typer.Option(help="Name to go on by; made of task, method and seed if left out."),
-    ] = None,
-    stop_when_gain_below: Annotated[
-        float | None,
-        typer.Option(help="End when one more run is expected to gain less than this."),
-    ] = None,
-    policy: Annotated[
-        str, typer.Option(help="A shipped policy's name, or a policy file.")
-    ] = "trimtab-1",
-    hyperparameters: Annotated[
-        str, typer.Option(help="What is steered, separated by commas.")
-    ] = "lr",
-    vary: Annotated[
-        str, typer.Option(help="What restarts choose anew beside the learning rate, by commas.")
-    ] = "",
-    start: Annotated[
-        list[str] | None,
-        typer.Option(help="Start values of the first run, such as lr=1e-5; may be repeated."),
-    ] = None,
-    start_scale: Annotated[
-        float | None,
-        typer.Option(help="Start at this factor times the task's tuned learning rate."),
-    ] = None,
-    decisions: Annotated[int, typer.Option(help="How often the policy decides in a run.")] = 20,
-    objectives: Annotated[
-        str, typer.Option(help="Of the Pareto set: loss, seconds, spent or a metric.")
-    ] = "loss",
-    sampler: Annotated[
-        str | None, typer.Option(help="Who proposes static choices: optuna, hyperopt or random.")
-    ] = None,
+    study: _StudyName = None,
+    stop_when_gain_below: _Gain = None,
+    policy: _Policy = "trimtab-1",
+    hyperparameters: _Steered = "lr",
+    vary: _Varied = "",
+    start: _Start = None,
+    start_scale: _StartScale = None,
+    decisions: _Decisions = 20,
+    objectives: _Objectives = "loss",
+    sampler: _Sampler = None,
     as_json: _AsJson = False,
 ) -> None:
     """Spend a budget of several runs on a task: restarts, forks, and runs stopped early."""
@@ -98,9 +106,7 @@ def tune(
     from trimtab.search.study import usual_study_name
 
     found = find_task(task, variant)
-    items, held = start_values(found, names(hyperparameters), assignments(start or []), start_scale)
-    offered = {item.name: item.default for item in found.hyperparameters}
-    begun = {one.name: one.default for one in items if one.default != offered[one.name]} | held
+    begun = _starts(found, names(hyperparameters), start, start_scale)
     if notice := getattr(found, "notice", ""):
         say(str(notice))
     called = study or usual_study_name(found.name, method, seed)
@@ -131,6 +137,15 @@ def tune(
         ),
     )
     _print_result(result, found.monitor, as_json=as_json)
+
+
+def _starts(
+    task: Task, steered: list[str], start: list[str] | None, scale: float | None
+) -> dict[str, float]:
+    """Return the start values that differ from a task's own."""
+    items, held = start_values(task, steered, assignments(start or []), scale)
+    offered = {item.name: item.default for item in task.hyperparameters}
+    return {one.name: one.default for one in items if one.default != offered[one.name]} | held
 
 
 def resume(

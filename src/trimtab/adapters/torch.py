@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from trimtab.adapters.torch_actuators import entries_of, find_actuators, wants_depth
+from trimtab.adapters.torch_actuators import Actuator, entries_of, find_actuators, wants_depth
 from trimtab.adapters.torch_checks import (
     check_loss,
     check_model,
@@ -20,7 +20,7 @@ from trimtab.adapters.torch_depth import DepthRates
 from trimtab.adapters.torch_distributed import LedController, LedValidation, Processes
 from trimtab.adapters.torch_memory import MicroBatches
 from trimtab.adapters.torch_proof import Proofs
-from trimtab.adapters.torch_reference import make_rates
+from trimtab.adapters.torch_reference import Rates, make_rates
 from trimtab.adapters.torch_snapshots import Snapshots
 from trimtab.adapters.torch_steering import Steering
 from trimtab.adapters.torch_stepping import Stepper
@@ -141,51 +141,35 @@ class TorchController:
         self._memory = MicroBatches(model)
         self._processes = processes = Processes()
         validation: Any = Validation(validate, model, monitor=monitor, mode=mode)
-        hyperparameters = entries_of(hyperparameters)
-        depth = DepthRates(optimizer, model, layers) if wants_depth(hyperparameters) else None
+        wanted = entries_of(hyperparameters)
+        depth = DepthRates(optimizer, model, layers) if wants_depth(wanted) else None
         rates = make_rates(optimizer, reference, steps)
-        items, actuators = find_actuators(
-            hyperparameters,
-            optimizer=optimizer,
-            model=model,
-            learning_rate=rates.starts[rates.lead],
-            loss_fn=loss_fn,
-            clipping=self._stepper.clipping(),
-            depth=depth,
-            cycled=rates.cycled,
-        )
-        spec, policy_object = controller_for(policy, items, decisions=decisions)
+        items, actuators = self._found(wanted, rates, depth, loss_fn)
+        spec, chooser = controller_for(policy, items, decisions=decisions)
         if processes.count > 1:
-            policy_object = LedController(policy_object, spec, processes)
+            chooser = LedController(chooser, spec, processes)
             validation = LedValidation(validation, processes)
-        snapshots_kept = Snapshots(
-            snapshots,
-            needed=not watch_only and (keep_best or policy_object.guarded),
-            model=model,
-            optimizer=optimizer,
-            scaler=scaler,
-            clock=(rates.snapshot, rates.restore),
-        )
-        info = RunInfo(
-            task=type(model).__name__,
-            spec=spec,
-            total_steps=steps,
-            policy=policy_object.name,
-            reference=reference if isinstance(reference, str) else _name_of(reference),
-            seed=seed,
-            monitor=monitor,
-            mode=mode,
-            watch_only=watch_only,
-            log_to=log_to,
-        )
+        needed = not watch_only and (keep_best or chooser.guarded)
+        kept = self._snapshots(snapshots, rates, needed=needed)
         self._steering = Steering(
-            info,
-            policy_object,
+            RunInfo(
+                task=type(model).__name__,
+                spec=spec,
+                total_steps=steps,
+                policy=chooser.name,
+                reference=reference if isinstance(reference, str) else _name_of(reference),
+                seed=seed,
+                monitor=monitor,
+                mode=mode,
+                watch_only=watch_only,
+                log_to=log_to,
+            ),
+            chooser,
             stepper=self._stepper,
             rates=rates,
             actuators=actuators,
             validation=validation,
-            snapshots=snapshots_kept,
+            snapshots=kept,
             keep_best=keep_best,
             store=store if processes.leads else None,
             proofs=Proofs(actuators, optimizer, depth),
@@ -310,6 +294,32 @@ class TorchController:
             steering.rejoin_groups()
         else:
             self._stepper.skip()
+
+    # What the controller is made of.
+
+    def _found(
+        self, wanted: list[Any], rates: Rates, depth: DepthRates | None, loss_fn: nn.Module | None
+    ) -> tuple[list[Hyperparameter], list[Actuator | None]]:
+        return find_actuators(
+            wanted,
+            optimizer=self.optimizer,
+            model=self.model,
+            learning_rate=rates.starts[rates.lead],
+            loss_fn=loss_fn,
+            clipping=self._stepper.clipping(),
+            depth=depth,
+            cycled=rates.cycled,
+        )
+
+    def _snapshots(self, place: str, rates: Rates, *, needed: bool) -> Snapshots:
+        return Snapshots(
+            place,
+            needed=needed,
+            model=self.model,
+            optimizer=self.optimizer,
+            scaler=self._stepper.scaler,
+            clock=(rates.snapshot, rates.restore),
+        )
 
     # Resuming.
 

@@ -93,15 +93,7 @@ def tune(
         StoreError: The store failed, or runs did in a way that is worth no other try.
         KeyboardInterrupt: Ctrl-C; what was done is kept, see `resume`.
     """
-    if not (math.isfinite(budget) and budget >= 1):
-        raise SpecError(f"budget: {budget!r} is not a number from 1; give the whole runs to spend")
-    if not 0 <= seed < 2**31:
-        raise SpecError(f"seed: {seed!r} is not in 0..{2**31 - 1}; choose one of these")
-    if stop_when_gain_below is not None and not stop_when_gain_below >= 0:
-        raise SpecError(
-            f"stop_when_gain_below: {stop_when_gain_below!r} is not a number from 0; give the gain "
-            "that a further run is worth, in the unit of the loss"
-        )
+    _check_numbers(budget, seed, stop_when_gain_below)
     if sampler is not None and sampler not in SAMPLERS:
         raise unknown_name("sampler", sampler, SAMPLERS)
     made, name = _named(task, variant)
@@ -124,13 +116,7 @@ def tune(
     with ExitStack() as stack:
         # Before the store is touched: a study that cannot begin is not to be there.
         given = _engine(engine, jobs, (resources, address), is_given=name in GIVEN_TASKS)
-        where = store
-        if where is None:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="trimtab-"))
-            where = f"sqlite:///{folder}/study.db"
-            # They may lie elsewhere, see TRIMTAB_SNAPSHOTS.
-            kept = snapshot_folder(where, called).parent
-            stack.callback(shutil.rmtree, kept, ignore_errors=True)
+        where = _store_for_now(stack, called) if store is None else store
         studies = stack.enter_context(Studies(where))
         settings = _with_sampler(studies, called, settings)
         design_of(made, method, seed, settings).propose((), budget)  # says what is wrong with it
@@ -197,6 +183,28 @@ def resume(
         if given is not engine:  # ours: its workers end before what they write to goes
             stack.callback(given.close)
         return Coordinator(studies, record, made, given, progress).run()
+
+
+def _check_numbers(budget: float, seed: int, stop_when_gain_below: float | None) -> None:
+    if not (math.isfinite(budget) and budget >= 1):
+        raise SpecError(f"budget: {budget!r} is not a number from 1; give the whole runs to spend")
+    if not 0 <= seed < 2**31:
+        raise SpecError(f"seed: {seed!r} is not in 0..{2**31 - 1}; choose one of these")
+    if stop_when_gain_below is not None and not stop_when_gain_below >= 0:
+        raise SpecError(
+            f"stop_when_gain_below: {stop_when_gain_below!r} is not a number from 0; give the gain "
+            "that a further run is worth, in the unit of the loss"
+        )
+
+
+def _store_for_now(stack: ExitStack, study: str) -> str:
+    """Return a new store that is gone, with what it keeps of a study, when the stack ends."""
+    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="trimtab-"))
+    store = f"sqlite:///{folder}/study.db"
+    # They may lie elsewhere, see TRIMTAB_SNAPSHOTS.
+    kept = snapshot_folder(store, study).parent
+    stack.callback(shutil.rmtree, kept, ignore_errors=True)
+    return store
 
 
 def _named(task: str | Task, variant: str | None) -> tuple[Task, str]:
