@@ -14,17 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = [
-    "Killer",
-    "begin",
-    "descendants",
-    "gone_within",
-    "plain",
-    "query",
-    "recorded",
-    "require_same_study",
-    "under_fire",
-]
+__all__ = ["Killer", "gone_within", "require_same_end"]
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = """
@@ -38,6 +28,9 @@ print(json.dumps(result.to_dict()))
 """
 WORKERS = {"local": b"spawn_main", "ray": b"ray::_Worker"}
 """What stands in the command line of an engine's worker processes."""
+
+RUNS = 12
+"""Runs of the study, at least."""
 
 PAUSE_SECONDS = 1.5  # how long the disk is full, and the database locked
 
@@ -269,3 +262,35 @@ def under_fire(killer: Killer, engine: str, seconds: float, **more: str) -> str:
             return output
         assert time.monotonic() < end, f"not over after {seconds:.0f} s: {complaints[-2000:]}"
         assert coordinator.returncode == -signal.SIGKILL, complaints
+
+
+def require_same_end(
+    engine: str, noisy: str, deeds: Mapping[str, int], folder: Path, *, seconds: float, **more: str
+) -> Killer:
+    """Assert that a study under fire ends as the quiet local one does; return who fired.
+
+    Args:
+        engine: Of the study under fire.
+        noisy: Its store.
+        deeds: As in `Killer`.
+        folder: For the quiet store and what stands for a full disk.
+        seconds: How long the study under fire may take.
+        more: Environment of the study under fire.
+    """
+    quiet = f"sqlite:///{folder / 'quiet.db'}"
+    printed, complaints = begin(quiet).communicate(timeout=600)
+    assert printed, complaints
+    assert len(json.loads(printed)["runs"]) >= RUNS
+
+    flag = folder / "full"
+    killer = Killer(noisy, engine, deeds, expected=len(recorded(quiet)), flag=flag)
+    paced = {"SLOW_SECONDS": "0.03", "FULL_DISK_FLAG": str(flag)}
+    output = under_fire(killer, engine, seconds, **paced, **more)
+
+    assert killer.done == deeds
+    require_same_study(noisy, quiet)
+    assert plain(output) == plain(printed)
+    attempts = query(noisy, "select sum(attempts), count(*) from units")[0]
+    assert attempts[0] > attempts[1] + deeds["worker"] // 2
+    assert len(killer.workers) >= deeds["worker"]
+    return killer
