@@ -57,7 +57,8 @@ def learn(
     minutes: Annotated[float | None, typer.Option(help="Stop after this many minutes.")] = None,
     resume: Annotated[bool, typer.Option(help="Continue what is in --out.")] = False,
     initial: Annotated[
-        Path | None, typer.Option(help="--out folder of an earlier stage to begin from.")
+        str | None,
+        typer.Option(help="What to begin from: an earlier --out folder, a policy's name or file."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
@@ -67,7 +68,12 @@ def learn(
     from trimtab.agents.meta_training import Progress
     from trimtab.agents.meta_training import learn as train
 
+    from trimtab.defaults import policy_path
+
     settings = read_settings(config)
+    begin = None
+    if initial is not None:
+        begin = Path(initial) if Path(initial).is_dir() else policy_path(initial)
     last: dict[str, Any] = {}
     with _bar(f"learning {settings.name}") as bar:
         task = bar.add_task("", total=settings.iterations, note="compiling")
@@ -82,7 +88,7 @@ def learn(
                 print(f"{progress.iteration}/{progress.of} {note}", file=sys.stderr)
 
         path = train(
-            settings, out, resume=resume, initial=initial, minutes=minutes, on_progress=show
+            settings, out, resume=resume, initial=begin, minutes=minutes, on_progress=show
         )
     if as_json:
         print(json.dumps({"policy": str(path), **last}))

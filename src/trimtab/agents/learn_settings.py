@@ -43,6 +43,8 @@ class LearnSettings:
         name: Of the policy.
         seed: Of everything.
         iterations: Batches of runs learned from.
+        critic_first: Iterations at the start from which the critic alone learns, for a training
+            that begins from a policy file.
         tasks: Tasks in a batch.
         siblings: Runs of each task, with common random numbers, other starts and actions.
         decisions: Numbers of decisions that are drawn from.
@@ -64,6 +66,7 @@ class LearnSettings:
     name: str = "policy"
     seed: int = 0
     iterations: int = 600
+    critic_first: int = 0
     tasks: int = 32
     siblings: int = 8
     decisions: tuple[int, ...] = (12, 20, 30)

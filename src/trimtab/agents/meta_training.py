@@ -17,6 +17,8 @@ from trimtab.agents.learn_settings import FamilyShare, LearnSettings
 from trimtab.agents.policy_network import critic_inputs, init_critic, init_policy, value
 from trimtab.agents.proximal import Learner, advantages, optimiser, update
 from trimtab.agents.rollout import Episodes, columns_of, rollout
+from trimtab.agents.shipping import spread_of, write_trained
+from trimtab.controllers.learned import read_policy
 from trimtab.core.errors import SpecError
 from trimtab.core.features import GLOBAL_FEATURES, TOKEN_FEATURES
 from trimtab.core.hyperparameters import KINDS, Hyperparameter
@@ -195,10 +197,53 @@ def _iteration(
     )
     batch, figures = _batch(settings, learner, episodes, decades)
     remaining = 1.0 - iteration / settings.iterations
-    learner, seen = update(
+    updated, seen = update(
         learner, settings.ppo, batch, seed=(settings.seed, iteration, 7), remaining=remaining
     )
-    return learner, {**figures, **seen, "steps": float(steps * size)}, episodes
+    if iteration < settings.critic_first:
+        updated = updated._replace(policy=learner.policy, average=learner.average)
+    return updated, {**figures, **seen, "steps": float(steps * size)}, episodes
+
+
+def _begin_from(
+    place: Path, settings: LearnSettings, fresh: Learner
+) -> tuple[Learner, dict[str, Any], np.ndarray]:
+    """Return learner, counts and feature statistics of a training's folder or a policy file."""
+    from trimtab.agents.checkpoints import load_checkpoint
+
+    if place.is_file():
+        return _begin_from_policy(place, settings, fresh)
+    earlier = load_checkpoint(place, fresh)
+    if earlier is None:
+        raise SpecError(
+            f"{place} holds no training to begin from; name its --out folder or a policy file"
+        )
+    stage, _, counts, statistics = earlier
+    return stage._replace(moments=fresh.moments), counts, statistics
+
+
+def _begin_from_policy(
+    file: Path, settings: LearnSettings, fresh: Learner
+) -> tuple[Learner, dict[str, Any], np.ndarray]:
+    policy = read_policy(file)
+    made_for = control_spec(settings, policy.spec.hyperparameters, policy.spec.decisions)
+    made_for.require_compatible(policy.spec)
+    shapes = {name: array.shape for name, array in policy.parameters.items()}
+    if shapes != {name: array.shape for name, array in fresh.policy.items()}:
+        width = policy.parameters["token_b"].shape[0]
+        raise SpecError(f"width: {settings.width} is not the {width} of {file}; set width = {width}")
+    arrays = {name: jnp.asarray(array) for name, array in policy.parameters.items()}
+    about = policy.about
+    counts = {
+        "runs": int(about.get("runs", 0)),
+        "steps": int(about.get("inner_steps", 0)),
+        "seconds": 60.0 * float(about.get("minutes", 0)),
+    }
+    statistics = np.zeros((2, len(GLOBAL_FEATURES)))
+    if policy.novelty:
+        mean = policy.novelty["novelty_mean"].astype(float)
+        statistics = np.stack([mean, mean**2 + spread_of(policy.novelty["novelty_scale"]) ** 2])
+    return fresh._replace(policy=arrays, average=arrays), counts, statistics
 
 
 def final_correction(episodes: Episodes) -> np.ndarray:
@@ -280,17 +325,18 @@ def learn(
         settings: What to train.
         folder: Where to keep it; made if missing.
         resume: Continue what is there.
-        initial: Folder of a finished training whose policy and critic this one begins from, as a
-            second stage with settings of its own; its runs and seconds are counted in.
+        initial: What this training begins from, as a second stage with settings of its own: the
+            folder of an earlier one (its policy and critic) or a policy file (its policy, with a
+            fresh critic; see ``critic_first``). Its runs and seconds are counted in.
         minutes: Stop after this time, over all sessions; None: after ``settings.iterations``.
         on_progress: Told after each iteration.
         checkpoint_every: Iterations between checkpoints.
 
     Raises:
-        SpecError: The folder holds a training with other settings, or one and not ``resume``.
+        SpecError: The folder holds a training with other settings, or one and not ``resume``;
+            ``initial`` holds nothing to begin from, or a policy of another contract.
     """
     from trimtab.agents.checkpoints import load_checkpoint, save_checkpoint
-    from trimtab.agents.shipping import write_trained
 
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
@@ -310,11 +356,7 @@ def learn(
     if state is not None:
         learner, first, counts, statistics = state
     elif initial is not None:
-        earlier = load_checkpoint(Path(initial), learner)
-        if earlier is None:
-            raise SpecError(f"{initial} holds no training to begin from; name its --out folder")
-        stage, _, counts, statistics = earlier
-        learner = stage._replace(moments=learner.moments)
+        learner, counts, statistics = _begin_from(Path(initial), settings, learner)
     began = time.monotonic() - counts["seconds"]
     for iteration in range(first, settings.iterations):
         learner, figures, episodes = _iteration(settings, buckets, learner, iteration)

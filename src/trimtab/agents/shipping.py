@@ -12,10 +12,17 @@ from trimtab.controllers.learned import PolicyFile, write_policy
 from trimtab.core.hyperparameters import hyperparameter
 from trimtab.core.spec import LEAST_STEPS, ControlSpec
 
-__all__ = ["NOVELTY_LIMIT", "write_trained"]
+__all__ = ["NOVELTY_LIMIT", "spread_of", "write_trained"]
 
 NOVELTY_LIMIT = 12.0
 """Mean squared distance from training, in units of the features' scale, taken as unseen."""
+
+_LEAST_SCALE = 0.1
+
+
+def spread_of(scale: np.ndarray) -> np.ndarray:
+    """Return the features' standard deviation in training, from a policy's scale of novelty."""
+    return np.maximum(scale.astype(float) - _LEAST_SCALE, 0.0)
 
 
 def write_trained(
@@ -38,7 +45,7 @@ def write_trained(
         **{"reward": "best-so-far", "least_steps": LEAST_STEPS, **fields},
     )
     mean, square = statistics
-    scale = np.sqrt(np.maximum(square - mean**2, 0.0)) + 0.1
+    scale = np.sqrt(np.maximum(square - mean**2, 0.0)) + _LEAST_SCALE
     policy = PolicyFile(
         name=settings.name,
         spec=spec,
