@@ -141,3 +141,46 @@ def test_a_share_of_the_starts_lies_near_a_fair_one(monkeypatch, tmp_path: Path)
     assert near[0] < 0.25
     assert 0.35 < near[1] < 0.65
     assert near[2] == 1.0
+
+
+def test_a_training_begins_from_a_policy_file(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from trimtab.agents.meta_training import learn
+    from trimtab.controllers.learned import read_policy
+    from trimtab.defaults import policy_path
+
+    file = tmp_path / "probe.toml"
+    file.write_text(SETTINGS.replace("width = 16", "width = 64"))
+    settings = replace(read_settings(file), iterations=2, critic_first=1)
+    begun = read_policy(policy_path("trimtab-1"))
+    alone = replace(settings, iterations=1)
+    after = {
+        name: read_policy(learn(each, tmp_path / name, initial=policy_path("trimtab-1")))
+        for name, each in (("critic", alone), ("both", settings))
+    }
+    for name, array in begun.parameters.items():
+        assert np.array_equal(after["critic"].parameters[name], array), name
+    moved = after["both"].parameters["token_w"] - begun.parameters["token_w"]
+    assert 0 < np.abs(moved).max() < 0.1
+    runs = int(begun.about["runs"])
+    assert [int(policy.about["runs"]) - runs for policy in after.values()] == [4, 8]
+
+
+def test_what_a_training_cannot_begin_from_is_named(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from trimtab.agents.meta_training import learn
+    from trimtab.core.errors import IncompatiblePolicyError
+    from trimtab.defaults import policy_path
+
+    file = tmp_path / "probe.toml"
+    file.write_text(SETTINGS)
+    settings = read_settings(file)
+    with pytest.raises(SpecError, match=r"width: 16 is not the 64 of .*set width = 64"):
+        learn(settings, tmp_path / "narrow", initial=policy_path("trimtab-1"))
+    with pytest.raises(SpecError, match="nothing-there holds no training"):
+        learn(settings, tmp_path / "none", initial=tmp_path / "nothing-there")
+    other = replace(settings, width=64, spec={"hyperparameters": ["lr"], "front_windows": 4})
+    with pytest.raises(IncompatiblePolicyError, match="front_windows: 6 there, 4 here"):
+        learn(other, tmp_path / "other", initial=policy_path("trimtab-1"))
