@@ -67,7 +67,6 @@ def learn(
     from trimtab.agents.learn_settings import read_settings
     from trimtab.agents.meta_training import Progress
     from trimtab.agents.meta_training import learn as train
-
     from trimtab.defaults import policy_path
 
     settings = read_settings(config)
@@ -87,9 +86,7 @@ def learn(
             if not bar.console.is_terminal and progress.iteration % 20 == 0:
                 print(f"{progress.iteration}/{progress.of} {note}", file=sys.stderr)
 
-        path = train(
-            settings, out, resume=resume, initial=begin, minutes=minutes, on_progress=show
-        )
+        path = train(settings, out, resume=resume, initial=begin, minutes=minutes, on_progress=show)
     if as_json:
         print(json.dumps({"policy": str(path), **last}))
     else:

@@ -230,8 +230,8 @@ def _begin_from_policy(
     made_for.require_compatible(policy.spec)
     shapes = {name: array.shape for name, array in policy.parameters.items()}
     if shapes != {name: array.shape for name, array in fresh.policy.items()}:
-        width = policy.parameters["token_b"].shape[0]
-        raise SpecError(f"width: {settings.width} is not the {width} of {file}; set width = {width}")
+        own = policy.parameters["token_b"].shape[0]
+        raise SpecError(f"width: {settings.width} is not the {own} of {file}; set width = {own}")
     arrays = {name: jnp.asarray(array) for name, array in policy.parameters.items()}
     about = policy.about
     counts = {
