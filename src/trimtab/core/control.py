@@ -35,6 +35,7 @@ __all__ = [
     "check_action",
     "decode",
     "n_discrete_actions",
+    "no_action",
     "observe",
 ]
 
@@ -68,6 +69,15 @@ def n_discrete_actions(spec: ControlSpec) -> int:
 def action_shape(spec: ControlSpec) -> tuple[int, ...]:
     """Return the shape of an action: () for discrete, else (H + 1,), restore being the last."""
     return () if spec.actions == "discrete" else (len(spec.hyperparameters) + 1,)
+
+
+def no_action(spec: ControlSpec) -> np.ndarray:
+    """Return the action that moves nothing and restores nothing."""
+    if spec.actions == "discrete":
+        return np.asarray(0, np.int64)
+    if spec.actions == "continuous":
+        return np.zeros(action_shape(spec), np.float32)
+    return np.array([MOVES.index(0.0)] * len(spec.hyperparameters) + [0], np.int64)
 
 
 def check_action(spec: ControlSpec, action: Any) -> np.ndarray:

@@ -13,24 +13,16 @@ from typing import Any
 import numpy as np
 
 from trimtab.core.carry import Carry, begin, pack_array, unpack_array
-from trimtab.core.control import action_shape, apply, check_action, decode, observe
+from trimtab.core.control import apply, check_action, decode, no_action, observe
 from trimtab.core.decision import Decision, Recorder, Summary
 from trimtab.core.errors import SpecError
 from trimtab.core.guard import Reason
 from trimtab.core.metrics import Metrics
+from trimtab.core.offset_values import value_at_offset, value_in_force, value_over_start
 from trimtab.core.protocols import Controller
-from trimtab.core.spec import MOVES, ControlSpec, window_ends
+from trimtab.core.spec import ControlSpec, window_ends
 
 __all__ = ["Session", "no_action"]
-
-
-def no_action(spec: ControlSpec) -> np.ndarray:
-    """Return the action that moves nothing and restores nothing."""
-    if spec.actions == "discrete":
-        return np.asarray(0, np.int64)
-    if spec.actions == "continuous":
-        return np.zeros(action_shape(spec), np.float32)
-    return np.array([MOVES.index(0.0)] * len(spec.hyperparameters) + [0], np.int64)
 
 
 def _nothing() -> None:
@@ -157,28 +149,14 @@ class Session:
 
         An offset of exactly zero gives the start itself, to the last bit.
         """
-        item = self.spec.hyperparameters[index]
-        moved = np.float32(offset[index])
-        if moved == 0:
-            return float(item.default)
-        if item.scale == "log":
-            return float(item.default) * float(np.float32(10.0) ** moved)
-        return item.from_coordinate(item.to_coordinate(item.default) + float(moved))
+        return value_at_offset(self.spec.hyperparameters[index], np.float32(offset[index]))
 
     def multiplier(self, index: int) -> float:
         """Return what the start of hyperparameter ``index`` is multiplied by; exactly 1.0 for none.
 
         A start of 0 cannot be multiplied; it gives 1.0.
         """
-        item = self.spec.hyperparameters[index]
-        moved = np.float32(self._offset[index])
-        if moved == 0 or item.default == 0:
-            return 1.0
-        if item.scale == "log":
-            factor = float(np.float32(10.0) ** moved)
-            if item.low <= item.default * factor <= item.high:
-                return factor
-        return self._in_force(index) / item.default
+        return value_over_start(self.spec.hyperparameters[index], np.float32(self._offset[index]))
 
     def values(self, first: int, steps: int) -> dict[str, np.ndarray]:
         """Return name -> (steps,) float64, the values of steps ``first .. first + steps - 1``."""
@@ -352,12 +330,8 @@ class Session:
     # Inside.
 
     def _in_force(self, index: int) -> float:
-        """Return hyperparameter ``index``'s float64 value now, within bounds, reference excluded.
-
-        A float32 offset at a bound may pass the bound by its rounding.
-        """
-        item = self.spec.hyperparameters[index]
-        return min(max(self.unscheduled(index, self._offset), item.low), item.high)
+        """Return hyperparameter ``index``'s value now, within bounds, reference excluded."""
+        return value_in_force(self.spec.hyperparameters[index], np.float32(self._offset[index]))
 
     def _require_same_run(self, state: Mapping[str, Any]) -> None:
         mine = {
