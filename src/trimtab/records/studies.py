@@ -1,9 +1,7 @@
 """Studies in the store: several processes work on one, each unit is done exactly once.
 
-A unit is claimed by one process at a time. The claim is a lease: whoever holds it renews it, and
-writes only while it is theirs; when the lease has ended, or the holder is known to have died on
-this host, the unit may be claimed again. What a unit came to is written once, in the transaction
-that ends the claim.
+What a unit came to is written once, in the transaction that ends the claim on it; see
+`trimtab.records.claims`.
 """
 
 from __future__ import annotations
@@ -14,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimtab.core.errors import StoreError, unknown_name
+from trimtab.records.claims import UNCLAIMED, free_units, take_unit, update_held
 from trimtab.records.database import DEFAULT_STORE
 from trimtab.records.encoding import to_json
 from trimtab.records.processes import is_gone, process_token
@@ -189,40 +188,18 @@ class Studies:
 
     def claim(self, study: StudyRecord, place: int) -> Claim | None:
         """Claim a unit for this process; None if somebody else has it, or it is over."""
-        from sqlalchemy import and_, or_, select
-
-        from trimtab.records.models import units
-
         now, owner = time.time(), process_token()
-        mine = and_(units.c.study_id == study.id, units.c.place == place)
-        is_free = or_(
-            units.c.status == "waiting",
-            and_(units.c.status == "claimed", units.c.lease_until < now),
+        until = now + LEASE_SECONDS
+        return self._database.change(
+            lambda connection: take_unit(
+                connection, study, place, owner=owner, now=now, until=until
+            )
         )
-        values = {
-            "status": "claimed",
-            "owner": owner,
-            "lease_until": now + LEASE_SECONDS,
-            "attempts": units.c.attempts + 1,
-            "stalled": units.c.stalled + 1,
-        }
-
-        def take(connection: Connection) -> Claim | None:
-            taken = connection.execute(units.update().where(mine, is_free).values(values))
-            if taken.rowcount != 1:
-                return None
-            row = connection.execute(select(units).where(mine)).mappings().one()
-            return Claim(study.name, row["id"], owner, read_unit(dict(row)))
-
-        return self._database.change(take)
 
     def renew(self, claim: Claim) -> bool:
         """Extend a claim's lease; False if the claim was lost."""
-        from trimtab.records.models import units
-
-        values = {"lease_until": time.time() + LEASE_SECONDS}
-        query = units.update().where(*_held(claim)).values(values)
-        return bool(self._database.change(lambda connection: connection.execute(query).rowcount))
+        lease = {"lease_until": time.time() + LEASE_SECONDS}
+        return self._database.change(lambda connection: update_held(connection, claim, lease))
 
     def begin_run(self, claim: Claim, columns: Mapping[str, Any]) -> int | None:
         """Add the run that a unit is, in one with the unit's note of it; None if it was lost.
@@ -234,7 +211,7 @@ class Studies:
         Returns:
             The run's number.
         """
-        from trimtab.records.models import runs, units
+        from trimtab.records.models import runs
 
         record = claim.record
         row = dict(columns) | {"place": record.place, "round": record.round, "kind": record.kind}
@@ -242,8 +219,7 @@ class Studies:
         def begin(connection: Connection) -> int | None:
             made = connection.execute(runs.insert(), row).inserted_primary_key
             number = int(made[0]) if made is not None else 0
-            noted = units.update().where(*_held(claim)).values(run_id=number)
-            if connection.execute(noted).rowcount == 1:
+            if update_held(connection, claim, {"run_id": number}):
                 return number
             connection.execute(runs.delete().where(runs.c.id == number))
             return None
@@ -266,7 +242,7 @@ class Studies:
             status: ``"done"`` or ``"failed"``.
             rows: Runs to be added, of a unit that is many; columns of the table ``runs``.
         """
-        from trimtab.records.models import runs, units
+        from trimtab.records.models import runs
 
         values: dict[str, Any] = {
             "status": status,
@@ -277,8 +253,7 @@ class Studies:
         added = [dict(row) for row in rows]
 
         def end(connection: Connection) -> bool:
-            held = connection.execute(units.update().where(*_held(claim)).values(values))
-            if held.rowcount != 1:
+            if not update_held(connection, claim, values):
                 return False
             for row in added:
                 connection.execute(runs.insert(), row)
@@ -288,11 +263,7 @@ class Studies:
 
     def release(self, claim: Claim) -> None:
         """Give a claim back, so that the unit can be claimed again at once."""
-        from trimtab.records.models import units
-
-        values = {"status": "waiting", "owner": None, "lease_until": None}
-        query = units.update().where(*_held(claim)).values(values)
-        self._database.change(lambda connection: connection.execute(query))
+        self._database.change(lambda connection: update_held(connection, claim, UNCLAIMED))
 
     def release_dead(self, study: StudyRecord) -> list[int]:
         """Free the units whose holders have died on this host, or let their lease end.
@@ -311,18 +282,9 @@ class Studies:
             for row in self._database.rows(held)
             if is_gone(str(row["owner"])) or float(row["lease_until"] or 0.0) < now
         ]
-        values = {"status": "waiting", "owner": None, "lease_until": None}
-
-        def free(connection: Connection) -> list[int]:
-            freed = []
-            for row in lost:
-                same = (units.c.id == row["id"], units.c.owner == row["owner"])
-                still = (*same, units.c.status == "claimed")
-                if connection.execute(units.update().where(*still).values(values)).rowcount:
-                    freed.append(int(row["place"]))
-            return freed
-
-        return self._database.change(free) if lost else []
+        if not lost:
+            return []
+        return self._database.change(lambda connection: free_units(connection, lost))
 
     # Snapshots.
 
@@ -337,7 +299,7 @@ class Studies:
         """
         from sqlalchemy import select
 
-        from trimtab.records.models import snapshots, units
+        from trimtab.records.models import snapshots
 
         row: dict[str, Any] = {"run_id": run, "decision": decision, "step": step}
         row |= {"path": str(kept.path)}
@@ -349,7 +311,7 @@ class Studies:
         older = (snapshots.c.purpose == "latest") | same
 
         def add(connection: Connection) -> list[SnapshotRecord] | None:
-            if connection.execute(units.update().where(*_held(claim)).values(lease)).rowcount != 1:
+            if not update_held(connection, claim, lease):
                 return None
             found = connection.execute(select(snapshots).where(mine, older)).mappings().all()
             connection.execute(snapshots.delete().where(mine, older))
@@ -388,14 +350,6 @@ class Studies:
 
         row = connection.execute(select(studies).where(studies.c.name == name)).mappings().first()
         return None if row is None else read_study(dict(row))
-
-
-def _held(claim: Claim) -> tuple[Any, ...]:
-    """Return the conditions under which a unit still belongs to a claim."""
-    from trimtab.records.models import units
-
-    still = units.c.status == "claimed"
-    return (units.c.id == claim.unit, units.c.owner == claim.owner, still)
 
 
 def _known(found: StudyRecord | None) -> StudyRecord:
