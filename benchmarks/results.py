@@ -16,15 +16,23 @@ import argparse
 import json
 import os
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.commands import shown_command
+from benchmarks.result_tables import (
+    STEERED,
+    budget_rows,
+    budget_table,
+    cost_table,
+    methods_table,
+    starts_table,
+    tasks_table,
+)
 from trimtab.core.errors import SpecError
 from trimtab.records.comparison_compute import compute_picture
-from trimtab.records.comparison_report import COST_HEADS, cost_cells
 from trimtab.records.report import draw
 from trimtab.search.comparing import Comparison
 from trimtab.search.comparison_cost import cost_answer
@@ -42,7 +50,6 @@ __all__ = [
     "with_part",
 ]
 
-_STEERED = "trimtab"
 _CONTROLS = frozenset({"zero", "open-loop", "shuffled"})
 _CLOSE = 0.05  # of regret; smaller differences are called equal
 
@@ -87,129 +94,6 @@ def read_finished(folder: Path) -> Finished:
     return Finished(comparison, figures, versions, about)
 
 
-def _interval(found: Mapping[str, float] | None) -> str:
-    if found is None:
-        return "–"
-    return f"{found['value']:.2f} ({found['low']:.2f} .. {found['high']:.2f})"
-
-
-def _regret(figures: Mapping[str, Any], label: str) -> float:
-    found = figures["regret"].get(label)
-    return float("inf") if found is None else float(found["value"])
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    marks = "|".join(["---"] + ["---:"] * (len(heads) - 1))
-    lines = [f"| {' | '.join(heads)} |", f"|{marks}|"]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
-
-
-def methods_table(figures: Mapping[str, Any]) -> str:
-    """Return every method and budget, the lowest regret first; steered runs in bold."""
-    n_tasks = len(figures["tasks"])
-    rows = []
-    for label in sorted(figures["methods"], key=lambda one: _regret(figures, one)):
-        mark = "**" if label == _STEERED else ""
-        on = figures["n_tasks"][label]
-        beside = figures["steered"][label]
-        theirs = "–" if beside is None or beside["regret"] is None else f"{beside['regret']:.2f}"
-        rows.append(
-            (
-                f"{mark}`{label}`{mark}" + ("" if on == n_tasks else f" (on {on})"),
-                f"{figures['spent'][label]:.2f}",
-                f"{mark}{_interval(figures['regret'][label])}{mark}",
-                "" if label == _STEERED else theirs,
-                _interval(figures["n_star"][label]),
-                _interval(figures["probability_of_improvement"].get(label)),
-                f"{figures['seconds'][label]:.3g}",
-            )
-        )
-    heads = (
-        "method",
-        "whole runs",
-        "regret",
-        "trimtab on the same tasks",
-        "n*",
-        "P(trimtab is better)",
-        "seconds",
-    )
-    return _table(heads, rows)
-
-
-def starts_table(figures: Mapping[str, Any]) -> str:
-    """Return regret by start factor of the methods that use a start; empty if starts were drawn."""
-    scales = list(next(iter(figures["regret_by_start"].values()), {}))
-    rows = [
-        (f"`{label}`", *(_interval(figures["regret_by_start"][label][scale]) for scale in scales))
-        for label in sorted(figures["methods"], key=lambda one: _regret(figures, one))
-        if scales and figures["regret_by_start"][label][scales[0]] is not None
-    ]
-    return _table(("method", *(f"x{scale}" for scale in scales)), rows) if rows else ""
-
-
-def budget_rows(comparison: Comparison, figures: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return, for each search, its regret at the smallest and the largest budget that was run.
-
-    ``better_on`` counts the tasks on which the mean test value is at least as good at the larger.
-    A search that does not gain from its budget is set up wrongly.
-    """
-    labels: dict[str, list[tuple[int, str]]] = {}
-    for label in figures["methods"]:
-        name, _, budget = label.partition(":")
-        if figures["regret"].get(label) is not None:
-            labels.setdefault(name, []).append((int(budget or 1), label))
-    rows = []
-    for name, found in labels.items():
-        (least, small), (most, large) = min(found), max(found)
-        if least == most:
-            continue
-        shared = [t for t, means in figures["test"].items() if small in means and large in means]
-        sign = {t: 1.0 if comparison.tasks[t].mode == "min" else -1.0 for t in shared}
-        better = [
-            t
-            for t in shared
-            if sign[t] * figures["test"][t][large] <= sign[t] * figures["test"][t][small]
-        ]
-        rows.append(
-            {
-                "method": name,
-                "least": least,
-                "most": most,
-                "regret_least": _regret(figures, small),
-                "regret_most": _regret(figures, large),
-                "better_on": len(better),
-                "tasks": len(shared),
-            }
-        )
-    return rows
-
-
-def _budget_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    return _table(
-        ("search", "smallest budget", "its regret", "largest budget", "its regret", "gains on"),
-        [
-            (
-                f"`{row['method']}`",
-                str(row["least"]),
-                f"{row['regret_least']:.2f}",
-                str(row["most"]),
-                f"{row['regret_most']:.2f}",
-                f"{row['better_on']} of {row['tasks']} tasks"
-                + ("" if row["regret_most"] <= row["regret_least"] else "; **not on average**"),
-            )
-            for row in rows
-        ],
-    )
-
-
-def cost_table(figures: Mapping[str, Any]) -> str:
-    """Return what each method needs to end as well as one steered run; empty without steered."""
-    if not figures["cost"]:
-        return ""
-    rows = [cost_cells(row) for row in figures["cost"]["methods"]]
-    return _table(COST_HEADS, [(f"`{name}`", *cells) for name, *cells in rows])
-
-
 def when_not(figures: Mapping[str, Any]) -> str:
     """Return the sentence about when not to use trimtab, from what ended with lower regret.
 
@@ -221,13 +105,12 @@ def when_not(figures: Mapping[str, Any]) -> str:
     for label in figures["methods"]:
         found, beside = figures["regret"].get(label), figures["steered"].get(label)
         name = label.partition(":")[0]
-        if name == _STEERED or name in _CONTROLS or found is None or beside is None:
+        if name == STEERED or name in _CONTROLS or found is None or beside is None:
             continue
         if beside["regret"] is not None and found["value"] < beside["regret"] - _CLOSE:
             better.append((figures["spent"][label], label, found["value"], beside["regret"]))
     tuned = [
-        (name, figures["regret_by_start"].get(name, {}).get("1"))
-        for name in ("reference", _STEERED)
+        (name, figures["regret_by_start"].get(name, {}).get("1")) for name in ("reference", STEERED)
     ]
     if all(found is not None for _, found in tuned):
         reference, steered = (float(found["value"]) for _, found in tuned if found is not None)
@@ -302,37 +185,6 @@ def with_part(text: str, part: str) -> str:
     return f"{before}{_OPENED}\n\n{part}\n\n{_CLOSED}{after}"
 
 
-def _tasks_table(figures: Mapping[str, Any]) -> str:
-    """Return each task's scale, and the mean test value of the methods that end best on it."""
-    rows = []
-    for name, task in figures["tasks"].items():
-        means = figures["test"][name]
-        best = sorted(means, key=means.__getitem__, reverse=task["mode"] == "max")
-        rows.append(
-            (
-                f"`{name}`",
-                task["metric"],
-                f"{task['tuned']:.3g}",
-                f"{task['median']:.3g}",
-                str(task["pool"]),
-                "–" if _STEERED not in means else f"{means[_STEERED]:.3g}",
-                f"`{best[0]}` {means[best[0]]:.3g}",
-                "yes" if task["flagged"] else "no",
-            )
-        )
-    heads = (
-        "task",
-        "metric",
-        "loss when tuned",
-        "median loss of the pool",
-        "pool",
-        "trimtab, mean on test",
-        "best method, mean on test",
-        "within the noise",
-    )
-    return _table(heads, rows)
-
-
 def _under(finished: Finished) -> str:
     """Return what stands under the tables: tasks, seeds, machine, versions, command, date."""
     about = finished.about
@@ -357,11 +209,11 @@ def section(finished: Finished) -> str:
     if starts := starts_table(figures):
         parts += ["### Regret by start factor", starts]
     if rows := budget_rows(finished.comparison, figures):
-        parts += ["### Does each search gain from its budget?", _budget_table(rows)]
+        parts += ["### Does each search gain from its budget?", budget_table(rows)]
     if figures["cost"]:
         parts += ["### What it costs, and saves", figures["cost"]["sentence"], cost_table(figures)]
         parts += ["### When not to use it", when_not(figures)]
-    parts += ["### Tasks", _tasks_table(figures), _under(finished)]
+    parts += ["### Tasks", tasks_table(figures), _under(finished)]
     return "\n\n".join(parts)
 
 
