@@ -1,27 +1,30 @@
 """Whole steered runs on the simulators, thousands at a time: what agents learn from.
 
-The decision is the very same `observe` and `apply` as in a live run, traced by JAX and batched.
+A decision is what it is in a live run; see `trimtab.agents.decision_programs`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from functools import lru_cache
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trimtab.agents.policy_network import act
+from trimtab.agents.decision_programs import (
+    STEERING,
+    Decided,
+    closing_program,
+    decision_program,
+)
 from trimtab.core.carry import Carry, begin
-from trimtab.core.control import apply, observe
+from trimtab.core.control import Values
 from trimtab.core.errors import unknown_name
 from trimtab.core.hyperparameters import Hyperparameter
 from trimtab.core.metrics import Metrics
 from trimtab.core.references import reference_multipliers
-from trimtab.core.session import no_action
 from trimtab.core.spec import ControlSpec, window_ends
 from trimtab.envs.simulators.batch import Programs, values_at
 from trimtab.envs.simulators.family import OPTIMISERS
@@ -38,9 +41,6 @@ __all__ = [
     "initial_carry",
     "rollout",
 ]
-
-STEERING = "mean"
-"""How a policy answers in use; see `trimtab.agents.policy_network.act`."""
 
 PAD = 65
 """Decisions of the longest run that the compiled control programs hold, plus one."""
@@ -94,55 +94,6 @@ class Episodes(NamedTuple):
     properties: np.ndarray
 
 
-@lru_cache(maxsize=32)
-def _decide(spec: ControlSpec, mode: str) -> Callable[..., Any]:
-    """Return the jitted batch of one decision: observe, act, apply."""
-    idle = jnp.asarray(no_action(spec), jnp.int32)
-
-    def observed(carry: Carry, metrics: Metrics) -> Any:
-        return observe(spec, carry, metrics, jnp)
-
-    def applied(carry: Carry, action: Any) -> Any:
-        return apply(spec, carry, action, jnp)
-
-    @jax.jit
-    def decide(
-        parameters: Any, carry: Carry, metrics: Metrics, hidden: Any, key: Any, aside: Any
-    ) -> Any:
-        carry, observation, reward = jax.vmap(observed)(carry, metrics)
-        is_best = carry.is_best
-        log_probability = jnp.zeros(observation.shape[0])
-        action = jnp.broadcast_to(idle, (observation.shape[0], *idle.shape))
-        held = jnp.zeros(observation.shape[0])
-        if mode in ("sample", "greedy", "mean", "shuffled"):
-            seen = observation[aside] if mode == "shuffled" else observation
-            action, log_probability, hidden = act(
-                parameters, seen, hidden, key, STEERING if mode == "shuffled" else mode
-            )
-            if "novelty_mean" in parameters:
-                n_global = parameters["novelty_mean"].shape[0]
-                mean, scale = parameters["novelty_mean"], parameters["novelty_scale"]
-                distance = (seen[:, :n_global] - mean[None, :]) / scale[None, :]
-                held = ((distance**2).mean(-1) > parameters["novelty_limit"]).astype(jnp.float32)
-                action = jnp.where(held[:, None] > 0, idle, action)
-        carry, values, _ = jax.vmap(applied)(carry, action)
-        if mode == "fixed":
-            offset = jnp.clip(aside, carry.low_offset, carry.high_offset)
-            carry = carry._replace(offset=offset)
-            values = values._replace(offset=offset)
-        return carry, hidden, observation, action, log_probability, reward, is_best, values, held
-
-    return decide
-
-
-@lru_cache(maxsize=8)
-def _last(spec: ControlSpec) -> Callable[..., Any]:
-    def one(carry: Carry, metrics: Metrics) -> Any:
-        return observe(spec, carry, metrics, jnp)
-
-    return jax.jit(jax.vmap(one))
-
-
 def fair_lr(bucket: Programs, runs: Any, centre: Mapping[str, float] | None = None) -> np.ndarray:
     """Return (B,) usual learning rates, divided by the factor that a task hides.
 
@@ -192,6 +143,191 @@ def initial_carry(spec: ControlSpec, total_steps: int, size: int, guarded: bool)
     return Carry(*(jnp.broadcast_to(jnp.asarray(x), (size, *np.shape(x))) for x in carry))
 
 
+@dataclass(frozen=True)
+class _Setup:
+    """What holds for B runs from the first window to the last.
+
+    Attributes:
+        bucket: Compiled programs of a family's variant.
+        spec: What is steered.
+        total_steps: Of each run.
+        guarded: Whether the guard acts.
+        starts: (B, H) float32, of all hyperparameters that the family has.
+        steered: Which of the H the spec's are.
+        shown: (B,) float32 examples that each validation is charged with.
+        missing: (B,) 1 where gradient statistics are withheld, or None.
+        reference_loss: (K + 1, B) validation losses of the reference runs, or None.
+    """
+
+    bucket: Programs
+    spec: ControlSpec
+    total_steps: int
+    guarded: bool
+    starts: np.ndarray
+    steered: Sequence[int]
+    shown: np.ndarray
+    missing: np.ndarray | None
+    reference_loss: np.ndarray | None = None
+
+
+class _Course(NamedTuple):
+    """What B runs went through.
+
+    Attributes:
+        decisions: K of them.
+        alive: K times (B,), see `Episodes`.
+        val_loss: K + 1 times (B,).
+        runs: As they ended.
+        carry: As it was at the last decision.
+        metrics: Of the last window, which no decision has seen.
+        steps: (B,) int64 steps done.
+    """
+
+    decisions: list[Decided]
+    alive: list[np.ndarray]
+    val_loss: list[Any]
+    runs: Any
+    carry: Carry
+    metrics: Metrics
+    steps: np.ndarray
+
+
+def _first_carry(setup: _Setup) -> Carry:
+    """Return the memory of the runs before their first validation."""
+    spec, steps = setup.spec, setup.total_steps
+    carry = initial_carry(spec, steps, len(setup.starts), setup.guarded)
+    carry = bounded(carry, spec.hyperparameters, setup.starts[:, setup.steered])
+    if spec.reward == "cost-aware":
+        validations = len(window_ends(spec, steps)) + 1
+        whole = np.float32(BATCH_SIZE * steps) + validations * setup.shown
+        carry = carry._replace(budget=jnp.asarray(whole, jnp.float32))
+    return carry
+
+
+def _first_metrics(val_loss: jax.Array) -> Metrics:
+    """Return what is known before step 1: the validation loss (B,)."""
+    nothing = jnp.full(len(val_loss), np.nan, jnp.float32)
+    return Metrics(*[nothing] * len(Metrics._fields))._replace(
+        val_loss=val_loss, steps=nothing * 0 + 0, charge=nothing * 0, finite=jnp.ones(len(val_loss))
+    )
+
+
+def _padded_reference(total_steps: int) -> jax.Array:
+    """Return the reference's multipliers as the programs take them, (MAX_STEPS,) float32."""
+    schedule = np.zeros(MAX_STEPS, np.float32)
+    schedule[:total_steps] = reference_multipliers("warmup-linear", total_steps)
+    return jnp.asarray(schedule)
+
+
+def _values_in_force(setup: _Setup, values: Values) -> jax.Array:
+    """Return (B, H) float32 values of all hyperparameters after a decision."""
+    starts, steered = setup.starts, setup.steered
+    current = starts.copy()
+    current[:, steered] = values_at(
+        starts[:, steered], np.asarray(values.offset), setup.spec.hyperparameters, np
+    )
+    return jnp.asarray(current)
+
+
+def _as_told(setup: _Setup, metrics: Metrics, window: int) -> Metrics:
+    """Return what a window's metrics tell a decision: some is added, some withheld."""
+    metrics = metrics._replace(charge=metrics.charge + setup.shown)
+    if setup.reference_loss is not None:
+        metrics = metrics._replace(reference_loss=jnp.asarray(setup.reference_loss[window + 1]))
+    if setup.missing is not None:
+        gone = jnp.where(jnp.asarray(setup.missing) > 0, jnp.nan, 1.0)
+        metrics = metrics._replace(
+            grad_norm=metrics.grad_norm * gone,
+            grad_cosine=metrics.grad_cosine * gone,
+            update_ratio=metrics.update_ratio * gone,
+        )
+    return metrics
+
+
+def _steer(
+    setup: _Setup,
+    parameters: Any,
+    runs: Any,
+    val_loss: jax.Array,
+    *,
+    seed: int,
+    mode: str,
+    aside: Any,
+) -> _Course:
+    """Take the prepared runs to their end; see `rollout` for what it shares."""
+    spec, size = setup.spec, len(setup.starts)
+    reference = _padded_reference(setup.total_steps)
+    carry, metrics = _first_carry(setup), _first_metrics(val_loss)
+    width = parameters["token_b"].shape[0] if parameters else 1
+    hidden = jnp.zeros((size, len(spec.hyperparameters), width), jnp.float32)
+    decide, key = decision_program(spec, mode), jax.random.key(seed)
+    done = np.zeros(size, np.int64)
+    is_alive = np.ones(size, np.float32)
+    decisions: list[Decided] = []
+    alive: list[np.ndarray] = []
+    losses = [val_loss]
+    for k, end in enumerate(window_ends(spec, setup.total_steps)):
+        key, sub = jax.random.split(key)
+        extra = aside[k] if mode == "fixed" else aside
+        carry, hidden, decision = decide(
+            parameters, carry, metrics, hidden, sub, jnp.asarray(0 if extra is None else extra)
+        )
+        is_alive = is_alive * (1 - np.asarray(carry.terminated))
+        decisions.append(decision)
+        alive.append(is_alive)
+        values = decision.values
+        current, steps = _values_in_force(setup, values), np.maximum(end - done, 1)
+        runs, metrics = setup.bucket.window(
+            runs, decision.is_best, values.restore, current, reference, done, steps
+        )
+        metrics = _as_told(setup, metrics, k)
+        done = done + np.asarray(metrics.steps, np.int64)
+        losses.append(metrics.val_loss)
+    return _Course(decisions, alive, losses, runs, carry, metrics, done)
+
+
+def _reference_loss(setup: _Setup, runs: Any, val_loss: jax.Array) -> np.ndarray:
+    """Return (K + 1, B) validation losses of the same runs, steered by nobody."""
+    spec = replace(setup.spec, reward="best-so-far")
+    alone = replace(setup, spec=spec, guarded=False, missing=None)
+    return _stacked(_steer(alone, {}, runs, val_loss, seed=0, mode="zero", aside=None).val_loss)
+
+
+def _episodes(setup: _Setup, course: _Course) -> Episodes:
+    """Return the runs as arrays, scored at their best weights."""
+    carry, _, last_reward = closing_program(setup.spec)(course.carry, course.metrics)
+    selection, test, accuracy = setup.bucket.score(course.runs, carry.is_best)
+    diverged = np.asarray(carry.terminated)
+    if not setup.guarded:
+        diverged = np.maximum(diverged, np.asarray(carry.divergences) > 0)
+    decisions = course.decisions
+    rewards = [one.reward for one in decisions[1:]] + [last_reward]
+    val_loss = _stacked(course.val_loss)
+    return Episodes(
+        observation=_stacked([one.observation for one in decisions]),
+        action=_stacked([one.action for one in decisions]),
+        log_probability=_stacked([one.log_probability for one in decisions]),
+        reward=_stacked(rewards),
+        alive=np.stack(course.alive),
+        offset=_stacked([one.values.offset for one in decisions]),
+        restored=_stacked([one.values.restore for one in decisions]),
+        val_loss=val_loss,
+        best_val=np.nanmin(np.where(np.isfinite(val_loss), val_loss, np.nan), axis=0),
+        selection_loss=np.asarray(selection),
+        test_loss=np.asarray(test),
+        test_accuracy=np.asarray(accuracy),
+        rollbacks=np.asarray(carry.rollbacks),
+        diverged=diverged.astype(np.float32),
+        spent=course.steps / setup.total_steps,
+        novelty=_stacked([one.held for one in decisions]),
+        properties=np.asarray(setup.bucket.properties(course.runs)),
+    )
+
+
+def _stacked(arrays: Sequence[Any]) -> np.ndarray:
+    return np.stack([np.asarray(array) for array in arrays])
+
+
 def rollout(
     bucket: Programs,
     spec: ControlSpec,
@@ -232,98 +368,20 @@ def rollout(
         columns: Which of the family's H hyperparameters the spec's are; the others stay at their
             start. None: the spec has them all.
     """
-    size = len(task_keys)
-    ends = window_ends(spec, total_steps)
     runs, val_loss = bucket.prepare(task_keys, run_keys)
-    first_values = np.asarray(start(fair_lr(bucket, runs, centre)), np.float32)
-    steered = list(range(first_values.shape[1]) if columns is None else columns)
-    twin = None
+    starts = np.asarray(start(fair_lr(bucket, runs, centre)), np.float32)
+    validated = getattr(runs.draw, "n_validation", np.zeros(len(starts)))
+    setup = _Setup(
+        bucket=bucket,
+        spec=spec,
+        total_steps=total_steps,
+        guarded=guarded,
+        starts=starts,
+        steered=list(range(starts.shape[1]) if columns is None else columns),
+        shown=np.asarray(validated, np.float32) / 3,  # forward passes only
+        missing=missing,
+    )
     if spec.reward == "relative" and mode != "zero":
-        twin = rollout(  # the reference from the same start, which nobody steers
-            bucket,
-            replace(spec, reward="best-so-far"),
-            parameters,
-            task_keys,
-            run_keys,
-            lambda _: first_values,
-            total_steps,
-            mode="zero",
-            guarded=False,
-            columns=columns,
-        ).val_loss
-    carry = initial_carry(spec, total_steps, size, guarded)
-    carry = bounded(carry, spec.hyperparameters, first_values[:, steered])
-    # Examples that each validation is charged with, and what a whole run costs.
-    shown = np.asarray(getattr(runs.draw, "n_validation", np.zeros(size)), np.float32) / 3
-    if spec.reward == "cost-aware":
-        whole = np.float32(BATCH_SIZE * total_steps) + (len(ends) + 1) * shown
-        carry = carry._replace(budget=jnp.asarray(whole, jnp.float32))
-    schedule = np.zeros(MAX_STEPS, np.float32)
-    schedule[:total_steps] = reference_multipliers("warmup-linear", total_steps)
-    reference = jnp.asarray(schedule)
-    width = parameters["token_b"].shape[0] if parameters else 1
-    hidden = jnp.zeros((size, len(spec.hyperparameters), width), jnp.float32)
-    decide, key = _decide(spec, mode), jax.random.key(seed)
-    nothing = jnp.full(size, np.nan, jnp.float32)
-    metrics = Metrics(*[nothing] * len(Metrics._fields))._replace(
-        val_loss=val_loss, steps=nothing * 0 + 0, charge=nothing * 0, finite=jnp.ones(size)
-    )
-    done = np.zeros(size, np.int64)
-    rows: list[tuple[Any, ...]] = []
-    losses = [val_loss]
-    alive = np.ones(size, np.float32)
-    is_best = jnp.ones(size, jnp.float32)
-    for k, end in enumerate(ends):
-        key, sub = jax.random.split(key)
-        extra = aside[k] if mode == "fixed" else aside
-        carry, hidden, seen, action, log_probability, reward, is_best, values, held = decide(
-            parameters, carry, metrics, hidden, sub, jnp.asarray(0 if extra is None else extra)
-        )
-        now = alive.copy()
-        alive = alive * (1 - np.asarray(carry.terminated))
-        rows.append((seen, action, log_probability, reward, now * alive, values, held))
-        steps = np.maximum(end - done, 1)
-        current = first_values.copy()
-        current[:, steered] = values_at(
-            first_values[:, steered], np.asarray(values.offset), spec.hyperparameters, np
-        )
-        runs, metrics = bucket.window(
-            runs, is_best, values.restore, jnp.asarray(current), reference, done, steps
-        )
-        metrics = metrics._replace(charge=metrics.charge + shown)
-        if twin is not None:
-            metrics = metrics._replace(reference_loss=jnp.asarray(twin[k + 1]))
-        if missing is not None:
-            gone = jnp.where(jnp.asarray(missing) > 0, jnp.nan, 1.0)
-            metrics = metrics._replace(
-                grad_norm=metrics.grad_norm * gone,
-                grad_cosine=metrics.grad_cosine * gone,
-                update_ratio=metrics.update_ratio * gone,
-            )
-        done = done + np.asarray(metrics.steps, np.int64)
-        losses.append(metrics.val_loss)
-    carry, _, reward = _last(spec)(carry, metrics)
-    selection, test, accuracy = bucket.score(runs, carry.is_best)
-    earned = np.stack([np.asarray(row[3]) for row in rows[1:]] + [np.asarray(reward)])
-    val = np.stack([np.asarray(loss) for loss in losses])
-    terminated = np.asarray(carry.terminated)
-    unguarded = (np.asarray(carry.divergences) > 0) if not guarded else np.zeros(size, bool)
-    return Episodes(
-        observation=np.stack([np.asarray(row[0]) for row in rows]),
-        action=np.stack([np.asarray(row[1]) for row in rows]),
-        log_probability=np.stack([np.asarray(row[2]) for row in rows]),
-        reward=earned,
-        alive=np.stack([row[4] for row in rows]),
-        offset=np.stack([np.asarray(row[5].offset) for row in rows]),
-        restored=np.stack([np.asarray(row[5].restore) for row in rows]),
-        val_loss=val,
-        best_val=np.nanmin(np.where(np.isfinite(val), val, np.nan), axis=0),
-        selection_loss=np.asarray(selection),
-        test_loss=np.asarray(test),
-        test_accuracy=np.asarray(accuracy),
-        rollbacks=np.asarray(carry.rollbacks),
-        diverged=np.maximum(terminated, unguarded).astype(np.float32),
-        spent=done / total_steps,
-        novelty=np.stack([np.asarray(row[6]) for row in rows]),
-        properties=np.asarray(bucket.properties(runs)),
-    )
+        setup = replace(setup, reference_loss=_reference_loss(setup, runs, val_loss))
+    course = _steer(setup, parameters, runs, val_loss, seed=seed, mode=mode, aside=aside)
+    return _episodes(setup, course)
