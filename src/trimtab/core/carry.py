@@ -97,43 +97,26 @@ def begin(
         pad_to: Length of the arrays over decisions (at least K + 1), so that compiled programs
             can share one shape; None for K + 1.
     """
-    ends = window_ends(spec, total_steps)
-    decisions, width = len(ends), len(spec.hyperparameters)
-    length = pad_to or decisions + 1
+    items, ends = spec.hyperparameters, window_ends(spec, total_steps)
+    length = pad_to or len(ends) + 1
     schedule = np.ones(total_steps) if reference is None else np.asarray(reference, np.float64)
-    progress = np.ones(length, np.float32)
-    progress[: decisions + 1] = np.concatenate([[0.0], ends / total_steps])
-    starts = np.concatenate([[0], ends[:-1]])
-    is_lr = np.array([item.kind == "lr" for item in spec.hyperparameters], np.float32)
-    middle = np.log10(np.maximum(schedule[(starts + ends) // 2], 1e-3))
-    reference_at = np.zeros((length, width), np.float32)
-    reference_at[:decisions] = middle[:, None] * is_lr
-    reference_at[decisions:] = reference_at[decisions - 1]
-    coordinate = [item.to_coordinate(item.default) for item in spec.hyperparameters]
+    is_lr = np.array([item.kind == "lr" for item in items], np.float32)
+    low_offset, high_offset = _offset_bounds(spec)
     front, _ = short_windows(spec, total_steps)
     offset = is_lr * np.float32(spec.entry if front and guarded else 0.0)
-    low = [
-        h.to_coordinate(h.low) - c for h, c in zip(spec.hyperparameters, coordinate, strict=True)
-    ]
-    high = [
-        h.to_coordinate(h.high) - c for h, c in zip(spec.hyperparameters, coordinate, strict=True)
-    ]
-    kinds = np.array(
-        [[item.kind == kind for kind in KINDS] for item in spec.hyperparameters], np.float32
-    )
     number = np.float32
     nan, zero, one = number(np.nan), number(0.0), number(1.0)
-    vector = np.zeros(width, np.float32)
+    vector = np.zeros(len(items), np.float32)
     return Carry(
-        decisions=number(decisions),
+        decisions=number(len(ends)),
         front=number(front),
-        progress_at=progress,
-        reference_at=reference_at,
-        low_offset=np.asarray(low, np.float32),
-        high_offset=np.asarray(high, np.float32),
+        progress_at=_progress_at(ends, total_steps, length),
+        reference_at=_log_reference_at(ends, schedule, length)[:, None] * is_lr,
+        low_offset=low_offset,
+        high_offset=high_offset,
         units=spec.move_units,
         is_lr=is_lr,
-        kinds=kinds,
+        kinds=np.array([[item.kind == kind for kind in KINDS] for item in items], np.float32),
         guarded=number(guarded),
         budget=number(budget),
         decision=zero,
@@ -174,6 +157,32 @@ def begin(
         since_restore=number(99.0),
         terminated=zero,
     )
+
+
+def _progress_at(ends: np.ndarray, total_steps: int, length: int) -> np.ndarray:
+    """Return (length,) float32 share of all steps done at each decision; 1 after the last one."""
+    progress = np.ones(length, np.float32)
+    progress[: len(ends) + 1] = np.concatenate([[0.0], ends / total_steps])
+    return progress
+
+
+def _log_reference_at(ends: np.ndarray, schedule: np.ndarray, length: int) -> np.ndarray:
+    """Return (length,) float32 log10 of the schedule in each window's middle, then the last one."""
+    starts = np.concatenate([[0], ends[:-1]])
+    middle = np.log10(np.maximum(schedule[(starts + ends) // 2], 1e-3))
+    at = np.full(length, middle[-1], np.float32)
+    at[: len(ends)] = middle
+    return at
+
+
+def _offset_bounds(spec: ControlSpec) -> tuple[np.ndarray, np.ndarray]:
+    """Return the (H,) float32 offsets from the start at which the bounds lie, low and high."""
+    coordinates = [
+        [item.to_coordinate(value) for value in (item.low, item.default, item.high)]
+        for item in spec.hyperparameters
+    ]
+    low, start, high = np.array(coordinates).T  # (H, 3) -> three of (H,)
+    return (low - start).astype(np.float32), (high - start).astype(np.float32)
 
 
 def pack_array(value: Any) -> dict[str, Any]:

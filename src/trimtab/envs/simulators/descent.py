@@ -149,6 +149,26 @@ def _empty_window(size: int) -> _Window:
     )
 
 
+class _Rule(NamedTuple):
+    """How the steps of a window change the weights.
+
+    Attributes:
+        effects: Of the hyperparameters.
+        optimiser: Whose formula is followed.
+        coupled: (P,) float32, weight decay that joins the gradient.
+        reference: (max_total_steps,) float32.
+        clips: Whether gradients are clipped at all.
+        clip_factor: Factor of the clipping unit.
+    """
+
+    effects: Effects
+    optimiser: Optimiser
+    coupled: jax.Array
+    reference: jax.Array
+    clips: bool
+    clip_factor: jax.Array
+
+
 def _dot(left: jax.Array, right: jax.Array) -> jax.Array:
     return jnp.dot(left, right)
 
@@ -191,6 +211,7 @@ def descend(
     """
     optimiser = Optimiser.of(optimiser_code, effects.momentum)
     coupled = (1.0 - optimiser.decoupled) * effects.decay
+    rule = _Rule(effects, optimiser, coupled, reference, clips, clip_factor)
     half = n_steps // 2
 
     def turn(i: jax.Array, carry: tuple[State, _Window]) -> tuple[State, _Window]:
@@ -200,39 +221,8 @@ def descend(
         loss, gradient = loss_and_gradient(state.params, state.seed, step)
         active = (place >= 0) & window.finite
         sound = active & jnp.isfinite(loss)
-
-        clip_unit = state.clip_unit
-        pulled = gradient
-        if clips:
-            norm = jnp.sqrt(_dot(gradient, gradient))
-            clip_unit = jnp.where(sound & (clip_unit == 0), norm, clip_unit)
-            most = effects.clip * clip_factor * clip_unit
-            pulled = gradient * jnp.minimum(1.0, most / jnp.maximum(norm, 1e-30))
-        pulled = pulled + coupled * state.params
-        way, first, second = direction(optimiser, pulled, state)
-        lr = effects.lr * reference[step]
-        shrink = optimiser.decoupled * lr * effects.decay_lr
-        update = (lr * effects.rate) * way + (shrink * effects.rate * effects.decay) * state.params
-        new = State(
-            jnp.where(sound, state.params - update, state.params),
-            jnp.where(sound, first, state.first),
-            jnp.where(sound, second, state.second),
-            state.updates + sound.astype(jnp.int32),
-            clip_unit,
-            state.seed,
-        )
-        origin = jnp.where(place == 0, loss, window.origin)
-        excess = jnp.where(active, loss - origin, 0.0)
-        later = jnp.where(place >= n_steps - half, 1.0, 0.0)
-        earlier = jnp.where(place < half, 1.0, 0.0)
-        window = window._replace(
-            origin=origin,
-            total=window.total + excess,
-            squares=window.squares + excess * excess,
-            halves=window.halves + excess * (later - earlier),
-            steps=window.steps + active.astype(jnp.int32),
-            finite=window.finite & (jnp.isfinite(loss) | (place < 0)),
-        )
+        new, update = _stepped(rule, state, gradient, sound, step)
+        window = _counted(window, loss, place, active, n_steps, half)
 
         def measured(window: _Window) -> _Window:
             return window._replace(
@@ -249,6 +239,57 @@ def descend(
     empty = _empty_window(state.params.shape[0])
     state, window = lax.fori_loop(0, max_steps, turn, (state, empty))
     return state, _metrics(window, n_steps, half, effects.batch, ratio)
+
+
+def _stepped(
+    rule: _Rule, state: State, gradient: jax.Array, sound: jax.Array, step: jax.Array
+) -> tuple[State, jax.Array]:
+    """Return the state after a step, unchanged unless ``sound``, and the update (P,)."""
+    effects, optimiser = rule.effects, rule.optimiser
+    clip_unit = state.clip_unit
+    pulled = gradient
+    if rule.clips:
+        norm = jnp.sqrt(_dot(gradient, gradient))
+        clip_unit = jnp.where(sound & (clip_unit == 0), norm, clip_unit)
+        most = effects.clip * rule.clip_factor * clip_unit
+        pulled = gradient * jnp.minimum(1.0, most / jnp.maximum(norm, 1e-30))
+    pulled = pulled + rule.coupled * state.params
+    way, first, second = direction(optimiser, pulled, state)
+    lr = effects.lr * rule.reference[step]
+    shrink = optimiser.decoupled * lr * effects.decay_lr
+    update = (lr * effects.rate) * way + (shrink * effects.rate * effects.decay) * state.params
+    new = State(
+        jnp.where(sound, state.params - update, state.params),
+        jnp.where(sound, first, state.first),
+        jnp.where(sound, second, state.second),
+        state.updates + sound.astype(jnp.int32),
+        clip_unit,
+        state.seed,
+    )
+    return new, update
+
+
+def _counted(
+    window: _Window,
+    loss: jax.Array,
+    place: jax.Array,
+    active: jax.Array,
+    n_steps: jax.Array,
+    half: jax.Array,
+) -> _Window:
+    """Return the window with the loss of its step number ``place``, below 0 before it begins."""
+    origin = jnp.where(place == 0, loss, window.origin)
+    excess = jnp.where(active, loss - origin, 0.0)
+    later = jnp.where(place >= n_steps - half, 1.0, 0.0)
+    earlier = jnp.where(place < half, 1.0, 0.0)
+    return window._replace(
+        origin=origin,
+        total=window.total + excess,
+        squares=window.squares + excess * excess,
+        halves=window.halves + excess * (later - earlier),
+        steps=window.steps + active.astype(jnp.int32),
+        finite=window.finite & (jnp.isfinite(loss) | (place < 0)),
+    )
 
 
 def _metrics(
