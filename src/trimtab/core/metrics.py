@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from trimtab.core.errors import MetricError
 
-__all__ = ["FORWARD_CHARGE", "Metrics", "loss_from_validation"]
+__all__ = ["FORWARD_CHARGE", "Metrics", "checked_window", "loss_from_validation"]
 
 FORWARD_CHARGE = 1.0 / 3.0
 """Charge of one forward-only example; one training example with its gradient costs 1."""
@@ -89,3 +89,26 @@ def loss_from_validation(
     if mode == "max":
         return 1.0 - value, values
     return value, values
+
+
+def checked_window(metrics: Metrics, asked: int, task: str) -> Metrics:
+    """Return what a task reports of a window, if it trained the steps that it was asked for.
+
+    Args:
+        metrics: As ``advance()`` returned them.
+        asked: Steps of the window; one whose loss was not finite may end before them.
+        task: Its name, for the message.
+
+    Raises:
+        MetricError: Another number of steps is reported of a window that stayed finite.
+    """
+    done = int(metrics.steps)
+    if metrics.finite < 1:
+        # The step whose loss was not finite was taken, whether the task counts it or not.
+        return metrics._replace(steps=float(min(max(done, 1), asked)))
+    if done != asked:
+        raise MetricError(
+            f"task {task}: advance() reports steps={metrics.steps:g} after a window "
+            f"of {asked}; train them all, or report finite=0.0"
+        )
+    return metrics

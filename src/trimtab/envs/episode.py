@@ -10,7 +10,7 @@ import numpy as np
 
 from trimtab.core.decision import Decision
 from trimtab.core.errors import MetricError
-from trimtab.core.metrics import FORWARD_CHARGE, Metrics, loss_from_validation
+from trimtab.core.metrics import FORWARD_CHARGE, Metrics, checked_window, loss_from_validation
 from trimtab.core.protocols import Snapshot, Task, TrainingRun
 from trimtab.core.session import Session
 from trimtab.core.spec import ControlSpec, window_ends
@@ -140,7 +140,7 @@ class Episode:
         self.session.decide(action)
         steps = self.session.window()
         values = self.session.values(self.session.steps_done, steps)
-        metrics = self._checked(self._run.advance(values, steps), steps)
+        metrics = checked_window(self._run.advance(values, steps), steps, self.task.name)
         if self._settings.reward_split == "validation":
             metrics = metrics._replace(reward_loss=math.nan)
         if self._twin:
@@ -178,18 +178,6 @@ class Episode:
             return _minimised(self._run, self.task, "selection")[0]
         except LookupError:
             return math.nan
-
-    def _checked(self, metrics: Metrics, asked: int) -> Metrics:
-        done = int(metrics.steps)
-        if metrics.finite < 1:
-            # The step whose loss was not finite was taken, whether the task counts it or not.
-            return metrics._replace(steps=float(min(max(done, 1), asked)))
-        if done != asked:
-            raise MetricError(
-                f"task {self.task.name}: advance() reports steps={metrics.steps:g} after a window "
-                f"of {asked}; train them all, or report finite=0.0"
-            )
-        return metrics
 
     def _own_reward(self, reward: Any) -> float:
         try:

@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from trimtab.core.decision import Decision, Recorder
-from trimtab.core.errors import MetricError, TrimtabWarning
-from trimtab.core.metrics import FORWARD_CHARGE, Metrics, loss_from_validation
+from trimtab.core.errors import TrimtabWarning
+from trimtab.core.metrics import FORWARD_CHARGE, Metrics, checked_window, loss_from_validation
 from trimtab.core.protocols import Controller, Snapshot, Task, TrainingRun
 from trimtab.core.references import reference_multipliers
 from trimtab.core.session import Session
@@ -271,7 +271,7 @@ class _Driver:
         for name, value in self._settings.held.items():
             values.setdefault(name, np.full(steps, value))
         metrics = self.run.advance(values, steps)
-        metrics = self._checked(metrics, steps)._replace(reward_loss=math.nan)
+        metrics = checked_window(metrics, steps, self._task.name)._replace(reward_loss=math.nan)
         if metrics.finite < 1:
             self.lost = not self._guarded
             self._tell(metrics, {self._task.monitor: float(metrics.val_loss)})
@@ -317,18 +317,6 @@ class _Driver:
     def _validation(self) -> tuple[float, dict[str, float]]:
         measured = self.run.evaluate("validation")
         return loss_from_validation(measured, monitor=self._task.monitor, mode=self._task.mode)
-
-    def _checked(self, metrics: Metrics, asked: int) -> Metrics:
-        done = int(metrics.steps)
-        if metrics.finite < 1:
-            # The step whose loss was not finite was taken, whether the task counts it or not.
-            return metrics._replace(steps=float(min(max(done, 1), asked)))
-        if done != asked:
-            raise MetricError(
-                f"task {self._task.name}: advance() reports steps={metrics.steps:g} after a window "
-                f"of {asked}; train them all, or report finite=0.0"
-            )
-        return metrics
 
     def _whole_run(self, examples: float) -> float:
         """Return the charge of a reference run; nan, so that steps count, if it is unknown."""
