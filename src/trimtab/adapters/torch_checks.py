@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ __all__ = [
     "check_optimizer",
     "check_scaler",
     "check_total_steps",
+    "lead_group",
 ]
 
 
@@ -122,3 +124,27 @@ def check_loss(loss: Any) -> None:
         raise AdapterError(
             f"step(loss): {loss!r} is no loss; give the mean loss of the step, one number"
         )
+
+
+def lead_group(rates: Sequence[float]) -> int:
+    """Return the first of an optimiser's parameter groups that learns at all.
+
+    Args:
+        rates: The groups' learning rates.
+
+    Raises:
+        AdapterError: One is not finite or below 0, or all are 0.
+    """
+    for index, rate in enumerate(rates):
+        if not math.isfinite(rate) or rate < 0:
+            raise AdapterError(
+                f"lr: {rate!r} in parameter group {index} of the optimiser; "
+                "give a finite learning rate above 0"
+            )
+    positive = [index for index, rate in enumerate(rates) if rate > 0]
+    if not positive:
+        raise AdapterError(
+            "lr: 0.0 in every parameter group of the optimiser; "
+            "give a learning rate above 0, for a multiplier of 0 stays 0"
+        )
+    return positive[0]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from trimtab.adapters.torch_checks import lead_group
 from trimtab.adapters.torch_forecast import forecast
 from trimtab.core.errors import AdapterError
 from trimtab.core.references import reference_multipliers
@@ -75,7 +76,7 @@ class FollowedRates:
             self._table = self.multipliers.tolist()
         elif schedulers:
             self._look_ahead(steps_done, period)
-        self.lead = _first_positive(self.starts)
+        self.lead = lead_group(self.starts)
         if reference is None and schedulers and self.known_ahead:
             self.multipliers = self._ahead[:, self.lead] / self.starts[self.lead]
 
@@ -222,19 +223,3 @@ def _needs_metric(scheduler: Any) -> bool:
     except (TypeError, ValueError):
         return False
     return any(item.default is item.empty and item.kind in positional for item in parameters)
-
-
-def _first_positive(peaks: list[float]) -> int:
-    for index, peak in enumerate(peaks):
-        if not math.isfinite(peak) or peak < 0:
-            raise AdapterError(
-                f"lr: {peak!r} in parameter group {index} of the optimiser; "
-                "give a finite learning rate above 0"
-            )
-    positive = [index for index, peak in enumerate(peaks) if peak > 0]
-    if not positive:
-        raise AdapterError(
-            "lr: 0.0 in every parameter group of the optimiser; "
-            "give a learning rate above 0, for a multiplier of 0 stays 0"
-        )
-    return positive[0]

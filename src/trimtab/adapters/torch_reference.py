@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-import math
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from trimtab.adapters.torch_checks import lead_group
 from trimtab.adapters.torch_forecast import forecast
 from trimtab.core.errors import AdapterError
 from trimtab.core.references import reference_multipliers
@@ -95,22 +95,6 @@ def _differs(group: dict[str, Any], written: Any) -> bool:
     return bool(current != written)
 
 
-def _lead_of(starts: list[float]) -> int:
-    for index, start in enumerate(starts):
-        if not math.isfinite(start) or start < 0:
-            raise AdapterError(
-                f"lr: {start!r} in parameter group {index} of the optimiser; "
-                "give a finite learning rate above 0"
-            )
-    positive = [index for index, start in enumerate(starts) if start > 0]
-    if not positive:
-        raise AdapterError(
-            "lr: 0.0 in every parameter group of the optimiser; "
-            "give a learning rate above 0, for a multiplier of 0 stays 0"
-        )
-    return positive[0]
-
-
 class TableRates:
     """A reference that is a function of progress: group's own peak times multiplier times it."""
 
@@ -120,7 +104,7 @@ class TableRates:
     def __init__(self, optimizer: torch.optim.Optimizer, multipliers: np.ndarray) -> None:
         self._optimizer = optimizer
         self.starts = [_number(group["lr"]) for group in optimizer.param_groups]
-        self.lead = _lead_of(self.starts)
+        self.lead = lead_group(self.starts)
         self.multipliers = multipliers
         self._reference: list[float] = multipliers.tolist()
         self._last = len(self._reference) - 1
@@ -198,7 +182,7 @@ class AdoptedRates:
         self.known_ahead = rates is not None
         table = self._now_repeated(total_steps) if rates is None else rates
         self.starts = table.max(axis=0).tolist()
-        self.lead = _lead_of(self.starts)
+        self.lead = lead_group(self.starts)
         self.multipliers = table[:, self.lead] / self.starts[self.lead]
         self._total_steps = total_steps
         self._step = 0
