@@ -6,7 +6,6 @@ import math
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,13 @@ from trimtab.adapters.keras_variables import (
     seed_states,
     synchronise,
 )
-from trimtab.core.errors import AdapterError, MetricError, SpecError
+from trimtab.adapters.validation import (
+    Validated,
+    check_validate,
+    validated_or_refused,
+    validated_or_told,
+)
+from trimtab.core.errors import AdapterError, MetricError
 from trimtab.core.metrics import loss_from_validation
 
 __all__ = [
@@ -29,6 +34,8 @@ __all__ = [
     "load_random_state",
     "random_state",
 ]
+
+_NAME = "the validation"  # in messages
 
 
 def random_state(model: Any) -> dict[str, Any]:
@@ -149,21 +156,6 @@ def evaluation(
     return evaluate
 
 
-@dataclass(frozen=True)
-class Validated:
-    """What one validation gave.
-
-    Attributes:
-        loss: The monitored value turned so that lower is better.
-        measured: All values, by name.
-        problem: What went wrong, in words; ``loss`` is then the last one known.
-    """
-
-    loss: float
-    measured: Mapping[str, float] = field(default_factory=dict)
-    problem: str = ""
-
-
 class Validation:
     """A function that validates, and what it last gave.
 
@@ -179,13 +171,7 @@ class Validation:
     """
 
     def __init__(self, validate: Callable[[], Any], model: Any, *, monitor: str, mode: str) -> None:
-        if not callable(validate):
-            raise MetricError(
-                f"validate: {validate!r} cannot be called; give a function without arguments that "
-                "returns the validation loss"
-            )
-        if mode not in ("min", "max"):
-            raise SpecError(f"mode: {mode!r} is neither 'min' nor 'max'; choose one")
+        check_validate(validate, mode)
         self._validate, self._model = validate, model
         self._monitor, self._mode = monitor.removeprefix("val_"), mode
         self.last_loss = math.nan
@@ -196,15 +182,7 @@ class Validation:
         Raises:
             MetricError: The function raised, gave nothing to steer by, or something not finite.
         """
-        try:
-            result = self._call()
-        except MetricError:
-            raise
-        except Exception as error:
-            raise MetricError(
-                f"the validation raised {type(error).__name__}: {error}, before the first step; "
-                "mend it, nothing has been trained yet"
-            ) from error
+        result = validated_or_refused(self._call, _NAME)
         if not math.isfinite(result.loss):
             raise MetricError(
                 f"the validation gave {result.measured!r} before the first step; a finite "
@@ -218,14 +196,7 @@ class Validation:
 
         A value that is not finite is no failure but a signal, and is returned as it is.
         """
-        try:
-            result = self._call()
-        except MetricError as error:
-            return Validated(self.last_loss, problem=str(error))
-        except Exception as error:  # noqa: BLE001 - the user's run must go on
-            return Validated(
-                self.last_loss, problem=f"the validation raised {type(error).__name__}: {error}"
-            )
+        result = validated_or_told(self._call, _NAME, self.last_loss)
         if math.isfinite(result.loss):
             self.last_loss = result.loss
         return result
@@ -234,4 +205,4 @@ class Validation:
         with left_as_it_was(self._model):
             measured = self._validate()
         loss, values = loss_from_validation(measured, monitor=self._monitor, mode=self._mode)
-        return Validated(loss, values)
+        return Validated(loss, values, values[self._monitor])

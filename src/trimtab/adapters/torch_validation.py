@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from trimtab.core.errors import MetricError, SpecError
+from trimtab.adapters.validation import (
+    Validated,
+    check_validate,
+    validated_or_refused,
+    validated_or_told,
+)
+from trimtab.core.errors import MetricError
 from trimtab.core.metrics import loss_from_validation
 
 __all__ = ["Validated", "Validation", "left_as_it_was"]
+
+_NAME = "validate()"  # in messages
 
 
 @contextmanager
@@ -58,23 +65,6 @@ def left_as_it_was(model: nn.Module) -> Iterator[None]:
                 buffer.copy_(kept)
 
 
-@dataclass(frozen=True)
-class Validated:
-    """What one validation gave.
-
-    Attributes:
-        loss: The monitored value turned so that lower is better.
-        measured: All values, by name.
-        monitored: The monitored value in its own unit; None if there was none.
-        problem: What went wrong, in words; ``loss`` is then the last one known.
-    """
-
-    loss: float
-    measured: Mapping[str, float] = field(default_factory=dict)
-    monitored: float | None = None
-    problem: str = ""
-
-
 class Validation:
     """The user's function, and what it last gave.
 
@@ -92,13 +82,7 @@ class Validation:
     def __init__(
         self, validate: Callable[[], Any], model: nn.Module, *, monitor: str, mode: str
     ) -> None:
-        if not callable(validate):
-            raise MetricError(
-                f"validate: {validate!r} cannot be called; give a function without arguments that "
-                "returns the validation loss"
-            )
-        if mode not in ("min", "max"):
-            raise SpecError(f"mode: {mode!r} is neither 'min' nor 'max'; choose one")
+        check_validate(validate, mode)
         self._validate, self._model = validate, model
         self._monitor, self._mode = monitor, mode
         self.last_loss = math.nan
@@ -109,15 +93,7 @@ class Validation:
         Raises:
             MetricError: The function raised, gave nothing to steer by, or something not finite.
         """
-        try:
-            result = self._read(self._call())
-        except MetricError:
-            raise
-        except Exception as error:
-            raise MetricError(
-                f"validate() raised {type(error).__name__}: {error}, before the first step; "
-                "mend it, nothing has been trained yet"
-            ) from error
+        result = validated_or_refused(self._call, _NAME)
         if not math.isfinite(result.loss):
             raise MetricError(
                 f"validate() returned {result.monitored!r} for {self._monitor!r} before the first "
@@ -131,22 +107,13 @@ class Validation:
 
         A value that is not finite is no failure but a signal, and is returned as it is.
         """
-        try:
-            result = self._read(self._call())
-        except MetricError as error:
-            return Validated(self.last_loss, problem=str(error))
-        except Exception as error:  # noqa: BLE001 - the user's run must go on
-            return Validated(
-                self.last_loss, problem=f"validate() raised {type(error).__name__}: {error}"
-            )
+        result = validated_or_told(self._call, _NAME, self.last_loss)
         if math.isfinite(result.loss):
             self.last_loss = result.loss
         return result
 
-    def _call(self) -> Any:
+    def _call(self) -> Validated:
         with left_as_it_was(self._model):
-            return self._validate()
-
-    def _read(self, measured: Any) -> Validated:
+            measured = self._validate()
         loss, values = loss_from_validation(measured, monitor=self._monitor, mode=self._mode)
         return Validated(loss, values, values[self._monitor])
