@@ -12,10 +12,14 @@ from trimtab.adapters.keras_actuators import Actuator
 from trimtab.adapters.keras_rates import KerasRates
 from trimtab.adapters.keras_snapshots import Snapshots
 from trimtab.adapters.keras_validation import Validated, Validation
+from trimtab.adapters.steered_session import (
+    GIVEN_UP,
+    decide_on,
+    first_validation,
+    resumed_spec,
+)
 from trimtab.adapters.telling import tell
 from trimtab.core.errors import AdapterError
-from trimtab.core.guard import Reason
-from trimtab.core.hyperparameters import Hyperparameter
 from trimtab.core.metrics import Metrics
 from trimtab.core.protocols import Controller
 from trimtab.core.run_info import RunInfo
@@ -121,11 +125,7 @@ class Steering:
         if self.session is not None:
             return
         session = self._open()
-        try:
-            first = self._validation.first()
-        except BaseException:
-            session.close("failed")
-            raise
+        first = first_validation(session, self._validation)
         self.session = session
         session.step(Metrics(val_loss=first.loss), first.measured)
         self._begin_window()
@@ -235,24 +235,13 @@ class Steering:
             SpecError: The state is of another spec or number of steps.
         """
         done = 0 if self.session is None else self.session.steps_done + len(self._losses)
-        if done:
-            raise AdapterError(
-                f"load_state_dict: {done} steps were done already; load before the first one"
-            )
-        items = tuple(Hyperparameter(**fields) for fields in state["hyperparameters"])
-        theirs = ", ".join(item.name for item in items)
-        mine = ", ".join(item.name for item in self.spec.hyperparameters)
-        if theirs != mine:
-            raise AdapterError(
-                f"load_state_dict: the state steers {theirs}, this run {mine}; "
-                "resume with the hyperparameters of the first run"
-            )
-        self.spec = self.spec.with_hyperparameters(items)
+        self.spec = resumed_spec(self.spec, state, done)
         session = self.session or self._open(run=state["session"]["recorder"].get("run"))
         session.spec = self.spec
         session.load_state_dict(state["session"])
         self.session = session
         self._rates.resume(float(state["rates"]["start"]), int(state["rates"]["first"]))
+        items = self.spec.hyperparameters
         for item, actuator, starts in zip(items, self._actuators, state["actuators"], strict=True):
             if actuator is not None:
                 actuator.begin_at(item, starts)
@@ -291,7 +280,7 @@ class Steering:
         session = self._session_now
         self._losses = losses or []
         if session.terminated:
-            self.warn("diverged", _GIVEN_UP.format(count=int(session.carry.divergences)))
+            self.warn("diverged", GIVEN_UP.format(count=int(session.carry.divergences)))
         multiplier = 1.0 if self._lr_index is None else session.multiplier(self._lr_index)
         self._rates.begin(session.steps_done + len(self._losses), multiplier)
         for actuator, offset in zip(self._actuators, session.carry.offset.tolist(), strict=True):
@@ -308,19 +297,10 @@ class Steering:
             seen = Validated(math.nan)
         else:
             seen = self._validation.later()
-        finite = metrics.finite if math.isfinite(seen.loss) else 0.0
-        metrics = metrics._replace(val_loss=seen.loss, finite=finite)
         problem, self._lost = seen.problem or self._lost, ""
         if seen.problem:
             self.warn("validate", f"{seen.problem}; the last loss is used and the values are held")
-        if not problem:
-            session.step(metrics, seen.measured)
-        else:
-            session.observe(metrics, seen.measured)
-            if session.finished:
-                session.close()
-            else:
-                session.decide(None, note=problem, extra=int(Reason.FROZEN))
+        decide_on(session, metrics, seen, problem)
         self._begin_window()
 
     def _take_beyond(self, session: Session, steps: int, lost: bool) -> None:
@@ -334,10 +314,6 @@ class Steering:
             self._rates.begin(session.steps_done, self._rates.multiplier)
 
 
-_GIVEN_UP = (
-    "training diverged {count} times; the best weights are back, the values stay where they are, "
-    "and no decision is taken any more: start lower, or look at the data"
-)
 _BEYOND = (
     "more steps than total_steps={total}: the values stay at the last ones; "
     "announce the true number of steps"

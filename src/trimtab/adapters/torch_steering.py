@@ -9,6 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from trimtab.adapters.steered_session import (
+    GIVEN_UP,
+    decide_on,
+    first_validation,
+    resumed_spec,
+)
 from trimtab.adapters.telling import tell
 from trimtab.adapters.torch_actuators import Actuator
 from trimtab.adapters.torch_depth import DepthRates
@@ -19,8 +25,6 @@ from trimtab.adapters.torch_statistics import WindowStatistics
 from trimtab.adapters.torch_stepping import Stepper
 from trimtab.adapters.torch_validation import Validated, Validation
 from trimtab.core.errors import AdapterError
-from trimtab.core.guard import Reason
-from trimtab.core.hyperparameters import Hyperparameter
 from trimtab.core.metrics import Metrics
 from trimtab.core.protocols import Controller
 from trimtab.core.run_info import RunInfo
@@ -109,11 +113,7 @@ class Steering:
         if self.session is not None:
             return
         session = self._open()
-        try:
-            first = self._validation.first()
-        except BaseException:
-            session.close("failed")
-            raise
+        first = first_validation(session, self._validation)
         self.session = session
         session.step(Metrics(val_loss=first.loss), first.measured)
         self._begin_window()
@@ -244,24 +244,13 @@ class Steering:
             SpecError: The state is of another spec or number of steps.
         """
         done = 0 if self.session is None else self.session.steps_done + self._position
-        if done:
-            raise AdapterError(
-                f"load_state_dict: {done} steps were done already; load before the first one"
-            )
-        items = tuple(Hyperparameter(**fields) for fields in state["hyperparameters"])
-        theirs = ", ".join(item.name for item in items)
-        mine = ", ".join(item.name for item in self.spec.hyperparameters)
-        if theirs != mine:
-            raise AdapterError(
-                f"load_state_dict: the state steers {theirs}, this run {mine}; "
-                "resume with the hyperparameters of the first run"
-            )
-        self.spec = self.spec.with_hyperparameters(items)
+        self.spec = resumed_spec(self.spec, state, done)
         session = self.session or self._open(run=state["session"]["recorder"].get("run"))
         session.spec = self.spec
         session.load_state_dict(state["session"])
         self.session = session
         self._rates.load_state_dict(state["rates"])
+        items = self.spec.hyperparameters
         for item, actuator, starts in zip(items, self._actuators, state["actuators"], strict=True):
             if actuator is not None:
                 actuator.begin_at(item, starts)
@@ -302,7 +291,7 @@ class Steering:
         self.at_window_start = position == 0
         self._coasting = session.finished
         if session.terminated:
-            self._warn("diverged", _GIVEN_UP.format(count=int(session.carry.divergences)))
+            self._warn("diverged", GIVEN_UP.format(count=int(session.carry.divergences)))
         if session.steps_done < session.total_steps:
             multiplier = 1.0 if self._lr_index is None else session.multiplier(self._lr_index)
             self._rates.begin(session.steps_done + position, multiplier)
@@ -328,17 +317,9 @@ class Steering:
             seen = self._validation.later()
         if seen.monitored is not None:
             self._follow_metric(seen.monitored, session.steps_done + int(metrics.steps))
-        finite = metrics.finite if math.isfinite(seen.loss) else 0.0
-        metrics = metrics._replace(val_loss=seen.loss, finite=finite)
-        if not seen.problem:
-            session.step(metrics, seen.measured)
-        else:
+        if seen.problem:
             self._warn("validate", f"{seen.problem}; the last loss is used and the values are held")
-            session.observe(metrics, seen.measured)
-            if session.finished:
-                session.close()
-            else:
-                session.decide(None, note=seen.problem, extra=int(Reason.FROZEN))
+        decide_on(session, metrics, seen, seen.problem)
         self._begin_window()
 
     def _follow_metric(self, monitored: float, step: int) -> None:
@@ -370,10 +351,6 @@ class Steering:
             tell(message)
 
 
-_GIVEN_UP = (
-    "training diverged {count} times; the best weights are back, the values stay where they are, "
-    "and no decision is taken any more: start lower, or look at the data"
-)
 _BEYOND = (
     "more steps than total_steps={total}: the values stay at the last ones; "
     "announce the true number of optimiser steps"
