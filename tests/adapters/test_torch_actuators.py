@@ -142,13 +142,14 @@ def test_an_optimiser_that_ignores_the_rate_is_told(loop):
     assert any("AdamW does not hold the learning rate" in str(w.message) for w in said)
 
 
-def test_a_scheduler_that_is_stepped_in_the_loop_is_overruled_and_told(loop):
+@pytest.mark.parametrize("decisions", [5, 20])
+def test_a_scheduler_that_is_stepped_in_the_loop_is_overruled_and_told(loop, decisions):
     it = loop()
     other = torch.optim.lr_scheduler.ExponentialLR(it.optimizer, gamma=0.5)
     rates = []
     it.optimizer.register_step_pre_hook(lambda *_: rates.append(it.rates()[0]))
     with pytest.warns(TrimtabWarning, match="pass it as reference=") as said:
-        it.run_steered(reference="constant", after=lambda _: other.step())
+        it.run_steered(reference="constant", decisions=decisions, after=lambda _: other.step())
 
     assert len(said) == 1
     assert rates == [1e-2] * 60

@@ -58,18 +58,21 @@ SCHEDULERS = {
 }
 
 
+@pytest.mark.parametrize("decisions", [5, 20])
 @pytest.mark.parametrize(
     ("name", "optimizer"),
     [*((name, SGD) for name in SCHEDULERS), ("one-cycle", torch.optim.AdamW)],
 )
-def test_an_adopted_scheduler_gives_the_plain_loops_weights(loop, equal, name, optimizer):
+def test_an_adopted_scheduler_gives_the_plain_loops_weights(
+    loop, equal, name, optimizer, decisions
+):
     plain = loop(make_optimizer=optimizer)
     scheduler = SCHEDULERS[name](plain.optimizer)
     plain.run_plainly(scheduler)
 
     steered = loop(make_optimizer=optimizer)
     adopted = SCHEDULERS[name](steered.optimizer)
-    controller = steered.run_steered(reference=adopted, **OFF)
+    controller = steered.run_steered(reference=adopted, decisions=decisions, **OFF)
 
     assert equal(steered.state(), plain.state())
     assert steered.rates() == plain.rates()
@@ -148,10 +151,11 @@ def test_a_loss_that_is_not_finite_is_only_watched_with_the_policy_off(loop, equ
     assert summary.finished
 
 
-def test_clipping_is_that_of_the_plain_loop(loop, equal):
+@pytest.mark.parametrize("decisions", [5, 20])
+def test_clipping_is_that_of_the_plain_loop(loop, equal, decisions):
     plain, steered = loop(), loop()
     plain.run_plainly(clip=0.3)
-    steered.run_steered(clip=0.3, reference="constant", **OFF)
+    steered.run_steered(clip=0.3, reference="constant", decisions=decisions, **OFF)
 
     assert equal(steered.state(), plain.state())
 

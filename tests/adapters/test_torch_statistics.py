@@ -153,6 +153,27 @@ def test_copies_are_gone_after_the_window() -> None:
     assert statistics._weights is None
 
 
+def test_a_window_is_the_same_if_a_loop_notes_the_losses_of_its_ordinary_steps() -> None:
+    def window(noted: bool) -> tuple[list[bool], Metrics]:
+        statistics, ordinary = WindowStatistics(), []
+        statistics.begin(5)
+        for step in range(5):
+            weights = two_tensors(step)
+            ordinary.append(len(statistics.losses) < statistics.ordinary_until)
+            if noted and ordinary[-1]:
+                statistics.losses.append(float(step))
+            else:
+                statistics.before_step(torch.tensor(float(step)), weights)
+                statistics.after_step(weights)
+        return ordinary, statistics.finish()
+
+    ordinary, metrics = window(noted=True)
+
+    assert ordinary == [False, True, True, False, False]
+    assert metrics.steps == 5
+    assert metrics == window(noted=False)[1]
+
+
 def test_a_window_without_steps_is_refused() -> None:
     with pytest.raises(SpecError, match="window_steps: 0 is below 1"):
         WindowStatistics().begin(0)

@@ -54,6 +54,11 @@ class WindowStatistics:
     >>> metrics = statistics.finish()
     >>> metrics.train_loss_first, round(metrics.grad_norm, 6), round(metrics.update_ratio, 6)
     (12.5, 4.5, 0.1)
+
+    Attributes:
+        losses: The step losses read so far; a loop may append those of its ordinary steps itself.
+        ordinary_until: A step is ordinary as long as ``losses`` is shorter than this: nothing is
+            due in it but to append its loss, which is finite. 0 before the window's first step.
     """
 
     def __init__(self) -> None:
@@ -70,14 +75,19 @@ class WindowStatistics:
         if window_steps < 1:
             raise SpecError(f"window_steps: {window_steps} is below 1; give at least one step")
         self._window_steps = int(window_steps)
-        self._step = 0
         self._finite = True
-        self._waits = False
-        self._losses: list[float] = []
+        self._waits: bool | None = None  # whether losses stay on their device for some steps
+        self.losses: list[float] = []
+        self.ordinary_until = 0
         self._unread: list[torch.Tensor] = []
         self._gradients: torch.Tensor | None = None  # sampled at the last but one step
         self._weights: torch.Tensor | None = None  # sampled before the last step's update
         self._sums: dict[str, torch.Tensor] = {}
+
+    @property
+    def steps(self) -> int:
+        """How many losses were taken in; there is one for each step."""
+        return len(self.losses) + len(self._unread)
 
     def before_step(self, loss: torch.Tensor | float, parameters: Sequence[torch.Tensor]) -> bool:
         """Take in a step's loss and gradients; return whether training may go on.
@@ -93,20 +103,20 @@ class WindowStatistics:
             False once a loss was not finite: the window has to end without this step's update.
             On a CPU that is this very step; elsewhere at most ``CHECK_EVERY - 1`` steps later.
         """
-        self._step += 1
-        if self._step == 1:  # asked once a window: the answer costs as much as the reading
+        if self._waits is None:  # asked once a window: the answer costs as much as the reading
             self._waits = isinstance(loss, torch.Tensor) and loss.device.type != "cpu"
+            self.ordinary_until = 0 if self._waits else self._window_steps - 2
         if self._waits and isinstance(loss, torch.Tensor):
             self._take_later(loss)
         else:
             value = float(loss.item() if isinstance(loss, torch.Tensor) else loss)
-            self._losses.append(value)
+            self.losses.append(value)
             if not math.isfinite(value):
                 self._finite = False
         if not self._finite:
             self._gradients = self._weights = None
             return False
-        if self._step >= self._window_steps - 1:
+        if self.steps >= self._window_steps - 1:
             with torch.no_grad():
                 self._look(parameters)
         return True
@@ -136,8 +146,8 @@ class WindowStatistics:
         """
         self._read_losses()
         self._gradients = self._weights = None
-        losses = np.asarray(self._losses, np.float64)
-        fields: dict[str, float] = {"steps": float(self._step)}
+        losses = np.asarray(self.losses, np.float64)
+        fields: dict[str, float] = {"steps": float(self.steps)}
         fields["finite"] = 1.0 if self._finite else 0.0
         if losses.size:
             fields |= _loss_statistics(losses)
@@ -150,17 +160,17 @@ class WindowStatistics:
         self._read_losses()
         return {
             "window_steps": self._window_steps,
-            "step": self._step,
+            "step": self.steps,
             "finite": self._finite,
-            "losses": list(self._losses),
+            "losses": list(self.losses),
             "gradients": None if self._gradients is None else self._gradients.clone(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on with the window of `state_dict`, between two steps."""
         self.begin(int(state["window_steps"]))
-        self._step, self._finite = int(state["step"]), bool(state["finite"])
-        self._losses, self._gradients = list(state["losses"]), state["gradients"]
+        self._finite, self._gradients = bool(state["finite"]), state["gradients"]
+        self.losses = list(state["losses"])
 
     def _take_later(self, loss: torch.Tensor) -> None:
         # A copy, for a compiled step may write the next loss into the same memory.
@@ -172,7 +182,7 @@ class WindowStatistics:
         if self._unread:
             values = torch.stack([loss.double() for loss in self._unread]).tolist()
             self._unread = []
-            self._losses += values
+            self.losses += values
             self._finite = self._finite and all(math.isfinite(value) for value in values)
 
     def _read_sums(self) -> dict[str, float]:
@@ -184,7 +194,7 @@ class WindowStatistics:
         """Take in the gradients of one of the last two steps, and the weights of the last."""
         sample, (mine, other) = self._places(parameters)
         gradients = [parameter.grad for parameter in parameters]
-        if self._step < self._window_steps:
+        if self.steps < self._window_steps:
             self._gradients = other.take(gradients)
             return
         now, before = mine.take(gradients), self._gradients

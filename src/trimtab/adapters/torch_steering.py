@@ -56,6 +56,7 @@ class Steering:
         spec: What is steered.
         session: The session; None before `start`.
         snapshots: Where the best state is kept.
+        statistics: What the open window tells; it says which steps are ordinary.
         at_window_start: Whether the coming step is the first after a decision.
     """
 
@@ -85,12 +86,11 @@ class Steering:
         self._keep_best = keep_best and not info.watch_only
         kinds = [item.kind for item in info.spec.hyperparameters]
         self._lr_index = kinds.index("lr") if "lr" in kinds else None
-        self._statistics = WindowStatistics()
+        self.statistics = WindowStatistics()
         self._proofs, self._depth = proofs, depth
         self._warned: set[str] = set()
         self._closed = False
         self._window = 0  # optimiser steps of the open window
-        self._position = 0  # of these, how many are done
         self._begun_at = 0  # steps done when it was opened
         self._cut_short = False  # the open window ends now: its loss was not finite
         self._coasting = False  # no decision is due any more
@@ -157,14 +157,17 @@ class Steering:
             proofs.finish()
         if self._coasting:
             return self._before_coasting(loss)
-        self._position += 1
         self.at_window_start = False
-        if not self._statistics.before_step(loss, self._stepper.weights) and self._guarded:
+        if not self.statistics.before_step(loss, self._stepper.weights) and self._guarded:
             self._cut_short = True
             return False
         if not self._rates.intact():
-            self._warn("lr overwritten", _OVERWRITTEN)
+            self.tell_overwritten()
         return True
+
+    def tell_overwritten(self) -> None:
+        """Say, once, that something else set a learning rate that was written here."""
+        self._warn("lr overwritten", _OVERWRITTEN)
 
     def divide_groups(self) -> None:
         """Give each layer its own rate, right before the optimiser's step."""
@@ -185,7 +188,7 @@ class Steering:
             return
         ends = self._position == self._window
         if ends and not self._cut_short:
-            self._statistics.after_step(self._stepper.weights)
+            self.statistics.after_step(self._stepper.weights)
         self._rates.advance()
         if ends or self._cut_short:
             self._end_window()
@@ -202,7 +205,7 @@ class Steering:
         if status is None and (self._keep_best or session.carry.must_restore):
             self.snapshots.restore()
         self.snapshots.close()
-        self.at_window_start = True
+        self.at_window_start, self.statistics.ordinary_until = True, 0
 
     def values(self) -> dict[str, float]:
         """Return each hyperparameter's value at the coming step, reference included."""
@@ -231,7 +234,7 @@ class Steering:
             "rates": self._rates.state_dict(),
             "actuators": [None if a is None else a.starts() for a in self._actuators],
             "position": self._position,
-            "statistics": self._statistics.state_dict(),
+            "statistics": self.statistics.state_dict(),
             "last_loss": self._validation.last_loss,
             "best": self.snapshots.state_dict(),
         }
@@ -257,9 +260,14 @@ class Steering:
         self.snapshots.load_state_dict(state["best"])
         self._validation.last_loss = float(state["last_loss"])
         self._begin_window(int(state["position"]))
-        self._statistics.load_state_dict(state["statistics"])
+        self.statistics.load_state_dict(state["statistics"])
 
     # Inside.
+
+    @property
+    def _position(self) -> int:
+        """How many optimiser steps of the open window are done; no window is open once coasting."""
+        return 0 if self._coasting else self.statistics.steps
 
     @property
     def _session_now(self) -> Session:
@@ -287,7 +295,7 @@ class Steering:
     def _begin_window(self, position: int = 0) -> None:
         session = self._session_now
         self._stepper.look_again()
-        self._begun_at, self._position, self._cut_short = session.steps_done, position, False
+        self._begun_at, self._cut_short = session.steps_done, False
         self.at_window_start = position == 0
         self._coasting = session.finished
         if session.terminated:
@@ -302,13 +310,12 @@ class Steering:
             problem = "" if actuator is None else actuator.write(offset)
             if problem:
                 self._warn(problem.partition(":")[0], problem)
-        if not self._coasting:
-            self._window = session.window()
-            self._statistics.begin(self._window)
+        self._window = 0 if self._coasting else session.window()
+        self.statistics.begin(max(self._window, 1))
 
     def _end_window(self) -> None:
         session = self._session_now
-        metrics = self._statistics.finish()
+        metrics = self.statistics.finish()
         if self._stepper.scaler is not None and metrics.update_ratio == 0:
             metrics = metrics._replace(update_ratio=math.nan)  # the scaler left the last step out
         if self._guarded and not metrics.finite:
@@ -340,7 +347,7 @@ class Steering:
             self._warn("beyond", _BEYOND.format(total=session.total_steps))
             self._rates.hold()
         elif not self._rates.intact():
-            self._warn("lr overwritten", _OVERWRITTEN)
+            self.tell_overwritten()
         with torch.no_grad():
             return not self._guarded or math.isfinite(float(loss))
 
