@@ -38,7 +38,7 @@ class Sample:
     def __init__(self, tensors: Sequence[torch.Tensor], entries: int = SAMPLED_ENTRIES) -> None:
         self.shapes = [tensor.shape for tensor in tensors]
         is_double = any(tensor.dtype in (torch.float64, torch.complex128) for tensor in tensors)
-        tensors = [_plain(tensor) for tensor in tensors]
+        given, tensors = tensors, [_plain(tensor) for tensor in tensors]
         total = sum(tensor.numel() for tensor in tensors)
         self._slices: list[tuple[slice, ...] | None] = []
         self._sizes: list[torch.Size] = []
@@ -50,6 +50,7 @@ class Sample:
             self._sizes.append(size)
             weights.append(tensor.numel() / max(size.numel(), 1))
         counts = [size.numel() for size in self._sizes]
+        self._is_complex = any(tensor.dtype.is_complex for tensor in given)
         self.is_whole = all(where is None for where in self._slices)
         self.entries = sum(counts)
         self.device = tensors[0].device if tensors else torch.device("cpu")
@@ -73,7 +74,7 @@ class Sample:
         for size in self._sizes:
             views.append(flat[start : start + size.numel()].view(size))
             start += size.numel()
-        return Room(flat, views, self._slices)
+        return Room(flat, views, self._slices, is_complex=self._is_complex)
 
     def weighted(self, sample: torch.Tensor) -> torch.Tensor:
         """Return a sample with each entry multiplied by how many it stands for."""
@@ -92,10 +93,14 @@ class Room:
         flat: torch.Tensor,
         views: list[torch.Tensor],
         slices: list[tuple[slice, ...] | None],
+        *,
+        is_complex: bool,
     ) -> None:
         self.flat = flat
+        self._is_complex = is_complex
         self._views, self._slices = views, slices
 
+    @torch.no_grad()
     def take(self, tensors: Sequence[torch.Tensor | None]) -> torch.Tensor:
         """Copy the chosen entries here and return them; a tensor that is None counts as zeros."""
         into: list[torch.Tensor] = []
@@ -104,7 +109,7 @@ class Room:
             if tensor is None:
                 view.zero_()
                 continue
-            entries = _plain(tensor)
+            entries = _plain(tensor) if self._is_complex or tensor.is_sparse else tensor
             into.append(view)
             taken.append(entries if where is None else entries[where])
         if into:

@@ -83,6 +83,7 @@ class WindowStatistics:
         self._gradients: torch.Tensor | None = None  # sampled at the last but one step
         self._weights: torch.Tensor | None = None  # sampled before the last step's update
         self._sums: dict[str, torch.Tensor] = {}
+        self._sampled: Sequence[torch.Tensor] | None = None  # fit the sample in this window
 
     @property
     def steps(self) -> int:
@@ -187,8 +188,10 @@ class WindowStatistics:
 
     def _read_sums(self) -> dict[str, float]:
         """Return the sums as numbers, with one wait for the device."""
-        values = torch.stack(list(self._sums.values())).tolist()
-        return dict(zip(self._sums, values, strict=True))
+        sums = self._sums
+        if sums["gradients"].device.type == "cpu":
+            return {name: value.item() for name, value in sums.items()}
+        return dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True))
 
     def _look(self, parameters: Sequence[torch.Tensor]) -> None:
         """Take in the gradients of one of the last two steps, and the weights of the last."""
@@ -209,9 +212,15 @@ class WindowStatistics:
 
     def _places(self, parameters: Sequence[torch.Tensor]) -> tuple[Sample, tuple[Room, Room]]:
         """Return the sample for these weights, and room for two of them."""
-        if self._sample is None or self._rooms is None or not self._sample.fits(parameters):
+        known = parameters is self._sampled
+        if (
+            self._sample is None
+            or self._rooms is None
+            or not (known or self._sample.fits(parameters))
+        ):
             self._sample = Sample(parameters)
             self._rooms = self._sample.room(), self._sample.room()
+        self._sampled = parameters
         return self._sample, self._rooms
 
 
@@ -225,7 +234,7 @@ def _loss_statistics(losses: np.ndarray) -> dict[str, float]:
         fields = {
             "train_loss": float(mean),
             "train_loss_first": float(losses[0]),
-            "train_loss_std": float(np.sqrt(add(apart * apart) / n)),
+            "train_loss_std": math.sqrt(add(apart * apart) / n),
         }
         if half:
             change = add(losses[n - half :]) / half - add(losses[:half]) / half

@@ -53,6 +53,8 @@ class Stepper:
         """Find the trainable weights again, for a loop may freeze, unfreeze and add groups."""
         groups = self.optimizer.param_groups
         self.weights = [w for group in groups for w in group["params"] if w.requires_grad]
+        if self.clip is None:
+            return
         # In the model's order, as clip_grad_norm_(model.parameters()) adds the norms up.
         clipped = {id(w): w for w in self._model.parameters() if w.requires_grad}
         self._clipped = list((clipped | {id(w): w for w in self.weights}).values())
