@@ -207,6 +207,9 @@ def test_where_chooses_and_broadcasts_like_numpy(condition: Any, yes: Any, no: A
         lambda xp: ~xp.isnan(ONE),
         lambda xp: xp.clip(ROW, ONE, TWO),
         lambda xp: xp.minimum(ROW, TWO),
+        lambda xp: xp.mean(ROW.reshape(1, 3), axis=0),
+        lambda xp: xp.mean(ROW.reshape(3, 1), axis=0),
+        lambda xp: xp.mean(ROW.reshape(1, 3), axis=1),
     ],
 )
 def test_arrays_get_what_numpy_gives(call: Callable[[Any], Any]) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from trimtab.core.array_namespace import SCALAR_NUMPY
 from trimtab.core.digest import ArrayBytes, content_digest
 from trimtab.core.errors import PolicyFileError, SpecError
 from trimtab.core.features import GLOBAL_FEATURES, TOKEN_FEATURES
@@ -40,6 +41,7 @@ POLICY_FORMAT = "trimtab-policy-1"
 TOKEN_BLOCK = len(TOKEN_FEATURES) + len(KINDS)
 _N_GLOBAL = len(GLOBAL_FEATURES)
 _MOVES = np.asarray(MOVES, np.float32)
+_PLACES = np.arange(len(MOVES))
 _EXTRA = ("novelty_mean", "novelty_scale", "novelty_limit")
 _TEXTS = ("format", "name", "spec", "spec_hash", "about")
 _LARGEST_FILE = 256 * 2**20  # bytes; a policy has some 150 thousand
@@ -291,11 +293,15 @@ class LearnedController:
         n_tokens = (len(observation) - _N_GLOBAL) // TOKEN_BLOCK
         if self._hidden is None or len(self._hidden) != n_tokens:
             self._hidden = np.zeros((n_tokens, self._width), np.float32)
-        moves, restore, self._hidden = forward(self._parameters, observation, self._hidden, np)
+        moves, restore, self._hidden = forward(
+            self._parameters, observation, self._hidden, SCALAR_NUMPY
+        )
         likely = np.exp(moves - moves.max(axis=-1, keepdims=True))
         expected = (likely * _MOVES).sum(-1) / likely.sum(-1)
-        places = np.interp(expected, _MOVES, np.arange(len(_MOVES)))
-        return np.append(places, np.argmax(restore)).astype(np.float32)
+        action = np.empty(n_tokens + 1, np.float32)
+        action[:-1] = np.interp(expected, _MOVES, _PLACES)
+        action[-1] = restore.argmax()
+        return action
 
     def is_novel(self, observation: np.ndarray) -> bool:
         """Return whether the global features look like nothing met in training.
@@ -306,7 +312,7 @@ class LearnedController:
         if not self.policy.novelty:
             return False
         mean, scale, limit = (self.policy.novelty[name] for name in _EXTRA)
-        return bool(np.mean(((observation[:_N_GLOBAL] - mean) / scale) ** 2) > limit)
+        return bool((((observation[:_N_GLOBAL] - mean) / scale) ** 2).mean() > limit)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the recurrent state as nested lists; float32 survives exactly."""

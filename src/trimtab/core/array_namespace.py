@@ -61,9 +61,16 @@ class ScalarNumpy:
         if isinstance(condition, np.ndarray):
             return np.where(condition, yes, no)
         chosen, other = (yes, no) if condition else (no, yes)
-        if isinstance(other, np.ndarray) and np.shape(chosen) != other.shape:
+        if isinstance(other, np.ndarray) and getattr(chosen, "shape", ()) != other.shape:
             return np.where(condition, yes, no)
         return chosen
+
+    @staticmethod
+    def mean(values: Any, axis: int) -> Any:
+        """Return the mean over an axis; of one row it is that row, to the last bit."""
+        if axis == 0 and len(values) == 1:
+            return values[0]
+        return np.mean(values, axis=axis)
 
     @staticmethod
     def minimum(first: Any, second: Any) -> Any:

@@ -94,7 +94,7 @@ def check_action(spec: ControlSpec, action: Any) -> np.ndarray:
         )
     if given.dtype.kind not in "iufb":
         raise SpecError(f"action {given.tolist()!r} of type {given.dtype} holds no plain numbers")
-    if spec.actions == "continuous" or not np.all(np.isfinite(given)):
+    if spec.actions == "continuous" or not np.isfinite(given).all():
         return given
     if spec.actions == "discrete":
         limits = np.asarray(n_discrete_actions(spec))
@@ -102,7 +102,7 @@ def check_action(spec: ControlSpec, action: Any) -> np.ndarray:
         limits = np.array([len(MOVES)] * len(spec.hyperparameters) + [2])
     # A move may lie between two (see `decode`); a joint move and restore may not.
     whole = given if spec.actions == "discrete" else given[-1:]
-    if np.any((given < 0) | (given > limits - 1)) or np.any(whole != np.floor(whole)):
+    if ((given < 0) | (given > limits - 1)).any() or (whole != np.floor(whole)).any():
         raise SpecError(
             f"action {given.tolist()} is outside 0 .. {(limits - 1).tolist()}; "
             "give numbers in that range, whole ones for joint moves and restore"

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from trimtab.core.array_namespace import SCALAR_NUMPY
 from trimtab.core.carry import Carry, begin, pack_array, unpack_array
 from trimtab.core.control import apply, check_action, decode, no_action, observe
 from trimtab.core.decision import Decision, Recorder, Summary
@@ -203,8 +204,14 @@ class Session:
         Raises:
             SpecError: The action is not of the spec's kind (see `check_action`).
         """
+        return self._decide(
+            None if action is None else check_action(self.spec, action), note=note, extra=extra
+        )
+
+    def _decide(self, action: np.ndarray | None, *, note: str, extra: int) -> Decision:
+        """Do what `decide` does with an action that was checked."""
         idle = no_action(self.spec)
-        asked = idle if action is None else check_action(self.spec, action)
+        asked = idle if action is None else action
         before = self.carry
         self.carry, values, reason = apply(
             self.spec, before, idle if self.watch_only else asked, np
@@ -225,7 +232,7 @@ class Session:
             metrics=metrics,
             measured=measured,
             observation=self._observation,
-            action=None if action is None else asked,
+            action=action,
             proposed={name: self.unscheduled(h, proposed) for h, name in enumerate(names)},
             applied={name: self._in_force(h) for h, name in enumerate(names)},
             offset=self._offset,
@@ -254,7 +261,7 @@ class Session:
             self.close()
             return None
         action, note, extra = self._choose(observation)
-        return self.decide(action, note=note, extra=extra)
+        return self._decide(action, note=note, extra=extra)
 
     def tally(self, steps: int) -> None:
         """Count steps that no decision follows: of a window left early, or after the last one."""
@@ -363,16 +370,18 @@ class Session:
 
     def _proposed(self, before: Carry, action: np.ndarray) -> np.ndarray:
         """Return the (H,) offsets that an action asks for, before the guard."""
-        finite = bool(np.all(np.isfinite(np.asarray(action, np.float32))))
-        moves = decode(self.spec, action, np)[0] if finite else np.float32(0.0)
+        finite = bool(np.isfinite(np.asarray(action, np.float32)).all())
+        moves = decode(self.spec, action, SCALAR_NUMPY)[0] if finite else np.float32(0.0)
         return np.asarray(before.offset + moves * before.units, np.float32)
 
     def _log_schedule(self, steps: int) -> None:
         items = self.spec.hyperparameters
         bases = [(item.name, item.kind == "lr", self._in_force(h)) for h, item in enumerate(items)]
-        last = self.total_steps - 1
-        for step in range(self.steps_done, self.steps_done + steps):
-            reference = float(self.reference[min(step, last)])
+        first = self.steps_done
+        references = self.reference[first : first + steps].tolist()
+        if len(references) < steps:  # beyond the end the last one stays
+            references += [float(self.reference[-1])] * (steps - len(references))
+        for step, reference in enumerate(references, first):
             row: dict[str, float] = {"step": step}
             for name, scheduled, base in bases:
                 row[name] = base * reference if scheduled else base
