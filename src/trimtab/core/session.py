@@ -7,6 +7,7 @@ reached through what it is given.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -210,12 +211,10 @@ class Session:
 
     def _decide(self, action: np.ndarray | None, *, note: str, extra: int) -> Decision:
         """Do what `decide` does with an action that was checked."""
-        idle = no_action(self.spec)
-        asked = idle if action is None else action
+        asked = no_action(self.spec) if action is None else action
+        done = no_action(self.spec) if self.watch_only else asked
         before = self.carry
-        self.carry, values, reason = apply(
-            self.spec, before, idle if self.watch_only else asked, np
-        )
+        self.carry, values, reason = apply(self.spec, before, done, np)
         if self.watch_only:
             extra |= int(Reason.WATCH_ONLY)
         proposed = self._proposed(before, asked)
@@ -390,7 +389,7 @@ class Session:
     def _count(self) -> None:
         summary, carry = self.summary, self.carry
         summary.spent_steps = self.steps_done
-        known = np.isfinite(self.budget) and self.budget > 0
+        known = math.isfinite(self.budget) and self.budget > 0
         summary.spent = self._charge / self.budget if known else self.steps_done / self.total_steps
         summary.rollbacks = int(carry.rollbacks)
         summary.restores = int(carry.restores)
