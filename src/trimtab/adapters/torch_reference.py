@@ -288,11 +288,17 @@ class AdoptedRates:
         return float(_number(self._own[self.lead]) / self.starts[self.lead])
 
     def _read(self) -> list[Any]:
-        return [_copied(group["lr"]) for group in self._optimizer.param_groups]
+        return [
+            rate if type(rate := group["lr"]) is float else _copied(rate)
+            for group in self._optimizer.param_groups
+        ]
 
     def _put_all(self, rates: list[Any]) -> None:
         for group, rate in zip(self._optimizer.param_groups, rates, strict=False):
-            _put(group, rate)
+            if type(group["lr"]) is float:
+                group["lr"] = rate
+            else:
+                _put(group, rate)
 
     def _now_repeated(self, total_steps: int) -> np.ndarray:
         now = [_number(group["lr"]) for group in self._optimizer.param_groups]
