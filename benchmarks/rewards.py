@@ -6,6 +6,9 @@ Each reward gets the same settings, the same seeds and the same number of iterat
 ``--minutes`` allow at the speed that a short trial of the first reward shows, fixed in
 ``plan.json`` before the first training. Then each policy is evaluated on ring a, every one on
 the same tasks, starts and data. Interrupted, the same command goes on where it stopped.
+
+On several cores, ``--only`` trains some of the rewards in one process and others in another; the
+command without it evaluates them all.
 """
 
 from __future__ import annotations
@@ -85,6 +88,18 @@ def _iterations(out: Path, minutes: float, batch: int) -> int:
     told = {"minutes": minutes, "batch": batch, "iterations": count, "seconds_each": each}
     plan.write_text(json.dumps(told), encoding="utf-8")
     return count
+
+
+def _trained(reward: str, iterations: int, batch: int, out: Path) -> Path:
+    """Return the file of a reward's policy, trained to its last iteration."""
+    from trimtab.agents.meta_training import learn
+
+    folder, note = out / reward, out / reward / "checkpoint.json"
+    done = json.loads(note.read_text())["iteration"] if note.exists() else 0
+    if done < iterations:
+        print(f"{reward}: {done} of {iterations} iterations", file=sys.stderr)
+        learn(settings_for(reward, iterations, batch), folder, resume=True, on_progress=_show)
+    return folder / f"{reward}.safetensors"
 
 
 def _show(progress: Any) -> None:
@@ -266,23 +281,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tasks", type=int, default=64, help="tasks of the evaluation")
     parser.add_argument("--seed", type=int, default=1_000_000, help="first of these tasks")
     parser.add_argument("--batch", type=int, default=32, help="tasks of an iteration")
+    parser.add_argument("--only", default="", help="train just these, by commas, and stop")
     parser.add_argument("--out", type=Path, default=Path("rewards"))
     parser.add_argument("--page", type=Path, default=_PAGE)
     parser.add_argument("--no-page", action="store_true", help="print only")
     options = parser.parse_args(arguments)
+    chosen = [name for name in options.only.split(",") if name]
+    for name in chosen:
+        if name not in REWARDS:
+            parser.error(f"--only: {name!r} is none of {', '.join(REWARDS)}")
     prepare_jax()
-    from trimtab.agents.meta_training import learn
-
     options.out.mkdir(parents=True, exist_ok=True)
     iterations = _iterations(options.out, options.minutes, options.batch)
-    found: dict[str, dict[str, Any]] = {}
-    for reward in REWARDS:
-        settings = settings_for(reward, iterations, options.batch)
-        path = options.out / reward / f"{reward}.safetensors"
-        if not path.exists():
-            print(f"{reward}: {iterations} iterations", file=sys.stderr)
-            learn(settings, options.out / reward, resume=True, on_progress=_show)
-        found[reward] = _evaluated(path, options.out, options.tasks, options.seed)
+    trained = {
+        reward: _trained(reward, iterations, options.batch, options.out)
+        for reward in chosen or REWARDS
+    }
+    if chosen:
+        return
+    found = {
+        reward: _evaluated(path, options.out, options.tasks, options.seed)
+        for reward, path in trained.items()
+    }
     settings = settings_for(REWARDS[0], iterations, options.batch)
     runs = iterations * settings.tasks * settings.siblings
     under = (
