@@ -2,9 +2,10 @@
 
     python -m benchmarks.rewards --minutes 15 --out rewards
 
-Each reward gets the same settings, the same seeds and the same number of iterations: what
+Each reward gets the same settings, the same seeds and the same number of simulated steps: what
 ``--minutes`` allow at the speed that a short trial of the first reward shows, fixed in
-``plan.json`` before the first training. Then each policy is evaluated on ring a, every one on
+``plan.json`` before the first training. ``relative`` makes a reference run beside each run, so
+it gets half of the iterations. Then each policy is evaluated on ring a, every one on
 the same tasks, starts and data. Interrupted, the same command goes on where it stopped.
 
 On several cores, ``--only`` trains some of the rewards in one process and others in another; the
@@ -33,7 +34,16 @@ if TYPE_CHECKING:
     from trimtab.agents.learn_settings import LearnSettings
     from trimtab.agents.ring_runs import Bucket
 
-__all__ = ["REWARDS", "collapse_share", "main", "recommendation", "settings_for", "table", "write"]
+__all__ = [
+    "REWARDS",
+    "collapse_share",
+    "iterations_of",
+    "main",
+    "recommendation",
+    "settings_for",
+    "table",
+    "write",
+]
 
 REWARDS: tuple[str, ...] = ("best-so-far", "log-loss", "relative", "cost-aware", "final")
 """Rewards that need no function of the user's; the first is the shipped policy's."""
@@ -90,10 +100,16 @@ def _iterations(out: Path, minutes: float, batch: int) -> int:
     return count
 
 
+def iterations_of(reward: str, iterations: int) -> int:
+    """Return a reward's iterations, where ``iterations`` of the others cost as many steps."""
+    return iterations // 2 if reward == "relative" else iterations
+
+
 def _trained(reward: str, iterations: int, batch: int, out: Path) -> Path:
     """Return the file of a reward's policy, trained to its last iteration."""
     from trimtab.agents.meta_training import learn
 
+    iterations = iterations_of(reward, iterations)
     folder, note = out / reward, out / reward / "checkpoint.json"
     done = json.loads(note.read_text())["iteration"] if note.exists() else 0
     if done < iterations:
@@ -256,7 +272,7 @@ def recommendation(found: Mapping[str, Mapping[str, Any]]) -> str:
             told += f", so there is no reason here to leave `{REWARDS[0]}`"
     if worse:
         told += (
-            f". Avoid {', '.join(f'`{name}`' for name in worse)}: clearly worse at equal iterations"
+            f". Avoid {', '.join(f'`{name}`' for name in worse)}: clearly worse at equal compute"
         )
     return f"{told}."
 
@@ -306,7 +322,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings = settings_for(REWARDS[0], iterations, options.batch)
     runs = iterations * settings.tasks * settings.siblings
     under = (
-        f"Each reward: {iterations} iterations, {runs:,} simulated runs, seed {settings.seed}; "
+        f"Each reward: {iterations} iterations, {runs:,} simulated runs (`relative`: half of "
+        f"them, each with a reference run beside it), seed {settings.seed}; "
         f"ring a, {options.tasks} tasks from {options.seed}, 5 start factors, 2 seeds. "
         f"{platform.machine()}, Python {platform.python_version()}. "
         f"{time.strftime('%d %B %Y')}: `{called('benchmarks.rewards', arguments)}`."
