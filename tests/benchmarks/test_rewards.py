@@ -90,3 +90,31 @@ def test_the_page_shows_no_path_of_the_machine(tmp_path, monkeypatch):
     told = page.read_text(encoding="utf-8")
     assert "`python -m benchmarks.rewards --out o --page page.md`" in told
     assert str(tmp_path) not in told
+
+
+def test_only_some_rewards_are_trained_and_a_stopped_training_goes_on(tmp_path, monkeypatch):
+    import trimtab.agents.meta_training as meta_training
+
+    learned = []
+
+    def learn(settings, folder, **more):
+        learned.append((settings.name, settings.iterations, more["resume"]))
+
+    monkeypatch.setattr(meta_training, "learn", learn)
+    monkeypatch.setattr(rewards, "prepare_jax", lambda: None)
+    monkeypatch.setattr(rewards, "_iterations", lambda *given: 10)
+    for name, done in (("final", 10), ("log-loss", 8)):  # a policy is there with each checkpoint
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.safetensors").write_bytes(b"")
+        (tmp_path / name / "checkpoint.json").write_text(f'{{"iteration": {done}}}')
+    chosen = "final,log-loss,relative"
+    rewards.main(["--only", chosen, "--out", str(tmp_path), "--page", str(tmp_path / "none.md")])
+    assert learned == [("log-loss", 10, True), ("relative", 5, True)]
+    assert not (tmp_path / "none.md").exists()
+
+
+def test_an_unknown_reward_is_refused_by_name(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        rewards.main(["--only", "finel", "--out", str(tmp_path)])
+    assert stopped.value.code == 2
+    assert "'finel' is none of best-so-far, log-loss" in capsys.readouterr().err
