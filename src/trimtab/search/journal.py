@@ -7,12 +7,13 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
-from trimtab.core.errors import SpecError
+from trimtab.core.errors import SpecError, StoreError
 from trimtab.records.encoding import from_json, to_json
 
 __all__ = ["Journal", "fingerprint"]
@@ -109,6 +110,7 @@ class Journal:
     Raises:
         SpecError: The folder cannot be written, another process uses it, or it holds results of
             another code or other versions.
+        StoreError: A line of the results is damaged, or the disk takes no more.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, str]) -> None:
@@ -141,29 +143,50 @@ class Journal:
         trace: TracebackType | None,
     ) -> None:
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # what a full disk did not take was told of by `add`
+                self._file.close()
 
     def add(self, key: str, result: Mapping[str, Any]) -> None:
-        """Keep a result; it is on the disk when this returns."""
+        """Keep a result; it is on the disk when this returns.
+
+        Raises:
+            StoreError: The disk takes no more; what was kept before is untouched.
+        """
         line = to_json({"key": key, "result": dict(result)})
         self._write(line)
         self.results[key] = from_json(line)["result"]
 
     def _read(self) -> None:
         assert self._file is not None, "open first"
-        self._file.seek(0)
-        text = self._file.read()
-        whole = text[: text.rfind("\n") + 1]
-        if len(whole) < len(text):
-            os.truncate(self._path, len(whole.encode()))
+        data = self._path.read_bytes()
+        whole = data[: data.rfind(b"\n") + 1]
+        if len(whole) < len(data):
+            os.truncate(self._path, len(whole))
         lines = whole.splitlines()
         if not lines:
             self._write(to_json({"made by": self.identity}))
             return
-        self._require_same(from_json(lines[0]).get("made by", {}))
-        for line in lines[1:]:
-            entry = from_json(line)
+        self._require_same(self._object(lines, 1, "made by")["made by"])
+        for number in range(2, len(lines) + 1):
+            entry = self._object(lines, number, "result")
             self.results[entry["key"]] = entry["result"]
+
+    def _object(self, lines: Sequence[bytes], number: int, holds: str) -> dict[str, Any]:
+        """Return what a line says, counted from 1."""
+        try:
+            entry = from_json(lines[number - 1].decode())
+        except ValueError:
+            entry = None
+        is_whole = isinstance(entry, dict) and isinstance(entry.get(holds), dict)
+        if is_whole and (number == 1 or isinstance(entry.get("key"), str)):
+            return dict(entry)
+        start = lines[number - 1][:40].decode(errors="replace")
+        remedy = (
+            "choose another folder"
+            if number == 1
+            else "delete this line: what it held is done again, and all else is kept"
+        )
+        raise StoreError(f"{self._path}: line {number} is damaged (it begins {start!r}); {remedy}")
 
     def _require_same(self, theirs: Mapping[str, str]) -> None:
         names = sorted(theirs.keys() | self.identity.keys())
@@ -180,6 +203,12 @@ class Journal:
 
     def _write(self, line: str) -> None:
         assert self._file is not None, "open first"
-        self._file.write(line + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        try:
+            self._file.write(line + "\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise StoreError(
+                f"{self._path} cannot be written ({error.strerror or error}); what was done is "
+                "kept: make room and run the same command again"
+            ) from error
