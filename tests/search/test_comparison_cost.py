@@ -62,6 +62,14 @@ def test_a_loss_is_told_as_plainly_as_a_win():
     assert cost_answer(figures(1.5, SEARCH), None)["sentence"].endswith("so nothing is saved.")
 
 
+def test_a_search_that_was_run_with_one_larger_budget_bounds_what_is_saved():
+    told = cost_answer(figures(0.3, {"random:8": 0.1}), 600.0)["sentence"]
+    assert told.endswith(
+        "random search ends as well with 8.0, the least that was run, so at most 7.0 "
+        "(700 examples, 14 s) are saved; a smaller budget of it would tell."
+    )
+
+
 def test_the_cells_of_a_table_say_what_is_a_bound_and_what_never_pays():
     row = {"method": "random", "reaches": "yes", "runs": 8.0, "saved_runs": 7.0}
     row |= {"saved_examples": 700.0, "saved_seconds": 14.0, "paid_back_after": 43}

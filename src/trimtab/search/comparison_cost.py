@@ -11,6 +11,7 @@ import numpy as np
 __all__ = ["cost_answer", "cost_rows", "cost_sentence"]
 
 _STEERED = "trimtab"
+_EQUAL = 1.1  # one run of a search may be charged a little more than a steered one
 
 
 def cost_answer(figures: Mapping[str, Any], training_seconds: float | None) -> dict[str, Any]:
@@ -49,11 +50,11 @@ def cost_rows(
     linear in the log of the charge between the budgets that were run. ``reaches`` is ``"yes"``;
     ``"beyond"`` where no budget that was run is as good, so that ``runs`` is what was tried and
     the truth is more; or ``"below"`` where the smallest is at least as good, so that the truth is
-    at most that. ``saved_*`` is the method's cost less the steered run's, below 0 where the method
-    costs less, and None where it has one budget and does not get there; ``paid_back_after`` is
-    the number of steered runs whose saved seconds make up for the meta-training: at most so many
-    where no budget got there; None where nothing is saved, so that it never pays for itself at
-    this quality, and where the seconds are not known.
+    at most that, and so is what is saved. ``saved_*`` is the method's cost less the steered run's,
+    below 0 where the method costs less, and None where it has one budget and does not get there;
+    ``paid_back_after`` is the number of steered runs whose saved seconds make up for the
+    meta-training: at most so many where no budget got there; None where nothing is known to be
+    saved, and where the seconds are not known.
     """
     by_method: dict[str, list[str]] = {}
     for label in figures["methods"]:
@@ -131,7 +132,13 @@ def cost_sentence(
     if training_seconds is not None:
         nothing += " and the policy's meta-training never pays for itself at this quality"
     if row["reaches"] == "below":
-        return f"{first}; {name} ends as well with {row['runs']:.1f}, {nothing}."
+        told = f"{first}; {name} ends as well with {row['runs']:.1f}"
+        if row["runs"] <= steered["runs"] * _EQUAL:
+            return f"{told}, {nothing}."
+        return (
+            f"{told}, the least that was run, so at most {row['saved_runs']:.1f}"
+            f"{_in_brackets(row, 'saved_')} are saved; a smaller budget of it would tell."
+        )
     many = "more than " if row["reaches"] == "beyond" else ""
     told = f"{first}; {name} needs {many}{row['runs']:.1f} to end as well"
     if row["saved_runs"] is None or row["saved_runs"] <= 0:
