@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trimtab.cli_output import JSON_HELP, names, number, print_json, print_table, say
+from trimtab.cli_output import (
+    JSON_HELP,
+    make_folder_importable,
+    names,
+    number,
+    print_json,
+    print_table,
+    say,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -120,6 +128,7 @@ def compare(
     from trimtab.search.journal import fingerprint
     from trimtab.search.planning import policy_of, rhythm_of
 
+    make_folder_importable(task or ())
     path = policy_path(policy).resolve()
     rhythm, file = rhythm_of(path, decisions), policy_of(path)
     if suite is not None:

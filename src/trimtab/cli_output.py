@@ -23,6 +23,7 @@ __all__ = [
     "STORE_HELP",
     "assignments",
     "find_task",
+    "make_folder_importable",
     "names",
     "number",
     "one_thread",
@@ -120,6 +121,13 @@ def assignments(texts: Iterable[str]) -> dict[str, float]:
     return found
 
 
+def make_folder_importable(references: Iterable[str]) -> None:
+    """Let modules in the working folder be imported if a task is named as ``module:factory``."""
+    folder = os.getcwd()  # noqa: PTH109 - sys.path holds text
+    if folder not in sys.path and any(":" in reference for reference in references):
+        sys.path.insert(0, folder)
+
+
 def find_task(reference: str, variant: str | None) -> Task:
     """Return a registered task or one from ``module:factory``; the working folder is importable.
 
@@ -130,8 +138,7 @@ def find_task(reference: str, variant: str | None) -> Task:
     """
     from trimtab.core.registry import make_task
 
-    if ":" in reference and os.getcwd() not in sys.path:  # noqa: PTH109 - sys.path holds text
-        sys.path.insert(0, os.getcwd())  # noqa: PTH109
+    make_folder_importable([reference])
     return make_task(reference, variant=variant, default_member=0)
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+import trimtab
+
 pq = pytest.importorskip("pyarrow.parquet")
 
 TIMEOUT = 120
@@ -221,6 +223,26 @@ def test_a_run_that_fails_is_named_and_the_others_are_kept(folder):
     assert process.returncode == 1
     assert "OSError: the disk with the validation images is gone" in err
     assert "run the same command again" in err
+
+
+def test_a_task_in_the_working_folder_is_found_by_the_installed_command(folder):
+    """Python's ``-P`` leaves the working folder out of the path, as the script ``trimtab`` does."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONSAFEPATH")}
+    source = Path(trimtab.__file__).parents[1]
+    process = subprocess.run(
+        [
+            *(sys.executable, "-P", "-m", "trimtab", "compare", "tiny:make", "--pool", "0"),
+            *("--methods", "reference", "--seeds", "1", "--jobs", "1", "--json"),
+        ],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env=environment | {"PYTHONPATH": str(source)},
+        timeout=TIMEOUT,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    assert [row["task"] for row in json.loads(process.stdout)["rows"]] == ["tiny:make"]
 
 
 def test_controls_that_are_told_of_steered_runs_are_run_after_them(folder):
