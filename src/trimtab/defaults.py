@@ -30,10 +30,14 @@ def shipped_policies() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
 
 
-def policy_path(policy: str | Path) -> Path:
+def policy_path(policy: str | Path, *, beside: Sequence[str] = ()) -> Path:
     """Return the file of a shipped policy's name, or the path itself.
 
     The default name falls back to the policy before it, with one warning, until it exists.
+
+    Args:
+        policy: A name, or a file.
+        beside: Names that are no files and that the caller takes too, for the message.
 
     Raises:
         UnknownNameError: It is neither a shipped name nor a path.
@@ -42,7 +46,7 @@ def policy_path(policy: str | Path) -> Path:
     if str(policy) in shipped:
         return shipped[str(policy)]
     path = Path(policy)
-    if path.suffix or path.exists() or len(path.parts) > 1:
+    if str(policy) and (path.suffix or path.exists() or len(path.parts) > 1):
         return path
     if str(policy) == DEFAULT_POLICY and _FALLBACK in shipped:
         warnings.warn(
@@ -50,7 +54,7 @@ def policy_path(policy: str | Path) -> Path:
             stacklevel=3,
         )
         return shipped[_FALLBACK]
-    raise unknown_name("policy", str(policy), [*shipped, *_FIXED])
+    raise unknown_name("policy", str(policy), [*shipped, *beside])
 
 
 def controller_for(
@@ -87,7 +91,7 @@ def controller_for(
     if not isinstance(policy, str | Path):
         own = getattr(policy, "spec", plain)
         return replace(own, hyperparameters=plain.hyperparameters, decisions=decisions), policy
-    loaded = read_policy(policy_path(policy))
+    loaded = read_policy(policy_path(policy, beside=_FIXED))
     spec = replace(
         loaded.spec,
         hyperparameters=plain.hyperparameters,
