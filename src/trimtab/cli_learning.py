@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from trimtab.cli_output import print_json
+from trimtab.core.errors import SpecError, unknown_name
 
 __all__ = ["evaluate", "learn", "prepare_jax"]
 
@@ -63,6 +65,8 @@ def learn(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Meta-train a policy on simulated fine-tuning runs."""
+    if minutes is not None and not minutes > 0:
+        raise SpecError(f"--minutes: {minutes:g} is not above 0; leave it out for no limit")
     prepare_jax()
     from trimtab.agents.learn_settings import read_settings
     from trimtab.agents.meta_training import Progress
@@ -72,7 +76,9 @@ def learn(
     settings = read_settings(config)
     begin = None
     if initial is not None:
-        begin = Path(initial) if Path(initial).is_dir() else policy_path(initial)
+        is_folder = bool(initial) and Path(initial).is_dir()
+        begin = Path(initial) if is_folder else policy_path(initial)
+    _check_folder(out)
     last: dict[str, Any] = {}
     with _bar(f"learning {settings.name}") as bar:
         task = bar.add_task("", total=settings.iterations, note="compiling")
@@ -88,9 +94,32 @@ def learn(
 
         path = train(settings, out, resume=resume, initial=begin, minutes=minutes, on_progress=show)
     if as_json:
-        print(json.dumps({"policy": str(path), **last}))
+        print_json({"policy": str(path), **last})
     else:
         print(f"wrote {path}")
+
+
+def _check_folder(out: Path) -> None:
+    """Make the folder now, so that nothing is computed that could not be kept."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SpecError(
+            f"--out {out} cannot be written ({error.strerror or error}); choose another folder"
+        ) from error
+
+
+def _check_evaluation(rings: list[str], tasks: int, seed: int, out: Path) -> None:
+    from trimtab.agents.rings import RINGS
+
+    for name in rings:
+        if name not in RINGS:
+            raise unknown_name("ring", name, RINGS)
+    if tasks < 1:
+        raise SpecError(f"--tasks: {tasks} is below 1; evaluate at least one task")
+    if seed < 0:
+        raise SpecError(f"--seed: {seed} is below 0; give the first task's number, from 0")
+    _check_folder(out)
 
 
 def evaluate(
@@ -108,6 +137,8 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Find out what a policy is worth on simulated tasks that it never trained on."""
+    if jobs < 0:
+        raise SpecError(f"--jobs: {jobs} is below 0; give the cores to use, 0 for all")
     if jobs:
         os.environ.setdefault(
             "XLA_FLAGS",
@@ -117,13 +148,11 @@ def evaluate(
     prepare_jax()
     from trimtab.agents.rings import RingSettings, evaluate_policy
     from trimtab.controllers.learned import read_policy
-    from trimtab.core.errors import SpecError
     from trimtab.defaults import policy_path
 
-    if tasks < 1:
-        raise SpecError(f"tasks: {tasks} is below 1; evaluate at least one task")
     steered = () if hyperparameters == "all" else tuple(hyperparameters.split(","))
     loaded = read_policy(policy_path(policy))
+    _check_evaluation(ring or ["a"], tasks, seed, out)
     found: dict[str, Any] = {}
     with _bar("evaluating") as bar:
         for name in ring or ["a"]:
@@ -135,7 +164,7 @@ def evaluate(
             settings = RingSettings(name, tasks, seed, steered)
             found[name] = evaluate_policy(loaded, settings, out, on_progress=show)
     if as_json:
-        print(json.dumps({"rings": found}))
+        print_json({"rings": found})
         return
     for name, figures in found.items():
         _print_ring(name, figures)

@@ -1,0 +1,50 @@
+"""`trimtab learn` and `trimtab evaluate` refuse what is wrong before anything is computed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from trimtab import cli
+
+pytest.importorskip("jax")
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in a folder that holds settings and a file named taken."""
+    (tmp_path / "settings.toml").write_text('families = [{ name = "simulated/quadratic" }]\n')
+    (tmp_path / "taken").touch()
+    monkeypatch.chdir(tmp_path)
+    for name in ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("evaluate trimtab-1 --seed -1", "--seed: -1 is below 0"),
+        ("evaluate trimtab-1 --jobs -1", "--jobs: -1 is below 0"),
+        ("evaluate trimtab-1 --tasks 0", "--tasks: 0 is below 1"),
+        ("evaluate trimtab-1 --ring z", "unknown ring 'z'; (have: a, b, c, kinds, wide)"),
+        ("evaluate trimtab-1 --out taken", "--out taken cannot be written"),
+        ("evaluate zero", "unknown policy 'zero'; (have: trimtab-0"),
+        ("learn --config settings.toml --out taken", "--out taken cannot be written"),
+        ("learn --config settings.toml --out o --minutes nan", "--minutes: nan is not above 0"),
+        ("learn --config settings.toml --out o --minutes 0", "--minutes: 0 is not above 0"),
+        ("learn --config settings.toml --out o --initial=", "unknown policy ''; (have: trimtab-0"),
+        ("learn --config nowhere.toml --out o", "nowhere.toml"),
+    ],
+)
+def test_a_wrong_request_is_one_line_and_status_2(capsys, arguments, message):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments.split(" "))
+    told = capsys.readouterr()
+    assert (ended.value.code, told.out) == (2, "")
+    assert message in told.err
+    assert told.err.count("\n") == 1
+    assert not Path("o").exists()
+    assert not Path("evaluation").exists()
