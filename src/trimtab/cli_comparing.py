@@ -31,6 +31,7 @@ __all__ = ["compare", "methods"]
 
 _USUAL_METHODS = "trimtab,reference,lr-finder,race,random:8"
 _USUAL_SEEDS = 5
+_HIGHEST_SEED = 2**31  # what every library of the tasks takes
 
 
 def methods(as_json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False) -> None:
@@ -120,6 +121,7 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
 ) -> None:
     """Compare methods at equal compute: one table, one Parquet file, one report."""
+    from trimtab.core.errors import StoreError
     from trimtab.defaults import policy_path
     from trimtab.search.comparing import compare as run
     from trimtab.search.comparison_cost import cost_answer
@@ -128,6 +130,7 @@ def compare(
     from trimtab.search.journal import fingerprint
     from trimtab.search.planning import policy_of, rhythm_of
 
+    _require_table()
     make_folder_importable(task or ())
     path = policy_path(policy).resolve()
     rhythm, file = rhythm_of(path, decisions), policy_of(path)
@@ -154,9 +157,15 @@ def compare(
         found = run(plans, out, identity, jobs=jobs, progress=tell)
     figures = comparison_figures(found)
     figures["cost"] = cost_answer(figures, _training_seconds(file[0]))
-    write_parquet(out / "comparison.parquet", found, identity)
-    report = _write_report(out / "comparison.html", found, figures, identity)
-    _write_about(out / "about.json", found, file[0], jobs)
+    try:
+        write_parquet(out / "comparison.parquet", found, identity)
+        report = _write_report(out / "comparison.html", found, figures, identity)
+        _write_about(out / "about.json", found, file[0], jobs)
+    except OSError as error:
+        raise StoreError(
+            f"--out {out}: the table or the report cannot be written ({error.strerror or error}); "
+            "every result is kept: make room and run the same command again"
+        ) from error
     for refusal in found.refusals:
         say(f"left out: {refusal.method} on {refusal.task}: {refusal.reason}")
     if as_json:
@@ -169,6 +178,18 @@ def compare(
     typer.echo(f"wrote {(out / 'comparison.parquet').resolve()}")
     if report is not None:
         typer.echo(f"wrote {report.resolve()}")
+
+
+def _require_table() -> None:
+    """Refuse, before anything runs, what would be missing at the end."""
+    from importlib.util import find_spec
+
+    from trimtab.core.errors import MissingDependencyError
+
+    if find_spec("pyarrow") is None:
+        raise MissingDependencyError(
+            "compare needs pyarrow for its table; run: pip install 'trimtab[compare]'"
+        )
 
 
 def _training_seconds(path: str) -> float | None:
@@ -227,8 +248,10 @@ def _plan(
     if len(set(tasks)) < len(tasks):
         raise SpecError(f"compare: {', '.join(tasks)} names a task twice; name each once")
     seeds = _USUAL_SEEDS if seeds is None else seeds
-    if seeds < 1 or seed < 0:
-        raise SpecError(f"--seeds {seeds} --seed {seed}: give at least 1 seed, from 0 on")
+    if seeds < 1 or not 0 <= seed <= _HIGHEST_SEED - seeds:
+        raise SpecError(
+            f"--seeds {seeds} --seed {seed}: give at least 1 seed, from 0 to below {_HIGHEST_SEED}"
+        )
     if pool is not None and pool < 0:
         raise SpecError(f"--pool: {pool} is below 0; 0 leaves out regret and n*")
     return Plan(
@@ -237,7 +260,7 @@ def _plan(
         seeds=tuple(range(seed, seed + seeds)),
         variant=variant,
         starts=None if starts is None else _factors(starts),
-        hyperparameters=tuple(names(hyperparameters or "lr")),
+        hyperparameters=tuple(names("lr" if hyperparameters is None else hyperparameters)),
         pool=pool,
     )
 
@@ -342,7 +365,7 @@ def _print_figures(figures: dict[str, Any]) -> None:
             )
             for label in order
         ],
-        f"{len(figures['tasks'])} tasks, 95 % intervals",
+        f"{len(figures['tasks'])} task{'s' * (len(figures['tasks']) != 1)}, 95 % intervals",
     )
 
 

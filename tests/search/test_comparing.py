@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import random
@@ -198,6 +199,9 @@ def test_more_methods_in_the_same_folder_repeat_nothing(whole):
         (["tiny:make", "--suite", "fast"], "it fixes what TASK says"),
         (["--suite", "fast", "--seeds", "2"], "it fixes what --seeds says"),
         ([], "no task is named"),
+        (["tiny:make", "--hyperparameters", ""], "name at least one"),
+        (["tiny:make", "--seed", "9" * 23], "from 0 to below 2147483648"),
+        (["tiny:make", "--policy", "zero"], "unknown policy 'zero'; (have: trimtab-0"),
         (["--suite", "quick"], "unknown suite 'quick'"),
     ],
 )
@@ -211,6 +215,40 @@ def test_what_cannot_be_compared_is_refused_before_any_run(folder, capsys, argum
     assert ended.value.code == 2
     assert words in capsys.readouterr().err
     assert not (folder / "comparison").exists()
+
+
+def test_without_what_the_table_needs_nothing_is_run(folder, capsys, monkeypatch):
+    from trimtab import cli
+
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "pyarrow" else found(name)
+    )
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["compare", "tiny:make"])
+    assert ended.value.code == 1
+    assert "pip install 'trimtab[compare]'" in capsys.readouterr().err
+    assert not (folder / "comparison").exists()
+
+
+def test_a_table_that_cannot_be_written_loses_no_result(folder, capsys):
+    from trimtab import cli
+
+    asked = ["tiny:make", "--methods", "reference", "--seeds", "1", "--pool", "0", "--jobs", "1"]
+    report = folder / "comparison" / "comparison.html"
+    report.mkdir(parents=True)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["compare", *asked])
+    told = capsys.readouterr()
+    assert (ended.value.code, told.out) == (1, "")
+    assert "the table or the report cannot be written (Is a directory)" in told.err.splitlines()[-1]
+    report.rmdir()
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["compare", *asked])
+    told = capsys.readouterr()
+    assert ended.value.code == 0
+    assert "kept from before" in told.err
+    assert " seed " not in told.err  # nothing is done again
 
 
 def test_a_run_that_fails_is_named_and_the_others_are_kept(folder):
