@@ -181,6 +181,44 @@ def test_what_a_training_cannot_begin_from_is_named(tmp_path: Path) -> None:
         learn(settings, tmp_path / "narrow", initial=policy_path("trimtab-1"))
     with pytest.raises(SpecError, match="nothing-there holds no training"):
         learn(settings, tmp_path / "none", initial=tmp_path / "nothing-there")
+    assert not list((tmp_path / "none").iterdir())  # another try with other settings is no clash
     other = replace(settings, width=64, spec={"hyperparameters": ["lr"], "front_windows": 4})
     with pytest.raises(IncompatiblePolicyError, match="front_windows: 6 there, 4 here"):
         learn(other, tmp_path / "other", initial=policy_path("trimtab-1"))
+
+
+def test_the_time_of_what_a_training_begins_from_is_not_its_own(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from trimtab.agents.meta_training import learn
+    from trimtab.controllers.learned import read_policy
+    from trimtab.defaults import policy_path
+
+    file = tmp_path / "probe.toml"
+    file.write_text(SETTINGS.replace("width = 16", "width = 64"))
+    settings = replace(read_settings(file), iterations=3)
+    begun = policy_path("trimtab-1")
+    made = read_policy(learn(settings, tmp_path / "out", initial=begun, minutes=10))
+    earlier = read_policy(begun).about
+    assert float(earlier["minutes"]) > 10
+    assert int(made.about["runs"]) == int(earlier["runs"]) + 3 * 4
+
+
+def test_a_second_stage_goes_on_without_being_told_what_it_began_from(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from trimtab.agents.meta_training import learn
+    from trimtab.defaults import policy_path
+
+    file = tmp_path / "probe.toml"
+    file.write_text(SETTINGS.replace("width = 16", "width = 64"))
+    settings = replace(read_settings(file), iterations=2)
+    begun = policy_path("trimtab-1")
+    whole = learn(settings, tmp_path / "whole", initial=begun)
+    cut = tmp_path / "cut"
+    learn(settings, cut, initial=begun, minutes=1e-9)  # over after its first iteration
+    assert json.loads((cut / "checkpoint.json").read_text())["iteration"] == 1
+    resumed = learn(settings, cut, resume=True)
+    first, second = load_file(whole), load_file(resumed)
+    for name, array in first.items():
+        assert np.array_equal(array, second[name]), name

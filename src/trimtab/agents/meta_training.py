@@ -328,7 +328,8 @@ def learn(
         initial: What this training begins from, as a second stage with settings of its own: the
             folder of an earlier one (its policy and critic) or a policy file (its policy, with a
             fresh critic; see ``critic_first``). Its runs and seconds are counted in.
-        minutes: Stop after this time, over all sessions; None: after ``settings.iterations``.
+        minutes: Stop after this time, over all sessions, that of ``initial`` left out; None: after
+            ``settings.iterations``.
         on_progress: Told after each iteration.
         checkpoint_every: Iterations between checkpoints.
 
@@ -346,21 +347,22 @@ def learn(
         raise SpecError(f"{place} holds a training with other settings; choose another --out")
     if (place / "checkpoint.json").exists() and not resume:
         raise SpecError(f"{place} holds a training already; --resume continues it")
-    kept.write_text(written)
     buckets = _all_buckets(settings)
     learner = _initial(settings, _count_properties(buckets[0]))
     state = load_checkpoint(place, learner) if resume else None
-    first = 0
+    first, statistics = 0, np.zeros((2, len(GLOBAL_FEATURES)))
     counts: dict[str, Any] = {"runs": 0, "steps": 0, "seconds": 0.0}
-    statistics = np.zeros((2, len(GLOBAL_FEATURES)))
     if state is not None:
         learner, first, counts, statistics = state
     elif initial is not None:
         learner, counts, statistics = _begin_from(Path(initial), settings, learner)
+        counts["seconds_before"] = counts["seconds"]
+    kept.write_text(written)  # not before all that may be refused
+    before = counts.get("seconds_before")
     began = time.monotonic() - counts["seconds"]
     for iteration in range(first, settings.iterations):
         learner, figures, episodes = _iteration(settings, buckets, learner, iteration)
-        statistics = _follow(statistics, episodes.observation, iteration, initial is not None)
+        statistics = _follow(statistics, episodes.observation, iteration, before is not None)
         counts["runs"] += settings.tasks * settings.siblings
         counts["steps"] += int(figures.pop("steps"))
         counts["seconds"] = time.monotonic() - began
@@ -372,14 +374,12 @@ def learn(
             counts["steps"],
             figures,
         )
+        line = {"iteration": iteration + 1, "seconds": counts["seconds"], **figures}
         with (place / "curves.jsonl").open("a") as curves:
-            curves.write(
-                json.dumps({"iteration": iteration + 1, "seconds": counts["seconds"], **figures})
-                + "\n"
-            )
+            curves.write(f"{json.dumps(line)}\n")
         if on_progress is not None:
             on_progress(row)
-        over = minutes is not None and counts["seconds"] > minutes * 60
+        over = minutes is not None and counts["seconds"] - (before or 0.0) > minutes * 60
         if over or (iteration + 1) % checkpoint_every == 0 or iteration + 1 == settings.iterations:
             save_checkpoint(place, learner, iteration + 1, counts, statistics)
             write_trained(settings, learner, statistics, counts, place)
