@@ -5,7 +5,9 @@ callback's events of a step, snapshots and validations are timed apart; what is 
 processor time of the thread. The difference between the two trainings' ordinary steps on the wall
 (``paired``) holds besides what is not in an event, such as a learning rate that the compiled step
 looks up; the trainings follow each other, so it is noisy. What happens once a run is not in a row:
-hands laid on the model, a compilation, the first validation, the proof that each kind is used.
+hands laid on the model, a compilation, the first validation, the proof that each kind is used. In a
+window's last two steps the callback clips in Trainer's place, once its gradients are measured; that
+is Trainer's own work moved, and is timed apart as well.
 """
 
 from __future__ import annotations
@@ -74,8 +76,11 @@ def in_keras(name: str, variant: str, policy: Any) -> dict[str, Any]:
         train,
         TrimtabCallback(validate=dict, policy=policy),
         events=("on_train_batch_end",),
-        snapshots=keras_snapshots.Snapshots,
-        validation=keras_validation.Validation,
+        apart=(
+            (keras_snapshots.Snapshots, "keep"),
+            (keras_snapshots.Snapshots, "restore"),
+            (keras_validation.Validation, "later"),
+        ),
     )
 
 
@@ -147,9 +152,54 @@ def in_transformers(name: str, variant: str, policy: Any) -> dict[str, Any]:
         train,
         TrimtabCallback(validate=dict, policy=policy),
         events=("on_step_begin", "on_pre_optimizer_step", "on_optimizer_step", "on_step_end"),
-        snapshots=torch_snapshots.Snapshots,
-        validation=torch_validation.Validation,
+        apart=(
+            (torch_snapshots.Snapshots, "keep"),
+            (torch_snapshots.Snapshots, "restore"),
+            (torch_validation.Validation, "later"),
+            (torch.nn.utils, "clip_grad_norm_"),
+        ),
     )
+
+
+class _Events:
+    """Times a callback's events, and apart what is called inside of them.
+
+    Args:
+        clock: Of the stopwatches.
+        callback: Whose events are replaced by timed ones.
+        names: Of these events.
+    """
+
+    def __init__(self, clock: Clock, callback: Any, names: Sequence[str]) -> None:
+        self._inside = False
+        self._clock, self._watch = clock, Stopwatch(clock)
+        self._apart: list[Stopwatch] = []
+        for name in names:
+            setattr(callback, name, self._watch.around(self._entered(getattr(callback, name))))
+
+    @property
+    def seconds(self) -> float:
+        """Seconds in events so far, without what is timed apart."""
+        return self._watch.seconds - sum(watch.seconds for watch in self._apart)
+
+    def apart(self, watch: Stopwatch, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the function, timed by a stopwatch where an event calls it."""
+        if watch not in self._apart:
+            self._apart.append(watch)
+        timed = watch.around(function)
+        return lambda *arguments, **settings: (timed if self._inside else function)(
+            *arguments, **settings
+        )
+
+    def _entered(self, event: Callable[..., Any]) -> Callable[..., Any]:
+        def entered(*arguments: Any, **settings: Any) -> Any:
+            self._inside = True
+            try:
+                return event(*arguments, **settings)
+            finally:
+                self._inside = False
+
+        return entered
 
 
 def _measured(
@@ -159,31 +209,37 @@ def _measured(
     callback: Any,
     *,
     events: Sequence[str],
-    snapshots: Any,
-    validation: Any,
+    apart: Sequence[tuple[Any, str]],
 ) -> dict[str, Any]:
-    """Train without and with the callback, and return the row."""
+    """Train without and with the callback, and return the row.
+
+    Args:
+        name: Of the task.
+        adapter: What steers.
+        train: Trains.
+        callback: The callback.
+        events: Those of its methods that the trainer calls at each step.
+        apart: Owners and names of functions that are no steering: two of snapshots, validation,
+            and others.
+    """
     plain: list[float] = []
     train(None, lambda: plain.append(perf_counter()))
     clock = Clock()
     clock.careful = True
-    inside, keeping, validating = Stopwatch(clock), Stopwatch(clock), Stopwatch(clock)
+    inside = _Events(clock, callback, events)
+    keeping, validating, others = Stopwatch(clock), Stopwatch(clock), Stopwatch(clock)
+    watches = [keeping, keeping, validating, *[others] * (len(apart) - 3)]
     steered: list[float] = []
     spent: list[float] = []
 
     def begins() -> None:
         steered.append(perf_counter())
-        spent.append(inside.seconds - keeping.seconds - validating.seconds)
+        spent.append(inside.seconds)
 
-    for event in events:
-        setattr(callback, event, inside.around(getattr(callback, event)))
     with ExitStack() as patched:
-        for owner, method, watch in (
-            (snapshots, "keep", keeping),
-            (snapshots, "restore", keeping),
-            (validation, "later", validating),
-        ):
-            timed = watch.around(getattr(owner, method))
+        for (owner, method), watch in zip(apart, watches, strict=True):
+            # A method is a descriptor; of a class, what stands in for it has to be one as well.
+            timed = inside.apart(watch, getattr(owner, method))
             patched.enter_context(mock.patch.object(owner, method, timed))
         train(callback, begins)
     rest = np.diff(spent)

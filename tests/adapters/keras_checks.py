@@ -26,6 +26,7 @@ import pytest
 from trimtab.adapters.keras import KerasController, SteeredValue, TrimtabCallback
 from trimtab.adapters.keras_assembly import SteeredModel
 from trimtab.adapters.keras_state_file import fingerprint, read_state, write_state
+from trimtab.adapters.keras_step_losses import StepLosses
 from trimtab.core.errors import AdapterError, TrimtabError, TrimtabWarning
 from trimtab.core.references import reference_multipliers
 from trimtab.core.spec import ControlSpec
@@ -616,6 +617,76 @@ def step_losses_are_those_of_single_batches() -> None:
         change = window[-half:].mean() - window[:half].mean()
         np.testing.assert_allclose(metrics.train_loss_change, change, rtol=1e-4, atol=1e-6)
         assert np.isnan(metrics.grad_norm)
+
+
+class Asks(keras.callbacks.Callback):
+    """Does something with the steering after one batch of the run."""
+
+    def __init__(self, steer: TrimtabCallback, at: int, what: Callable[[], Any]) -> None:
+        super().__init__()
+        self.steer, self.at, self.what, self.seen = steer, at, what, 0
+        self.told: Any = None
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.seen += 1
+        if self.seen == self.at:
+            self.told = self.what()
+
+
+@check
+def losses_that_wait_are_as_losses_read_at_once() -> None:
+    runs = []
+    for waits in (True, False):
+        model = network(keras.optimizers.SGD(0.05))
+        steer = TrimtabCallback(VALIDATION, decisions=4)
+        reads: list[int] = []
+        plain = StepLosses.read
+
+        def read(self: StepLosses, logs: Any, plain: Any = plain, reads: Any = reads) -> Any:
+            losses = plain(self, logs)
+            reads.append(len(losses))
+            return losses
+
+        refused: Any = contextlib.nullcontext()
+        if not waits:
+            refused = mock.patch.object(StepLosses, "wait", return_value=False)
+        with refused, mock.patch.object(StepLosses, "read", read):
+            fit(model, steer, validation_data=VALIDATION)
+        assert sum(reads) == STEPS
+        assert (max(reads) > 3) == waits, reads
+        runs.append((model.get_weights(), steer.summary))
+    (ours, lazy), (theirs, eager) = runs
+    for mine, other in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(mine, other)
+    assert len(lazy.decisions) == len(eager.decisions) == 4
+    for mine, other in zip(lazy.decisions, eager.decisions, strict=True):
+        np.testing.assert_array_equal(mine.observation, other.observation)
+        np.testing.assert_equal(tuple(mine.metrics), tuple(other.metrics))
+
+
+@check
+def losses_that_wait_are_taken_in_where_somebody_asks() -> None:
+    for before in (True, False):  # the other callback is called before ours, or after
+        model = network(keras.optimizers.SGD(0.05))
+        steer = TrimtabCallback(VALIDATION, decisions=4, policy=Scripted(), keep_best=False)
+        asks = Asks(steer, 5, lambda steer=steer: (steer.values["lr"], steer.state_dict()))
+        fit(model, *((asks, steer) if before else (steer, asks)))
+        rate, state = asks.told
+        taken = 4 if before else 5
+        assert len(state["losses"]) == taken, state["losses"]
+        assert all(loss is not None for loss in state["losses"])
+        expected = 0.05 * reference_multipliers("warmup-linear", STEPS)
+        np.testing.assert_allclose(rate, expected[taken], rtol=1e-6)
+        assert [d.step for d in steer.summary.decisions] == [0, 7, 15, 22]
+        losses = state["losses"]
+        metrics = steer.summary.decisions[1].metrics
+        np.testing.assert_allclose(metrics.train_loss_first, losses[0], rtol=1e-6)
+        assert metrics.steps == 7
+    model = network(keras.optimizers.SGD(0.05))
+    steer = TrimtabCallback(VALIDATION, decisions=4, policy=None)
+    stop = Asks(steer, 5, lambda: setattr(model, "stop_training", True))
+    fit(model, stop, steer)
+    assert steer.summary.spent_steps == 5, steer.summary.spent_steps
 
 
 @check

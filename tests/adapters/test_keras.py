@@ -29,6 +29,8 @@ INSIDE_FIT = (
     "what_the_step_ignores_is_refused_before_the_first_update",
     "a_first_batch_that_tells_nothing_leaves_the_proof_to_the_next",
     "step_losses_are_those_of_single_batches",
+    "losses_that_wait_are_as_losses_read_at_once",
+    "losses_that_wait_are_taken_in_where_somebody_asks",
     "a_nan_batch_is_rolled_back_and_told",
     "a_rollback_puts_weights_and_optimiser_back_and_the_reference_goes_on",
     "a_checkpoint_of_mid_run_is_as_without_us",

@@ -165,7 +165,9 @@ class TrimtabCallback(keras.callbacks.Callback):
         Raises:
             AdapterError: No run is in progress.
         """
-        return self._run_now.steering.values()
+        run = self._run_now
+        self._take_waiting()
+        return run.steering.values()
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is needed to go on in another process, at any step: arrays, plain values.
@@ -175,7 +177,9 @@ class TrimtabCallback(keras.callbacks.Callback):
         Raises:
             AdapterError: No run is in progress.
         """
-        return self._run_now.state_dict()
+        run = self._run_now
+        self._take_waiting()
+        return run.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict` in the next ``fit``, whose model is of the same moment."""
@@ -202,15 +206,19 @@ class TrimtabCallback(keras.callbacks.Callback):
         """Take in the losses of the batches just done, and decide where a window ends."""
         run = self._run_now
         assert self._losses is not None
+        steps = (self.params or {}).get("steps")
+        lost = self._memory is not None and self._memory.lost
+        may_wait = self._proved and not lost and steps and batch + 1 < steps
+        if may_wait and self._losses.wait(logs, run.steering.remaining - 1):
+            return
         losses = self._losses.read(logs)
-        if self._memory is not None and self._memory.lost:
+        if lost:
             losses = [None] * len(losses)
         elif not self._proved and (self._proof is None or self._proof.ended):
             self._proved = True
             if self._proof is None or not self._proof.proven:
                 run.check_that_it_acts()
         run.steering.took(losses)
-        steps = (self.params or {}).get("steps")
         if steps and batch + 1 >= steps:  # before any callback's on_epoch_end
             self._write_state()
 
@@ -241,6 +249,11 @@ class TrimtabCallback(keras.callbacks.Callback):
         if self._run is None:
             raise AdapterError("no run is in progress; pass this object in fit(callbacks=[...])")
         return self._run
+
+    def _take_waiting(self) -> None:
+        """Take in the steps whose losses wait to be read together."""
+        if self._run is not None and self._losses is not None and self._losses.waiting:
+            self._run.steering.took(self._losses.waited())
 
     def _begin(self, epoch: int) -> None:
         model = self.model
@@ -280,6 +293,7 @@ class TrimtabCallback(keras.callbacks.Callback):
 
     def _end(self, status: str | None) -> None:
         run, losses = self._run_now, self._losses
+        self._take_waiting()
         self._run = self._losses = None
         synchronise(self._model)
         run.steering.finish(status)
@@ -299,6 +313,7 @@ class TrimtabCallback(keras.callbacks.Callback):
 
     def _mend(self, error: BaseException) -> bool:
         steps = int(self._model.steps_per_execution)
+        self._take_waiting()
         return self._run is not None and self._run.steering.mend(error, steps)
 
     def _evaluation(self, model: Any) -> Callable[[], dict[str, float]]:

@@ -81,6 +81,7 @@ class KerasRates:
         self._multiplier: Any = None
         self._shift: Any = None
         self._base: Any = None
+        self._placed: tuple[int, int] | None = None  # what shift and base hold, where it is known
         self._takeovers: list[Takeover] = []
         self.multiplier = 1.0
         self._added: list[Any] = []
@@ -170,9 +171,11 @@ class KerasRates:
         reference goes on all the same, for lost steps count.
         """
         self.multiplier = multiplier
-        counted = int(array_of(self._optimizer._iterations))
-        self._shift.assign(step - counted)
-        self._base.assign(self.first)
+        place = step - int(array_of(self._optimizer._iterations)), self.first
+        if place != self._placed:  # an assignment costs as much as a quarter of a decision
+            self._shift.assign(place[0])
+            self._base.assign(place[1])
+            self._placed = place
         if self._table is not None:
             rates = self.start * multiplier * self.multipliers
             self._table.assign(rates.astype(np.float32))
@@ -182,6 +185,7 @@ class KerasRates:
     def try_rate(self, rate: float) -> None:
         """Make the coming steps read one rate; whoever tries it puts the variables back."""
         counted = int(array_of(self._optimizer._iterations))
+        self._placed = None
         self._shift.assign(int(np.argmax(self.multipliers)) - counted)
         if self._table is not None:
             self._table.assign(np.full(self._total_steps, rate, np.float32))

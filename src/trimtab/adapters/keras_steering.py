@@ -19,6 +19,7 @@ from trimtab.adapters.steered_session import (
     resumed_spec,
 )
 from trimtab.adapters.telling import tell
+from trimtab.adapters.window_losses import loss_statistics
 from trimtab.core.errors import AdapterError
 from trimtab.core.metrics import Metrics
 from trimtab.core.protocols import Controller
@@ -42,17 +43,10 @@ def window_metrics(losses: Sequence[float | None], measured: Mapping[str, float]
     """
     values = np.array([loss for loss in losses if loss is not None], np.float64)
     fields: dict[str, float] = {"steps": float(len(losses))}
-    finite = bool(np.all(np.isfinite(values)))
+    finite = bool(np.isfinite(values).all())
     fields["finite"] = 1.0 if finite else 0.0
-    half = values.size // 2
     if values.size:
-        with np.errstate(invalid="ignore", over="ignore"):
-            fields["train_loss"] = float(values.mean())
-            fields["train_loss_first"] = float(values[0])
-            fields["train_loss_std"] = float(values.std())
-            if half:
-                change = values[values.size - half :].mean() - values[:half].mean()
-                fields["train_loss_change"] = float(change)
+        fields |= loss_statistics(values)
     return Metrics(**(fields | (dict(measured) if finite else {})))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from trimtab.adapters.keras_variables import array_of, synchronise
 __all__ = ["StepLosses"]
 
 _WRAP = 2**20  # the counter is a float32, which holds whole numbers up to 2**24
+_KEPT = 64  # steps that may be read together, where each is an execution of its own
 
 
 @functools.cache
@@ -45,16 +47,22 @@ class StepLosses:
     Args:
         model: A compiled model. Its loss tracker is replaced until `release`; the epoch's logs
             stay what they were.
+
+    Attributes:
+        waiting: Steps that were let pass unread.
     """
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        self._width = max(int(model.steps_per_execution), 1)
+        self._at_once = max(int(model.steps_per_execution), 1)
+        self._width = _KEPT if self._at_once == 1 else self._at_once
         self._original = model._loss_tracker
         self._tracker: Any = None
         self._place: int | None = None
         self._count = 0
+        self._counts = False  # whether the training step is known to go through the tracker
         self._means = (0, 0.0)  # batches and their mean loss in this epoch, by the logs
+        self.waiting = 0
         if self._original is not None:
             self._tracker = _tracker_class()(self._width, self._original.name)
             self._tracker.total.assign(self._original.total)
@@ -65,25 +73,56 @@ class StepLosses:
     def begin_epoch(self) -> None:
         """Count afresh, for a validation of the user's own goes through the same tracker."""
         synchronise(self._model)
-        self._count, self._means = 0, (0, 0.0)
+        self._count, self._means, self.waiting = 0, (0, 0.0), 0
         if self._tracker is not None:
             ids = [id(variable) for variable in self._model.metrics_variables]
             recent = id(self._tracker.recent)
             self._place = ids.index(recent) if recent in ids else None
             self._tracker.recent.assign(np.zeros(self._width + 1, np.float32))
 
+    def wait(self, logs: Mapping[str, Any] | None, most: int) -> bool:
+        """Let a step pass unread, if that may be; return whether it did.
+
+        A reading costs more than all else in an ordinary step. It can wait while the epoch's mean
+        loss in the logs is finite, for then each step's is, and while the tracker has room.
+
+        Args:
+            logs: What ``fit`` gives after a batch.
+            most: Steps that may wait altogether.
+        """
+        loss = logs.get("loss") if logs else None
+        can = self._counts and self.waiting < min(most, _KEPT - 1) and self._at_once == 1
+        if not can or not isinstance(loss, float) or not math.isfinite(loss):
+            return False
+        self.waiting += 1
+        return True
+
+    def waited(self) -> list[float | None]:
+        """Return the losses of the steps that wait, and of no step after them."""
+        waiting, self.waiting = self.waiting, 0
+        try:
+            recent = self._recent()
+        except RuntimeError:  # a failed step of JAX takes its state away
+            recent = None
+        if recent is None:
+            return [None] * waiting
+        done = (int(recent[-1]) - self._count) % _WRAP
+        self._count = (self._count + waiting) % _WRAP
+        first = len(recent) - 1 - done
+        return [float(loss) for loss in recent[first : first + waiting]]
+
     def read(self, logs: Mapping[str, Any] | None) -> list[float | None]:
-        """Return the losses of the latest execution's steps, in order; None where unknown.
+        """Return the losses of the latest executions' steps, in order; None where unknown.
 
         Args:
             logs: What ``fit`` gives after a batch; used where a ``train_step`` of the user's own
                 goes round the model's loss tracker.
         """
-        recent = self._recent()
+        recent, self.waiting = self._recent(), 0
         if recent is not None:
             done = (int(recent[-1]) - self._count) % _WRAP
             if done:
-                self._count = int(recent[-1])
+                self._count, self._counts = int(recent[-1]), True
                 steps = min(done, self._width)
                 return [float(loss) for loss in recent[-1 - steps : -1]]
         return self._from_means(logs)
@@ -107,9 +146,9 @@ class StepLosses:
 
     def _from_means(self, logs: Mapping[str, Any] | None) -> list[float | None]:
         if not logs or "loss" not in logs:
-            return [None] * self._width
+            return [None] * self._at_once
         mean = float(logs["loss"])
         batches, before = self._means
-        self._means = (batches + self._width, mean)
-        total = mean * (batches + self._width) - (before * batches if batches else 0.0)
-        return [total / self._width] * self._width
+        self._means = (batches + self._at_once, mean)
+        total = mean * (batches + self._at_once) - (before * batches if batches else 0.0)
+        return [total / self._at_once] * self._at_once

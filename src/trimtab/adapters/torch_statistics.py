@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from trimtab.adapters.torch_sample import Room, Sample
+from trimtab.adapters.window_losses import loss_statistics
 from trimtab.core.errors import SpecError
 from trimtab.core.metrics import Metrics
 
@@ -151,7 +152,7 @@ class WindowStatistics:
         fields: dict[str, float] = {"steps": float(self.steps)}
         fields["finite"] = 1.0 if self._finite else 0.0
         if losses.size:
-            fields |= _loss_statistics(losses)
+            fields |= loss_statistics(losses)
         if self._sums and self._finite:
             fields |= _from_sums(self._read_sums())
         return Metrics(**fields)
@@ -222,24 +223,6 @@ class WindowStatistics:
             self._rooms = self._sample.room(), self._sample.room()
         self._sampled = parameters
         return self._sample, self._rooms
-
-
-def _loss_statistics(losses: np.ndarray) -> dict[str, float]:
-    """Return the statistics of step losses, to the last bit as NumPy's mean and std give them."""
-    n, half = losses.size, losses.size // 2
-    add = np.add.reduce  # without the checks of np.mean, which cost more on a cold cache
-    with np.errstate(invalid="ignore", over="ignore"):
-        mean = add(losses) / n
-        apart = losses - mean
-        fields = {
-            "train_loss": float(mean),
-            "train_loss_first": float(losses[0]),
-            "train_loss_std": math.sqrt(add(apart * apart) / n),
-        }
-        if half:
-            change = add(losses[n - half :]) / half - add(losses[:half]) / half
-            fields["train_loss_change"] = float(change)
-    return fields
 
 
 def _from_sums(sums: dict[str, float]) -> dict[str, float]:

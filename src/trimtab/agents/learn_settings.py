@@ -13,6 +13,9 @@ from trimtab.core.errors import SpecError
 __all__ = ["FamilyShare", "LearnSettings", "read_settings"]
 
 
+_LEAST_GRID = 4
+
+
 @dataclass(frozen=True)
 class FamilyShare:
     """A family of simulated runs and how often it is drawn.
@@ -52,6 +55,9 @@ class LearnSettings:
         start_centre: Decades above the family's usual rate at which a fair start lies, by
             optimiser; 0 for those that are not named.
         near_share: Share of the starts that are drawn within 0.3 decades of a fair one.
+        tuned_share: Share of the starts that lie at the task's own tuned rate. Above 0, all starts
+            are counted from that rate, which a grid of reference runs finds for each task.
+        reuse: Iterations in a row that train on the same tasks, with other data orders.
         start_decades: Starts are drawn up to this many decades off a fair one, either way.
         far_share: Share of the starts that are drawn from 1.7 times that range.
         default_share: Share of the other hyperparameters that start at their default.
@@ -73,6 +79,8 @@ class LearnSettings:
     steps_per_decision: tuple[float, float] = (5.0, 14.0)
     start_centre: dict[str, float] = field(default_factory=dict)
     near_share: float = 0.0
+    tuned_share: float = 0.0
+    reuse: int = 1
     start_decades: float = 2.4
     far_share: float = 0.15
     default_share: float = 0.5
@@ -82,6 +90,15 @@ class LearnSettings:
     families: tuple[FamilyShare, ...] = (FamilyShare("simulated/mlp"),)
     ppo: PPOSettings = field(default_factory=PPOSettings)
     spec: dict[str, Any] = field(default_factory=lambda: {"hyperparameters": ["lr"]})
+
+    def __post_init__(self) -> None:
+        if self.reuse < 1:
+            raise SpecError(f"reuse: {self.reuse} is below 1; use 1 for new tasks every iteration")
+        if self.tuned_share and self.siblings < _LEAST_GRID:
+            raise SpecError(
+                f"siblings: {self.siblings} is below {_LEAST_GRID}, the points of the grid that "
+                "finds tuned rates; take more, or tuned_share = 0"
+            )
 
 
 def read_settings(path: str | Path) -> LearnSettings:

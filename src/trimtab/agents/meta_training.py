@@ -18,6 +18,7 @@ from trimtab.agents.policy_network import critic_inputs, init_critic, init_polic
 from trimtab.agents.proximal import Learner, advantages, optimiser, update
 from trimtab.agents.rollout import Episodes, columns_of, rollout
 from trimtab.agents.shipping import spread_of, write_trained
+from trimtab.agents.starts import TunedRates, drawn_decades, start_values
 from trimtab.controllers.learned import read_policy
 from trimtab.core.errors import SpecError
 from trimtab.core.features import GLOBAL_FEATURES, TOKEN_FEATURES
@@ -36,11 +37,7 @@ __all__ = [
     "family_of",
     "final_correction",
     "learn",
-    "start_values",
 ]
-
-
-_NEAR = 0.3  # decades
 
 
 @dataclass
@@ -80,33 +77,6 @@ def control_spec(settings: LearnSettings, items: Sequence[Hyperparameter], k: in
     return ControlSpec(
         hyperparameters=tuple(items), decisions=k, **{"reward": "best-so-far", **fields}
     )
-
-
-def start_values(
-    items: Sequence[Hyperparameter],
-    default_lr: np.ndarray,
-    decades: np.ndarray,
-    rng: Any,
-    default_share: float = 0.0,
-) -> np.ndarray:
-    """Return (B, H) starts: learning rates off by ``decades``, others up to 10 times either way.
-
-    Kinds that are not on a log scale, or whose default is 0, start uniformly within their bounds;
-    a ``default_share`` of all but the learning rates starts at the default.
-    """
-    columns = []
-    for item in items:
-        if item.kind == "lr":
-            columns.append(default_lr * 10.0**decades)
-            continue
-        if item.scale == "log" and item.default > 0:
-            drawn = item.default * 10.0 ** rng.uniform(-1, 1, len(decades))
-            drawn = np.clip(drawn, item.low, item.high)
-        else:
-            drawn = rng.uniform(item.low, item.high, len(decades))
-        usual = rng.random(len(decades)) < default_share
-        columns.append(np.where(usual, item.default, drawn))
-    return np.stack(columns, axis=-1).astype(np.float32)
 
 
 def _initial(settings: LearnSettings, n_properties: int) -> Learner:
@@ -152,11 +122,16 @@ def _count_properties(bucket: _Bucket) -> int:
 
 
 def _iteration(
-    settings: LearnSettings, buckets: list[_Bucket], learner: Learner, iteration: int
+    settings: LearnSettings,
+    buckets: list[_Bucket],
+    learner: Learner,
+    iteration: int,
+    tuned: TunedRates,
 ) -> tuple[Learner, dict[str, float], Episodes]:
     """Return the learner after one batch of runs."""
-    rng = np.random.default_rng([settings.seed, iteration])
-    progress = iteration / settings.iterations
+    first = iteration - iteration % settings.reuse  # of those that share their tasks
+    rng = np.random.default_rng([settings.seed, first])
+    progress = first / settings.iterations
     shares = np.array([item.share * (item.begin <= progress) for item in buckets])
     drawn = buckets[rng.choice(len(buckets), p=shares / shares.sum())]
     family, bucket = drawn.load()
@@ -169,17 +144,18 @@ def _iteration(
         items = tuple(item for item in items if item.name in names)
     spec = control_spec(settings, items, k)
     size = settings.tasks * settings.siblings
-    key = jax.random.fold_in(jax.random.key(settings.seed), iteration)
+    root = jax.random.key(settings.seed)
+    key, own = jax.random.fold_in(root, first), jax.random.fold_in(root, iteration)
     task_keys = jnp.repeat(jax.random.split(key, settings.tasks), settings.siblings, axis=0)
     run_keys = jnp.repeat(
-        jax.random.split(jax.random.fold_in(key, 1), settings.tasks), settings.siblings, axis=0
+        jax.random.split(jax.random.fold_in(own, 1), settings.tasks), settings.siblings, axis=0
     )
-    decades = rng.uniform(-settings.start_decades, settings.start_decades, size)
-    decades = decades * np.where(rng.random(size) < settings.far_share, 1.7, 1.0)
-    missing = (rng.random(size) < settings.withheld).astype(np.float32)
-    if settings.near_share:
-        near = rng.random(size) < settings.near_share
-        decades = np.where(near, rng.uniform(-_NEAR, _NEAR, size), decades)
+    if iteration > first:
+        rng = np.random.default_rng([settings.seed, iteration])
+    decades, missing = drawn_decades(settings, size, rng)
+    offered = family.hyperparameters
+    grid_key = jax.random.fold_in(key, 2)
+    rates = tuned.of(settings, bucket, spec, offered, task_keys, grid_key, steps)
     episodes = rollout(
         bucket,
         spec,
@@ -187,13 +163,13 @@ def _iteration(
         task_keys,
         run_keys,
         lambda fair: start_values(
-            family.hyperparameters, fair, decades, rng, settings.default_share
+            offered, fair if rates is None else rates, decades, rng, settings.default_share
         ),
         steps,
         seed=int(rng.integers(2**31)),
         missing=missing,
         centre=settings.start_centre,
-        columns=columns_of(spec, family.hyperparameters),
+        columns=columns_of(spec, offered),
     )
     batch, figures = _batch(settings, learner, episodes, decades)
     remaining = 1.0 - iteration / settings.iterations
@@ -360,8 +336,9 @@ def learn(
     kept.write_text(written)  # not before all that may be refused
     before = counts.get("seconds_before")
     began = time.monotonic() - counts["seconds"]
+    tuned = TunedRates()
     for iteration in range(first, settings.iterations):
-        learner, figures, episodes = _iteration(settings, buckets, learner, iteration)
+        learner, figures, episodes = _iteration(settings, buckets, learner, iteration, tuned)
         statistics = _follow(statistics, episodes.observation, iteration, before is not None)
         counts["runs"] += settings.tasks * settings.siblings
         counts["steps"] += int(figures.pop("steps"))

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trimtab.agents.meta_training import start_values
 from trimtab.agents.ring_figures import FACTORS
 from trimtab.agents.rollout import STEERING, Episodes, columns_of, fair_lr, rollout
 from trimtab.agents.scheduled import lr_finder_runs, race_runs, scheduled_runs
+from trimtab.agents.starts import start_values
 from trimtab.controllers.learned import PolicyFile
 from trimtab.core.spec import ControlSpec
 from trimtab.envs.simulators.batch import Programs
