@@ -109,12 +109,15 @@ def _check_folder(out: Path) -> None:
         ) from error
 
 
-def _check_evaluation(rings: list[str], tasks: int, seed: int, out: Path) -> None:
-    from trimtab.agents.rings import RINGS
+def _check_evaluation(
+    rings: list[str], tasks: int, seed: int, steered: tuple[str, ...], out: Path
+) -> None:
+    from trimtab.agents.rings import RINGS, check_steered
 
     for name in rings:
         if name not in RINGS:
             raise unknown_name("ring", name, RINGS)
+        check_steered(name, steered)
     if tasks < 1:
         raise SpecError(f"--tasks: {tasks} is below 1; evaluate at least one task")
     if seed < 0:
@@ -150,9 +153,10 @@ def evaluate(
     from trimtab.controllers.learned import read_policy
     from trimtab.defaults import policy_path
 
-    steered = () if hyperparameters == "all" else tuple(hyperparameters.split(","))
+    named = tuple(part.strip() for part in hyperparameters.split(","))
+    steered = () if named == ("all",) else named
     loaded = read_policy(policy_path(policy))
-    _check_evaluation(ring or ["a"], tasks, seed, out)
+    _check_evaluation(ring or ["a"], tasks, seed, steered, out)
     found: dict[str, Any] = {}
     with _bar("evaluating") as bar:
         for name in ring or ["a"]:

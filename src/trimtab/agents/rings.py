@@ -35,13 +35,14 @@ from trimtab.agents.ring_runs import (
     tuned,
 )
 from trimtab.controllers.learned import PolicyFile
-from trimtab.core.errors import unknown_name
+from trimtab.core.errors import SpecError, unknown_name
 from trimtab.core.spec import window_ends
 from trimtab.envs.simulators.batch import programs
 
 __all__ = [
     "RINGS",
     "RingSettings",
+    "check_steered",
     "evaluate_policy",
     "ring_definitions",
     "rings_hash",
@@ -88,14 +89,44 @@ def _rhythm(ring: str, names: tuple[str, ...], ends: np.ndarray) -> str:
     return hashlib.sha256(ends.tobytes() + told.encode()).hexdigest()[:8]
 
 
-def _buckets(ring: str, names: tuple[str, ...]) -> list[Bucket]:
+def _entries(ring: str) -> list[dict[str, Any]]:
     known = ring_definitions()
     if ring not in known:
         raise unknown_name("ring", ring, known)
+    return list(known[ring]["families"])
+
+
+def _family(entry: dict[str, Any], names: tuple[str, ...]) -> Any:
+    return family_of(FamilyShare(entry["name"], options=entry.get("options", {})), names)
+
+
+def check_steered(ring: str, names: tuple[str, ...]) -> None:
+    """Check, before anything is computed, that a ring offers what is to be steered.
+
+    Args:
+        ring: One of `RINGS`.
+        names: As `RingSettings.hyperparameters`.
+
+    Raises:
+        UnknownNameError: There is no such ring, or a family of it lacks a name.
+        SpecError: A name is given twice, or the learning rate is not the first.
+    """
+    for entry in _entries(ring):
+        offered = [item.name for item in _family(entry, ()).hyperparameters]
+        for name in names:
+            if name not in offered:
+                raise unknown_name(f"hyperparameter of ring {ring}", name, offered)
+    if len(set(names)) < len(names) or names[:1] not in ((), ("lr",)):
+        raise SpecError(
+            f"hyperparameters: {','.join(names)!r} does not begin with lr, or names one twice; "
+            "name each once, lr first"
+        )
+
+
+def _buckets(ring: str, names: tuple[str, ...]) -> list[Bucket]:
     buckets: list[Bucket] = []
-    for entry in known[ring]["families"]:
-        share = FamilyShare(entry["name"], options=entry.get("options", {}))
-        family = family_of(share, names)
+    for entry in _entries(ring):
+        family = _family(entry, names)
         for variant in entry["variants"]:
             buckets.append(
                 Bucket(
