@@ -208,6 +208,16 @@ def test_tasks_without_a_size_are_passed_over_unless_asked_for(trimtab):
     assert "tiny-lora" in error
 
 
+@pytest.mark.parametrize(("variant", "option"), [("foo", "--time"), ("", "--json")])
+def test_a_size_that_no_task_has_is_refused_with_those_that_there_are(trimtab, variant, option):
+    status, out, error = trimtab("tasks", "--variant", variant, option)
+    assert (status, out) == (2, "")
+    message, _, have = error.partition(" (have: ")
+    assert message == f"trimtab: unknown variant {variant!r};"
+    assert {"all", "default", "small", "tiny"} <= set(have.rstrip(")\n").split(", "))
+    assert error.count("\n") == 1
+
+
 @pytest.mark.parametrize("command", ["methods", "policies", "doctor"])
 def test_lists_are_tables_for_people_and_json_for_programs(trimtab, command):
     status, out, _ = trimtab(command)

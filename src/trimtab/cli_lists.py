@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,7 +22,7 @@ from trimtab.cli_output import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from trimtab.core.protocols import Task
 
@@ -52,6 +53,8 @@ def tasks(
         for name in wanted or names("task")
         for row in _rows_of(name, variant, is_timed=time, is_asked_for=bool(wanted))
     ]
+    if not wanted and variant is not None and all(row.get("needs") for row in rows):
+        _require_variant(variant, names("task"))
     if as_json:
         print_json(rows)
         return
@@ -98,6 +101,22 @@ def _rows_of(
     except (SpecError, UnknownNameError):
         if is_asked_for:
             raise
+
+
+def _require_variant(variant: str, tasks: Iterable[str]) -> None:
+    """Refuse a variant that is none of the usual ones, and that no task here has.
+
+    Raises:
+        UnknownNameError: It is such a one.
+    """
+    from trimtab.core.errors import MissingDependencyError, UnknownNameError, unknown_name
+
+    known = {"all", *_SECONDS_AT_MOST}
+    for name in tasks:
+        with suppress(MissingDependencyError, UnknownNameError):
+            known.update(one for one in _variants_of(name) if one is not None)
+    if variant not in known:
+        raise unknown_name("variant", variant, known)
 
 
 def _variants_of(name: str) -> list[str | None]:
