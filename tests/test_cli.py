@@ -166,6 +166,22 @@ def test_a_start_of_what_is_not_steered_is_held(trimtab):
     assert held["schedule"] == usual["schedule"]
 
 
+def test_fewer_decisions_than_were_asked_for_are_told_once(trimtab):
+    asked = ("run", "tiny:make", "--policy", "none", "--store", "none")
+    told = "--decisions {}: tiny:make has {}, since its 60 steps allow one {}"
+    assert trimtab(*asked, "--decisions", "99")[2].splitlines()[0] == told.format(99, 60, "a step")
+    _, _, error = trimtab(*asked, "--decisions", "20")
+    assert error.count("--decisions") == 1
+    assert told.format(20, 15, "in 4 steps") in error
+    assert "--decisions" not in trimtab(*asked)[2]
+    assert "--decisions" not in trimtab(*asked, "--decisions", "15")[2]
+
+
+def test_fewer_decisions_are_not_told_where_nothing_is_run(trimtab):
+    _, _, error = trimtab("run", "tiny:make", "--decisions", "99", "--reference", "cosin")
+    assert error.count("\n") == 1
+
+
 def test_watch_only_records_proposals_and_changes_nothing(trimtab):
     plain = json.loads(trimtab("run", "tiny:make", "--policy", "none", "--json")[1])
     asked = ("run", "tiny:make", "--policy", "random", "--watch-only", "--json")

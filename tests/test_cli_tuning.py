@@ -105,6 +105,19 @@ def test_an_objective_that_no_run_has_is_told(call: Call) -> None:
     assert "no run has 'speed', so there is no Pareto set (have: examples, loss" in err
 
 
+@pytest.mark.parametrize(
+    ("method", "count", "most"), [("trimtab", 40, "a step"), ("random", 10, "in 4 steps")]
+)
+def test_fewer_decisions_than_were_asked_for_are_told_once(
+    call: Call, method: str, count: int, most: str
+) -> None:
+    asked = (*TUNE, "--budget", "1", "--method", method)
+    _, _, error = call(*asked, "--decisions", "100000")
+    told = f"has {count}, since its 40 steps allow one {most}"
+    assert error.splitlines()[0] == f"--decisions 100000: simulated/quadratic {told}"
+    assert error.count("--decisions") == 1
+
+
 def test_an_unknown_study_is_named(call: Call) -> None:
     call(*TUNE, "--budget", "1", "--study", "sweep")
     status, _, err = call("resume", "sweeep")

@@ -13,19 +13,21 @@ import typer
 
 from trimtab.cli_output import (
     JSON_HELP,
+    is_given,
     make_folder_importable,
     names,
     number,
     print_json,
     print_table,
     say,
+    say_fewer_decisions,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from trimtab.search.comparing import Comparison, Update
-    from trimtab.search.planning import Plan
+    from trimtab.search.planning import Frame, Plan
 
 __all__ = ["compare", "methods"]
 
@@ -82,6 +84,7 @@ def _runs(least: int, most: int | None) -> str:
 
 
 def compare(
+    context: typer.Context,
     task: Annotated[
         list[str] | None,
         typer.Argument(help="Tasks' names (trimtab tasks) or module:factory."),
@@ -153,8 +156,14 @@ def compare(
         plans = [_plan(task, methods, seeds, seed, starts, hyperparameters, variant, pool)]
         plans = [_with(plan, rhythm, file) for plan in plans]
     identity = fingerprint(name for plan in plans for name in plan.tasks)
+
+    def begun(frames: Sequence[Frame]) -> None:
+        if is_given(context, "decisions"):
+            runs = [(one.name, one.plan.rhythm.spec(), one.task.total_steps) for one in frames]
+            say_fewer_decisions(decisions, runs)
+
     with _progress() as tell:
-        found = run(plans, out, identity, jobs=jobs, progress=tell)
+        found = run(plans, out, identity, jobs=jobs, begun=begun, progress=tell)
     figures = comparison_figures(found)
     figures["cost"] = cost_answer(figures, _training_seconds(file[0]))
     try:

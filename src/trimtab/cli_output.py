@@ -17,12 +17,14 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from trimtab.core.protocols import Task
+    from trimtab.core.spec import ControlSpec
 
 __all__ = [
     "JSON_HELP",
     "STORE_HELP",
     "assignments",
     "find_task",
+    "is_given",
     "make_folder_importable",
     "names",
     "number",
@@ -30,6 +32,7 @@ __all__ = [
     "print_json",
     "print_table",
     "say",
+    "say_fewer_decisions",
     "start_values",
     "store_or_none",
 ]
@@ -50,6 +53,31 @@ def print_json(document: Any) -> None:
 def say(words: str) -> None:
     """Print a line on standard error."""
     typer.echo(words, err=True)
+
+
+def is_given(context: typer.Context, option: str) -> bool:
+    """Return whether an option was typed, rather than left at its default."""
+    source = context.get_parameter_source(option)
+    return source is not None and source.name != "DEFAULT"
+
+
+def say_fewer_decisions(asked: int, runs: Iterable[tuple[str, ControlSpec, int]]) -> None:
+    """Say on standard error which runs are too short for the decisions that were asked for.
+
+    Args:
+        asked: How many these are.
+        runs: Name, spec and optimiser steps of each.
+    """
+    from trimtab.core.spec import window_ends
+
+    fewer: dict[str, None] = {}
+    for name, spec, steps in runs:
+        count = len(window_ends(spec, steps))
+        if count < asked:
+            most = "a step" if spec.least_steps == 1 else f"in {spec.least_steps} steps"
+            fewer[f"{name} has {count}, since its {steps} steps allow one {most}"] = None
+    if fewer:
+        say(f"--decisions {asked}: {'; '.join(fewer)}")
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str = "") -> None:

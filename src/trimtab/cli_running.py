@@ -12,12 +12,14 @@ from trimtab.cli_output import (
     STORE_HELP,
     assignments,
     find_task,
+    is_given,
     names,
     number,
     one_thread,
     print_json,
     print_table,
     say,
+    say_fewer_decisions,
     start_values,
     store_or_none,
 )
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from trimtab.core.protocols import Task
+    from trimtab.core.spec import ControlSpec
     from trimtab.search.run import Progress, RunResult
 
 __all__ = ["Request", "execute", "run", "watched_metric"]
@@ -73,9 +76,16 @@ def execute(
     request: Request,
     task: Task,
     *,
+    begun: Callable[[ControlSpec], None] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> RunResult:
     """Run a request; everything that can be wrong with it is found before any training.
+
+    Args:
+        request: What was asked for.
+        task: The task that it names.
+        begun: Told the run's spec when nothing was found wrong, before the training.
+        progress: Told after each window.
 
     Raises:
         TrimtabError: The request cannot be run, or the store cannot be opened.
@@ -117,10 +127,13 @@ def execute(
         watch_only=request.watch_only,
         held=held,
     )
+    if begun is not None:
+        begun(spec)
     return run_task(task, controller, spec, settings, recorder=recorder, progress=progress)
 
 
 def run(
+    context: typer.Context,
     task: Annotated[str, typer.Argument(help="A task's name (trimtab tasks) or module:factory.")],
     variant: Annotated[
         str | None, typer.Option(help="Size of the task: tiny, small or default.")
@@ -175,23 +188,30 @@ def run(
         watch_only=watch_only,
         log_to=tuple(log_to or ()),
     )
-    result = _executed_in_sight(request, found)
+    result = _executed_in_sight(request, found, is_rhythm_given=is_given(context, "decisions"))
     if as_json:
         print_json(result.to_dict())
     else:
         _print_result(result, request.store)
 
 
-def _executed_in_sight(request: Request, task: Task) -> RunResult:
+def _executed_in_sight(request: Request, task: Task, *, is_rhythm_given: bool) -> RunResult:
     """Run a request with a display of how it goes; leave with status 130 when interrupted."""
     from trimtab.cli_display import Display
 
     if notice := getattr(task, "notice", ""):
         say(str(notice))
     name = f"{task.name} · {request.policy}"
+
+    def begun(spec: ControlSpec) -> None:
+        if is_rhythm_given:
+            say_fewer_decisions(request.decisions, [(request.task, spec, task.total_steps)])
+
     try:
         with Display({name: watched_metric(task)}) as display:
-            return execute(request, task, progress=lambda now: display.update(name, now))
+            return execute(
+                request, task, begun=begun, progress=lambda now: display.update(name, now)
+            )
     except KeyboardInterrupt:
         kept = "" if request.store is None else "; trimtab report latest shows what had run"
         say(f"trimtab: interrupted{kept}")

@@ -11,12 +11,14 @@ from trimtab.cli_output import (
     JSON_HELP,
     assignments,
     find_task,
+    is_given,
     names,
     number,
     one_thread,
     print_json,
     print_table,
     say,
+    say_fewer_decisions,
     start_values,
 )
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from trimtab.core.protocols import Task
+    from trimtab.core.spec import ControlSpec
     from trimtab.search.coordinating import StudyProgress, TuneResult
     from trimtab.search.engines.base import Resources
 
@@ -77,6 +80,7 @@ _Sampler = Annotated[
 
 
 def tune(
+    context: typer.Context,
     task: _TaskName,
     variant: _Variant = None,
     budget: _Budget = 4,
@@ -109,6 +113,9 @@ def tune(
     begun = _starts(found, names(hyperparameters), start, start_scale)
     if notice := getattr(found, "notice", ""):
         say(str(notice))
+    if is_given(context, "decisions"):
+        spec = _spec(method, policy, decisions)
+        say_fewer_decisions(decisions, [(task, spec, found.total_steps)])
     called = study or usual_study_name(found.name, method, seed)
     result = _interruptible(
         called,
@@ -137,6 +144,17 @@ def tune(
         ),
     )
     _print_result(result, found.monitor, as_json=as_json)
+
+
+def _spec(method: str, policy: str, decisions: int) -> ControlSpec:
+    """Return the spec that a study's runs take their rhythm from."""
+    from trimtab.core.hyperparameters import hyperparameter
+    from trimtab.defaults import controller_for
+    from trimtab.search.methods import Rhythm
+
+    if method != "trimtab":
+        return Rhythm(decisions).spec()
+    return controller_for(policy, [hyperparameter("lr")], decisions=decisions)[0]
 
 
 def _starts(

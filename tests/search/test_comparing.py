@@ -217,6 +217,18 @@ def test_what_cannot_be_compared_is_refused_before_any_run(folder, capsys, argum
     assert not (folder / "comparison").exists()
 
 
+def test_fewer_decisions_than_were_asked_for_are_told_once(folder, capsys):
+    from trimtab import cli
+
+    asked = ["tiny:make", "--methods", "reference", "--seeds", "1", "--pool", "0", "--jobs", "1"]
+    with pytest.raises(SystemExit):
+        cli.main(["compare", *asked, "--decisions", "100000"])
+    told = capsys.readouterr().err
+    reason = "tiny:make has 15, since its 60 steps allow one in 4 steps"
+    assert told.splitlines()[0] == f"--decisions 100000: {reason}"
+    assert told.count("--decisions") == 1
+
+
 def test_without_what_the_table_needs_nothing_is_run(folder, capsys, monkeypatch):
     from trimtab import cli
 

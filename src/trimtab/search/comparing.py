@@ -171,6 +171,7 @@ def compare(
     identity: Mapping[str, str],
     *,
     jobs: int = 1,
+    begun: Callable[[Sequence[Frame]], None] | None = None,
     progress: Callable[[Update], None] | None = None,
 ) -> Comparison:
     """Run what the plans ask for and the folder does not hold yet.
@@ -184,6 +185,7 @@ def compare(
         folder: Where results are kept.
         identity: What results depend on besides their settings; see `journal.fingerprint`.
         jobs: Processes at a time.
+        begun: Told what will be run when nothing was found wrong, before the first run.
         progress: Told after each unit.
 
     Raises:
@@ -195,6 +197,8 @@ def compare(
     frames = frames_of(plans)
     require_some(frames)
     with Journal(folder, identity) as journal, _kept_programs(), LocalEngine(jobs) as engine:
+        if begun is not None:
+            begun(frames)
         runner = _Runner(journal, sum(frame.count() for frame in frames), progress)
         runner.run([(unit, Told()) for frame in frames for unit in frame.preparing()], engine)
         _stop_at_failures(runner)
