@@ -335,7 +335,10 @@ def test_a_file_that_is_no_policy_is_refused(trimtab, content, message):
 @pytest.mark.parametrize(
     ("task", "message"),
     [
-        ("tiny:raises", "ZeroDivisionError: three sheep short (--debug shows where)"),
+        (
+            "tiny:raises",
+            "trimtab: task 'tiny:raises': ZeroDivisionError: three sheep short (--debug shows",
+        ),
         ("tiny:unknown_monitor", "no 'f1'; it has accuracy, examples, loss"),
         ("tiny:validates_to_text", "{'loss': 'low'}"),
         ("tiny:forgetful", "advance() reports steps=1 after a window of 2"),
@@ -347,6 +350,23 @@ def test_a_task_that_fails_is_one_line_and_status_1(trimtab, task, message):
     assert (status, out) == (1, "")
     (told,) = (line for line in err.splitlines() if not line.startswith("step"))
     assert message in told
+
+
+@pytest.mark.parametrize("command", ["tasks", "compare", "tune", "demo --task"])
+def test_a_task_that_cannot_be_made_is_named_by_every_command(trimtab, command):
+    pytest.importorskip("pyarrow")
+    assert trimtab(*command.split(" "), "tiny:raises") == (
+        1,
+        "",
+        "trimtab: task 'tiny:raises': ZeroDivisionError: three sheep short (--debug shows where)\n",
+    )
+    assert not Path("comparison").exists()
+
+
+def test_the_module_of_a_task_that_fails_is_named_with_it(trimtab, monkeypatch):
+    Path("broken.py").write_text("raise ValueError\n", encoding="utf-8")
+    message = "trimtab: task 'broken:make': ValueError: no message (--debug shows where)\n"
+    assert trimtab("run", "broken:make") == (1, "", message)
 
 
 def test_the_record_of_a_run_that_failed_is_whole(trimtab):

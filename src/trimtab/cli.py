@@ -27,7 +27,13 @@ from trimtab import (
     cli_tuning,
     cli_watching,
 )
-from trimtab.core.errors import PolicyFileError, SpecError, TrimtabError, UnknownNameError
+from trimtab.core.errors import (
+    PolicyFileError,
+    SpecError,
+    TrimtabError,
+    UnknownNameError,
+    noted_task,
+)
 
 __all__ = ["app", "main"]
 
@@ -125,7 +131,9 @@ def _status_of(error: BaseException) -> int:
         _say(str(error))
         return 2 if isinstance(error, _WRONG_REQUEST) else 1
     words = " ".join(str(error).split()) or "no message"
-    _say(f"{type(error).__name__}: {words} (--debug shows where)")
+    task = noted_task(error)
+    where = "" if task is None else f"task {task!r}: "
+    _say(f"{where}{type(error).__name__}: {words} (--debug shows where)")
     return 1
 
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trimtab.core import registry
-from trimtab.core.errors import MissingDependencyError, SpecError, UnknownNameError
+from trimtab.core.errors import MissingDependencyError, SpecError, UnknownNameError, noted_task
 
 
 class TaskOfOne:
@@ -206,5 +206,7 @@ def test_a_package_that_is_missing_when_the_task_is_made_is_named_too(user_modul
 
 def test_an_error_inside_the_users_module_is_not_hidden(user_module: Path) -> None:
     (user_module / "trimtab_users_broken.py").write_text("raise ValueError('mine')\n")
-    with pytest.raises(ValueError, match=r"^mine$"):
+    with pytest.raises(ValueError, match=r"^mine") as raised:
         registry.make_task("trimtab_users_broken:make")
+    assert str(raised.value) == "mine"
+    assert noted_task(raised.value) == "trimtab_users_broken:make"

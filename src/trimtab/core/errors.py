@@ -29,8 +29,12 @@ __all__ = [
     "TrimtabError",
     "TrimtabWarning",
     "UnknownNameError",
+    "note_task",
+    "noted_task",
     "unknown_name",
 ]
+
+_OF_TASK = "raised where this task was made: "
 
 
 class TrimtabError(Exception):
@@ -83,3 +87,22 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError
     near = difflib.get_close_matches(name, have, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ";"
     return UnknownNameError(f"unknown {kind} {name!r}{hint} (have: {', '.join(have) or 'none'})")
+
+
+def note_task(error: Exception, reference: str) -> None:
+    """Note on an error of a user's code which task it came from; it stays what it was.
+
+    >>> error = ZeroDivisionError("three sheep short")
+    >>> note_task(error, "farm:sheep")
+    >>> noted_task(error)
+    'farm:sheep'
+    """
+    error.add_note(f"{_OF_TASK}{reference}")
+
+
+def noted_task(error: BaseException) -> str | None:
+    """Return the task that `note_task` noted on an error, None if there is none."""
+    for note in getattr(error, "__notes__", ()):
+        if note.startswith(_OF_TASK):
+            return str(note.removeprefix(_OF_TASK))
+    return None

@@ -17,11 +17,19 @@ import functools
 import importlib
 import importlib.metadata
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
 
-from trimtab.core.errors import MissingDependencyError, SpecError, UnknownNameError, unknown_name
+from trimtab.core.errors import (
+    MissingDependencyError,
+    SpecError,
+    TrimtabError,
+    UnknownNameError,
+    note_task,
+    unknown_name,
+)
 from trimtab.core.protocols import Task
 
 __all__ = ["GROUPS", "lookup", "make_task", "names", "split_member"]
@@ -137,7 +145,8 @@ def make_task(
     """Return the task that a reference names.
 
     The registered object is called with ``variant=`` and ``member=`` where these are asked for;
-    an object that already is a task is returned as it is.
+    an object that already is a task is returned as it is. What the user's own module or factory
+    raises is passed on, with a note of the task; see `trimtab.core.errors.noted_task`.
 
     Args:
         reference: ``NAME``, ``NAME@MEMBER`` for one fixed task of a family, or ``module:factory``.
@@ -152,7 +161,8 @@ def make_task(
             names makes no task.
     """
     name, member = split_member(reference)
-    factory = lookup("task", name)
+    with _named(reference):
+        factory = lookup("task", name)
     is_made = not inspect.isclass(factory) and isinstance(factory, Task)
     if not is_made and not callable(factory):
         raise SpecError(
@@ -171,7 +181,8 @@ def make_task(
     if member is None and default_member is not None and "member" in accepts:
         options["member"] = default_member
     try:
-        task = factory if is_made else factory(**options)
+        with _named(reference):
+            task = factory if is_made else factory(**options)
     except ModuleNotFoundError as error:
         raise _missing_dependency(f"task {reference!r}", error) from error
     missing = [attribute for attribute in _TASK_MEMBERS if not hasattr(task, attribute)]
@@ -182,6 +193,18 @@ def make_task(
         )
     made: Task = task
     return made
+
+
+@contextmanager
+def _named(reference: str) -> Iterator[None]:
+    """Note the task on whatever the user's code raises."""
+    try:
+        yield
+    except TrimtabError:
+        raise
+    except Exception as error:
+        note_task(error, reference)
+        raise
 
 
 @functools.cache
