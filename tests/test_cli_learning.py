@@ -30,6 +30,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("evaluate trimtab-1 --jobs -1", "--jobs: -1 is below 0"),
         ("evaluate trimtab-1 --tasks 0", "--tasks: 0 is below 1"),
         ("evaluate trimtab-1 --ring z", "unknown ring 'z'; (have: a, b, c, kinds, wide)"),
+        ("evaluate trimtab-1 --out=", "'--out': '' names no folder; name one, or . for"),
+        ("learn --config settings.toml --out=", "'--out': '' names no folder; name one, or . for"),
         ("evaluate trimtab-1 --out taken", "--out taken cannot be written"),
         ("evaluate trimtab-1 --hyperparameters foo", "of ring a 'foo'; (have: batch_size, clip,"),
         ("evaluate trimtab-1 --hyperparameters=", "unknown hyperparameter of ring a ''"),

@@ -13,6 +13,7 @@ import typer
 
 from trimtab.cli_output import (
     JSON_HELP,
+    folder,
     is_given,
     make_folder_importable,
     names,
@@ -119,7 +120,12 @@ def compare(
     ] = None,
     jobs: Annotated[int, typer.Option(help="Processes side by side, one thread each.")] = 2,
     out: Annotated[
-        Path, typer.Option(help="Folder of the results; an unfinished one goes on.")
+        Path,
+        typer.Option(
+            help="Folder of the results; an unfinished one goes on.",
+            parser=folder,
+            metavar="<path>",
+        ),
     ] = Path("comparison"),
     as_json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
 ) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from trimtab.cli_output import print_json
+from trimtab.cli_output import folder, print_json
 from trimtab.core.errors import SpecError, unknown_name
 
 __all__ = ["evaluate", "learn", "prepare_jax"]
@@ -55,7 +55,12 @@ def _bar(description: str) -> Any:
 
 def learn(
     config: Annotated[Path, typer.Option(help="TOML file with every setting.")],
-    out: Annotated[Path, typer.Option(help="Folder for checkpoints, curves and the policy.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="Folder for checkpoints, curves and the policy.", parser=folder, metavar="<path>"
+        ),
+    ],
     minutes: Annotated[float | None, typer.Option(help="Stop after this many minutes.")] = None,
     resume: Annotated[bool, typer.Option(help="Continue what is in --out.")] = False,
     initial: Annotated[
@@ -136,7 +141,9 @@ def evaluate(
         str, typer.Option(help="What is steered, by commas, lr first; 'all': all of the ring's.")
     ] = "lr",
     jobs: Annotated[int, typer.Option(help="Cores to use; 0: all.")] = 0,
-    out: Annotated[Path, typer.Option(help="Folder for the rows.")] = Path("evaluation"),
+    out: Annotated[
+        Path, typer.Option(help="Folder for the rows.", parser=folder, metavar="<path>")
+    ] = Path("evaluation"),
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Find out what a policy is worth on simulated tasks that it never trained on."""

@@ -6,6 +6,7 @@ import math
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -24,6 +25,7 @@ __all__ = [
     "STORE_HELP",
     "assignments",
     "find_task",
+    "folder",
     "is_given",
     "make_folder_importable",
     "names",
@@ -53,6 +55,22 @@ def print_json(document: Any) -> None:
 def say(words: str) -> None:
     """Print a line on standard error."""
     typer.echo(words, err=True)
+
+
+def folder(given: str | Path) -> Path:
+    """Return the folder that was typed; an option's ``parser=``.
+
+    An empty text, which a script's unset variable leaves, is not taken for the working folder.
+
+    Raises:
+        typer.BadParameter: It is empty.
+
+    >>> folder("results").name
+    'results'
+    """
+    if not str(given).strip():
+        raise typer.BadParameter(f"{given!r} names no folder; name one, or . for the working one")
+    return Path(given)
 
 
 def is_given(context: typer.Context, option: str) -> bool:

@@ -202,6 +202,8 @@ def test_more_methods_in_the_same_folder_repeat_nothing(whole):
         (["tiny:make", "--hyperparameters", ""], "name at least one"),
         (["tiny:make", "--seed", "9" * 23], "from 0 to below 2147483648"),
         (["tiny:make", "--policy", "zero"], "unknown policy 'zero'; (have: trimtab-0"),
+        (["tiny:make", "--out", ""], "'' names no folder; name one, or . for the working one"),
+        (["tiny:make", "--out", " "], "' ' names no folder"),
         (["--suite", "quick"], "unknown suite 'quick'"),
     ],
 )
