@@ -55,3 +55,19 @@ def test_a_wrong_request_is_one_line_and_status_2(capsys, arguments, message):
     assert told.err.count("\n") == 1
     assert not Path("o").exists()
     assert not Path("evaluation").exists()
+
+
+def test_what_cannot_be_told_of_a_ring_is_a_dash_and_said(capsys, monkeypatch):
+    from trimtab.agents import rings
+
+    nothing = dict.fromkeys(("value", "low", "high"), float("nan"))
+    some = dict.fromkeys(nothing, 0.25)
+    found = {"n_star": nothing, "untold": some, "n_star_by_start": {"1": nothing}, "tasks": 4}
+    monkeypatch.setattr(rings, "evaluate_policy", lambda *_, **__: found)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["evaluate", "trimtab-1", "--tasks", "4"])
+    told = capsys.readouterr()
+    assert ended.value.code is None or ended.value.code == 0
+    assert "ring a: n*, regret and harm are told without 1 of 4 tasks" in told.err
+    assert "nan" not in told.out
+    assert told.out.count("–") == 4

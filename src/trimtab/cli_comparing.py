@@ -181,6 +181,9 @@ def compare(
             f"--out {out}: the table or the report cannot be written ({error.strerror or error}); "
             "every result is kept: make room and run the same command again"
         ) from error
+    for name, one in figures["tasks"].items():
+        if one["pool"] and one["median"] != one["median"]:  # nan
+            say(f"{name}: no n*, no regret: no run of its pool has a finite test loss")
     for refusal in found.refusals:
         say(f"left out: {refusal.method} on {refusal.task}: {refusal.reason}")
     if as_json:

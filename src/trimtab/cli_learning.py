@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from trimtab.cli_output import folder, print_json
+from trimtab.cli_output import folder, print_json, say
 from trimtab.core.errors import SpecError, unknown_name
 
 __all__ = ["evaluate", "learn", "prepare_jax"]
@@ -174,11 +174,23 @@ def evaluate(
 
             settings = RingSettings(name, tasks, seed, steered)
             found[name] = evaluate_policy(loaded, settings, out, on_progress=show)
+    for name, figures in found.items():
+        _say_untold(name, figures)
     if as_json:
         print_json({"rings": found})
         return
     for name, figures in found.items():
         _print_ring(name, figures)
+
+
+def _say_untold(name: str, figures: dict[str, Any]) -> None:
+    """Say of how many tasks some figures are not, if of any."""
+    if "untold" in figures:
+        number = round(figures["untold"]["value"] * figures["tasks"])
+        say(
+            f"ring {name}: n*, regret and harm are told without {number} of {figures['tasks']} "
+            "tasks: no run of their pool has a finite test loss"
+        )
 
 
 def _print_ring(name: str, figures: dict[str, Any]) -> None:
@@ -194,6 +206,9 @@ def _print_ring(name: str, figures: dict[str, Any]) -> None:
             continue
         parts = {"": value} if "value" in value else {f" x{f}": v for f, v in value.items()}
         for label, item in parts.items():
+            if item["value"] != item["value"]:  # nan: it cannot be told
+                table.add_row(key + label, "–", "–")
+                continue
             interval = f"{item['low']:.3f} .. {item['high']:.3f}"
             table.add_row(key + label, f"{item['value']:.3f}", interval)
     Console().print(table)

@@ -37,6 +37,14 @@ def test_runs_worth_is_zero_below_one_run_and_capped_at_the_pool() -> None:
     assert runs_worth(curve, 0.8, charge=2.0) == pytest.approx(1.0)
 
 
+def test_runs_worth_cannot_be_told_where_no_run_of_the_pool_is_finite() -> None:
+    for ruined in (np.nan, np.inf):
+        for loss in (0.1, np.nan):
+            assert np.isnan(runs_worth(np.full(4, ruined), loss))
+    curve = np.array([1.0, 0.8, 0.7, 0.65])
+    assert (runs_worth(curve, np.nan), runs_worth(curve, np.inf)) == (0.0, 0.0)
+
+
 def test_interquartile_mean_ignores_a_quarter_at_each_end() -> None:
     assert interquartile_mean(np.array([-1e9, 1.0, 2.0, 3.0, 4.0, 1e9, 2.5, 2.5])) == 2.5
 
@@ -98,3 +106,28 @@ def test_figures_of_a_perfect_and_a_harmful_controller() -> None:
     assert harmful["harm_floor"]["value"] == 0.0
     assert harmful["n_star_by_start"]["1"]["value"] == 0.0
     assert harmful["p_over_reference"]["value"] == 0.0
+
+
+def _with_ruined_pools(*tasks: int) -> list[dict[str, float | str]]:
+    return [
+        row | {"validation": np.nan, "test": np.nan}
+        if row["method"] == "pool" and row["task"] in tasks
+        else row
+        for row in _rows(0.55)
+    ]
+
+
+def test_a_task_whose_pool_is_ruined_is_left_out_of_what_the_pool_measures() -> None:
+    whole, found = figures(_rows(0.55)), figures(_with_ruined_pools(1))
+    assert "untold" not in whole
+    assert found["untold"]["value"] == 0.25
+    for name in ("n_star", "regret", "harm", "harm_floor", "capped", "p_over_race", "residual_use"):
+        assert found[name]["value"] == pytest.approx(whole[name]["value"])
+
+
+def test_what_no_pool_measures_cannot_be_told() -> None:
+    found = figures(_with_ruined_pools(0, 1, 2, 3))
+    by_start = [found[f"{name}_by_start"]["100"] for name in ("n_star", "regret")]
+    for figure in (found["n_star"], found["regret"], found["harm"], found["capped"], *by_start):
+        assert all(np.isnan(list(figure.values())))
+    assert found["untold"]["value"] == found["p_over_race"]["value"] == 1.0

@@ -231,6 +231,22 @@ def test_fewer_decisions_than_were_asked_for_are_told_once(folder, capsys):
     assert told.count("--decisions") == 1
 
 
+def test_what_a_pool_without_test_losses_cannot_tell_is_said(folder, capsys):
+    from trimtab import cli
+
+    (folder / "untested.py").write_text(
+        "from tiny import TinyTask\n\ndef make():\n    return TinyTask(has_test=False)\n"
+    )
+    asked = ["untested:make", "--methods", "reference", "--seeds", "1", "--pool", "4"]
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["compare", *asked, "--jobs", "1"])
+    told = capsys.readouterr()
+    reason = "no n*, no regret: no run of its pool has a finite test loss"
+    assert (ended.value.code, told.err.splitlines()[-1]) == (0, f"untested:make: {reason}")
+    assert "0.00 (" not in told.out
+    assert reason in (folder / "comparison" / "comparison.html").read_text(encoding="utf-8")
+
+
 def test_without_what_the_table_needs_nothing_is_run(folder, capsys, monkeypatch):
     from trimtab import cli
 

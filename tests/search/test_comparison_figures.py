@@ -123,6 +123,18 @@ def test_what_is_not_finite_counts_as_the_worst():
     assert found["probability_of_improvement"]["race"]["value"] == 0.0
 
 
+@pytest.mark.parametrize("steered", [0.1, math.nan])
+def test_a_pool_without_a_finite_run_tells_neither_n_star_nor_regret(steered):
+    pool = tuple(run(math.nan, seed=i) for i in range(8))
+    ruined = TaskResult("b", "loss", "min", 1e-3, (run(0.1), run(0.1)), pool)
+    alone = figures(entry("trimtab", 0, steered, task="b"), tasks=(ruined,))
+    names = ("n_star", "regret", "capped")
+    assert [alone[name]["trimtab"] for name in names] == [None, None, None]
+    entries = (entry("trimtab", 0, 0.2), entry("trimtab", 0, steered, task="b"))
+    beside, without = figures(*entries, tasks=(task(), ruined)), figures(entries[0])
+    assert [beside[name] for name in names] == [without[name] for name in names]
+
+
 def test_a_task_whose_median_is_within_the_noise_is_flagged():
     pool = tuple(run(value, seed=i) for i, value in enumerate([0.1, 0.9, 0.12, 0.13]))
     noisy = TaskResult("a", "loss", "min", 1e-3, (run(0.1), run(0.11)), pool)

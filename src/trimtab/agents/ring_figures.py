@@ -46,8 +46,8 @@ def _by_task(rows: Sequence[Row]) -> list[dict[str, Any]]:
         pool = sorted(task["pool"].items(), key=lambda item: item[0][1])
         validation = np.array([row["validation"] for _, row in pool])
         test = np.array([row["test"] for _, row in pool])
-        worst = np.nanmax(np.where(np.isfinite(test), test, np.nan))
-        test = np.where(np.isfinite(test), test, worst)
+        finite = np.isfinite(test)
+        test = np.where(finite, test, test[finite].max() if finite.any() else np.nan)
         validation = np.where(np.isfinite(validation), validation, np.inf)
         task["curve"] = best_of_n(validation, test)
         task["optimum"] = float(np.mean([row["test"] for row in task["tuned"].values()]))
@@ -57,17 +57,23 @@ def _by_task(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def _summed_up(task: dict[str, Any]) -> dict[str, Any]:
-    """Return what the figures need of one task, so that resampling tasks costs nothing."""
+    """Return what the figures need of one task, so that resampling tasks costs nothing.
+
+    What is measured by the pool is empty where no run of the pool is finite.
+    """
     fields = ("diverged", "rollbacks", "frozen", "residual_use")
+    worth = {factor: _worth(task, factor) for factor in FACTORS}
+    is_told = bool(np.isfinite(task["curve"]).all())
     return {
-        "worth": {factor: _worth(task, factor) for factor in FACTORS},
-        "capped": [_worth(task, factor) >= 0.99 * len(task["curve"]) for factor in FACTORS],
+        "untold": not is_told,
+        "worth": {factor: [worth[factor]] if is_told else [] for factor in FACTORS},
+        "capped": [worth[factor] >= 0.99 * len(task["curve"]) for factor in FACTORS if is_told],
         "regret": {
-            (method, factor): _regrets(task, factor, method)
+            (method, factor): _regrets(task, factor, method) if is_told else []
             for method in ("trimtab", "zero")
             for factor in FACTORS
         },
-        "harm": {method: _harm(task, method) for method in ("trimtab", "floor")},
+        "harm": {method: _harm(task, method) if is_told else [] for method in ("trimtab", "floor")},
         "wins": {rival: _wins(task, rival) for rival in _RIVALS.values()},
         "rows": {
             (field, factor): [row[field] for (f, _), row in task["trimtab"].items() if f == factor]
@@ -79,6 +85,8 @@ def _summed_up(task: dict[str, Any]) -> dict[str, Any]:
 
 def _worth(task: dict[str, Any], factor: float) -> float:
     rows = [row for (f, _), row in task["trimtab"].items() if f == factor]
+    if not rows:
+        return float("nan")  # not known, which is not the same as ruined
     loss = float(np.mean([row["test"] for row in rows]))
     charge = float(np.mean([row["spent"] for row in rows]))
     return runs_worth(task["curve"], loss, charge)
@@ -120,12 +128,17 @@ def _regret(tasks: list[Any], factor: float, method: str) -> float:
     return _pooled([task["regret"][method, factor] for task in tasks])
 
 
+def _mean(values: list[list[float]]) -> float:
+    every = np.concatenate([np.asarray(item, float) for item in values])
+    return float(np.mean(every)) if every.size else float("nan")
+
+
 def _harms(tasks: list[Any], method: str) -> float:
-    return float(np.mean(np.concatenate([task["harm"][method] for task in tasks])))
+    return _mean([task["harm"][method] for task in tasks])
 
 
 def _worth_at(tasks: list[Any], factor: float) -> float:
-    return interquartile_mean(np.array([task["worth"][factor] for task in tasks]))
+    return _pooled([task["worth"][factor] for task in tasks])
 
 
 def _share(tasks: list[Any], field: str, factors: Sequence[float]) -> float:
@@ -148,14 +161,17 @@ def figures(rows: Sequence[Row]) -> dict[str, Any]:
     Rows have ``task``, ``method`` (``trimtab``, ``zero``, ``race``, ``lr-finder``, ``open-loop``,
     ``shuffled``, ``pool``, ``tuned``, ``floor``), ``factor``, ``seed``, ``validation``, ``test``,
     ``spent``, ``rollbacks``, ``diverged``, ``frozen`` and ``residual_use``.
+
+    ``untold``, which is there where it is not 0, is the share of tasks without a finite run in
+    their pool; n*, regret, harm and ``capped`` are those of the others, nan if there are none.
     """
     tasks = _by_task(rows)
     if not tasks:
         return {}
     off_start = [factor for factor in FACTORS if factor != 1.0]
     rules: dict[str, Callable[[list[Any]], float]] = {
-        "n_star": lambda some: interquartile_mean(
-            np.array([task["worth"][factor] for task in some for factor in FACTORS])
+        "n_star": lambda some: _pooled(
+            [task["worth"][factor] for task in some for factor in FACTORS]
         ),
         "regret": lambda some: _pooled(
             [task["regret"]["trimtab", factor] for task in some for factor in FACTORS]
@@ -167,8 +183,10 @@ def figures(rows: Sequence[Row]) -> dict[str, Any]:
         "rollbacks": partial(_share, field="rollbacks", factors=FACTORS),
         "frozen": partial(_share, field="frozen", factors=off_start),
         "residual_use": partial(_share, field="residual_use", factors=FACTORS),
-        "capped": lambda some: float(np.mean([task["capped"] for task in some])),
+        "capped": lambda some: _mean([task["capped"] for task in some]),
     }
+    if any(task["untold"] for task in tasks):
+        rules["untold"] = lambda some: float(np.mean([task["untold"] for task in some]))
     for name, rival in _RIVALS.items():
         if all(np.isnan(task["wins"][rival]) for task in tasks):
             continue  # one hyperparameter is steered: it has no runs alone

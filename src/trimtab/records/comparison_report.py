@@ -164,11 +164,17 @@ def _tasks(figures: Mapping[str, Any]) -> str:
                 _number(task["tuned"]),
                 _number(task["median"]),
                 _text(task["pool"]),
-                "yes: under 3 standard errors apart" if task["flagged"] else "no",
+                _flag(task),
             )
             for name, task in figures["tasks"].items()
         ],
     )
+
+
+def _flag(task: Mapping[str, Any]) -> str:
+    if task["pool"] and not math.isfinite(task["median"]):
+        return "no n*, no regret: no run of its pool has a finite test loss"
+    return "yes: under 3 standard errors apart" if task["flagged"] else "no"
 
 
 def _left_out(left_out: Iterable[tuple[str, str, str]]) -> str:

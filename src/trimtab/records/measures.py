@@ -20,12 +20,14 @@ _N_BOOTSTRAP = 1000
 
 
 def interquartile_mean(values: np.ndarray) -> float:
-    """Return the mean of the middle half of (n,) values (Agarwal et al., 2021).
+    """Return the mean of the middle half of (n,) values (Agarwal et al., 2021); nan of none.
 
     >>> interquartile_mean(np.array([0.0, 1.0, 2.0, 100.0]))
     1.5
     """
     ordered = np.sort(np.asarray(values, float))
+    if not ordered.size:
+        return float("nan")
     cut = len(ordered) // 4
     return float(ordered[cut : len(ordered) - cut].mean())
 
@@ -58,10 +60,18 @@ def runs_worth(curve: np.ndarray, loss: float, charge: float = 1.0) -> float:
     """Return n*: how many random runs a run with this mean test loss is worth.
 
     Linear in log n between the points of the best-of-n curve, 0 when worse than one run, at most
-    N, divided by the run's charge in whole runs.
+    N, divided by the run's charge in whole runs. A loss that is nan is worse than one run. A curve
+    that is not finite, of a pool in which every run was ruined, tells nothing: nan.
+
+    >>> runs_worth(np.array([0.4, 0.2]), 0.2), runs_worth(np.array([0.4, 0.2]), float("nan"))
+    (2.0, 0.0)
+    >>> runs_worth(np.array([float("inf"), float("inf")]), 0.2)
+    nan
     """
+    if not np.isfinite(curve).all():
+        return float("nan")
     lowest = np.minimum.accumulate(curve)
-    if loss > lowest[0]:
+    if np.isnan(loss) or loss > lowest[0]:
         return 0.0
     if loss <= lowest[-1]:
         return len(curve) / charge
@@ -75,14 +85,18 @@ def runs_worth(curve: np.ndarray, loss: float, charge: float = 1.0) -> float:
 def bootstrap(
     per_task: Sequence[Any], statistic: Callable[[list[Any]], float], seed: int = 0
 ) -> dict[str, float]:
-    """Return a statistic over tasks with its 95 % percentile interval from resampled tasks."""
+    """Return a statistic over tasks with its 95 % percentile interval from resampled tasks.
+
+    Samples whose statistic is nan are left out; if all are, so are the bounds.
+    """
     generator = np.random.default_rng(seed)
     size = len(per_task)
     drawn = [
         statistic([per_task[i] for i in generator.integers(size, size=size)])
         for _ in range(_N_BOOTSTRAP)
     ]
-    low, high = np.nanpercentile(drawn, [2.5, 97.5])
+    nothing = (float("nan"), float("nan"))
+    low, high = nothing if np.isnan(drawn).all() else np.nanpercentile(drawn, [2.5, 97.5])
     return {"value": float(statistic(list(per_task))), "low": float(low), "high": float(high)}
 
 

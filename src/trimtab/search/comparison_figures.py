@@ -47,7 +47,8 @@ def label_of(entry: Entry, budgets: Mapping[str, int]) -> str:
 class _Task:
     """One task's numbers, all as losses."""
 
-    curve: np.ndarray  # (N,) expected test loss of the best of n random runs; empty without a pool
+    # (N,) expected test loss of the best of n random runs; empty without a finite run in the pool
+    curve: np.ndarray
     tuned: float
     median: float
     flagged: bool
@@ -75,7 +76,9 @@ def _summed_up(task: TaskResult) -> _Task:
     test = np.array([_loss(task, run.test) for run in task.pool])
     validation = np.array([_loss(task, run.validation) for run in task.pool])
     finite = np.isfinite(test)
-    test = np.where(finite, test, test[finite].max() if finite.any() else np.inf)
+    if not finite.any():  # nothing can be ranked or counted by it, as without a pool
+        return _Task(np.zeros(0), optimum, float("nan"), True)
+    test = np.where(finite, test, test[finite].max())
     validation = np.where(np.isfinite(validation), validation, np.inf)
     median = float(np.median(test))
     draws = np.random.default_rng(0).choice(test, (_N_BOOTSTRAP, len(test)))
@@ -181,7 +184,7 @@ def _worth(sample: Sample) -> float:
     values = []
     for task, found in sample:
         loss, charge = float(np.mean(_worst_for_nan(found[:, 0]))), float(np.mean(found[:, 1]))
-        values.append(runs_worth(task.curve, loss, charge) if np.isfinite(loss) else 0.0)
+        values.append(runs_worth(task.curve, loss, charge))
     return interquartile_mean(np.array(values))
 
 
