@@ -16,7 +16,7 @@ empty the caches: take figures from an idle one.
     python -m benchmarks.overhead
     python -m benchmarks.overhead --json --tasks small-mlp,wide-mlp
     python -m benchmarks.overhead --tasks keras/digits,trainer:text/newsgroups --variant tiny
-    python -m benchmarks.overhead --variant small --steps 5000 --page benchmarks/OVERHEAD.md
+    python -m benchmarks.overhead --variant default,small --steps 5000 --page benchmarks/OVERHEAD.md
 
 A decision costs the same however many steps lie between two of them, so the share falls with the
 run's length: most of it is the decision itself (observation, policy, guard), and on large models
@@ -210,13 +210,16 @@ def measure_task(name: str, policy: Any, *, steps: int, variant: str) -> dict[st
 
 
 def measure_all(
-    chosen: Sequence[str], policy: Any, *, steps: int, variant: str
+    chosen: Sequence[str], policy: Any, *, steps: int, variants: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
-    """Yield the row of each task; without a choice, of all that can be measured here."""
+    """Yield the row of each task and size; without a choice, of all that can be measured here."""
     tasks = [name for name in names("task") if not name.startswith("simulated/")]
     in_trainer = [TRAINER + name for name in tasks if name.startswith("text/")]
-    for name in chosen or [*LOOPS, *tasks, *in_trainer]:
-        print(f"measuring {name}", file=sys.stderr)
+    wanted = chosen or [*LOOPS, *tasks, *in_trainer]
+    for name, variant in ((n, v) for v in variants for n in wanted):
+        if name in LOOPS and variant != variants[0]:
+            continue  # they have one size
+        print(f"measuring {name} {variant}", file=sys.stderr)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)
@@ -226,17 +229,17 @@ def measure_all(
                 raise
             print(f"left out {name}: {error}", file=sys.stderr)
         else:
-            yield line
+            yield line | {"variant": "" if name in LOOPS else variant}
 
 
-_HEAD = f"{'task':27}  ms/step   steering   share   ordinary  decision  snapshots"
+_HEAD = f"{'task':35}  ms/step   steering   share   ordinary  decision  snapshots"
 
 
 def _printed(line: dict[str, Any]) -> str:
     ordinary = line["ordinary_step_us"]
     usual = "          -" if ordinary is None else f"{ordinary:8.1f} us"
     return (
-        f"{line['name']:27}{line['ms_per_step']:9.2f}{line['steering_us_per_step']:8.1f} us"
+        f"{line['name'] + ' ' + line['variant']:35}{line['ms_per_step']:9.2f}{line['steering_us_per_step']:8.1f} us"
         f"{line['share']:8.2%}{usual}{line['decision_ms']:7.2f} ms{line['snapshot_share']:11.2%}"
         f"{'' if line['within_limits'] else '  beyond its limit'}"
     )
@@ -251,12 +254,12 @@ def page(rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any], command: s
         "snapshots. Aimed at: at most 50 microseconds a step, or 1 % where a step takes 5 ms or",
         "more; snapshots at most 5 %.",
         "",
-        "| task | steps | ms a step | steering, us a step | share | snapshots | within |",
-        "|---|---:|---:|---:|---:|---:|---|",
+        "| task | size | steps | ms a step | steering, us a step | share | snapshots | within |",
+        "|---|---|---:|---:|---:|---:|---:|---|",
     ]
     for line in rows:
         lines.append(
-            f"| `{line['name']}` | {line['steps']} | {line['ms_per_step']:.2f} "
+            f"| `{line['name']}` | {line['variant']} | {line['steps']} | {line['ms_per_step']:.2f} "
             f"| {line['steering_us_per_step']:.0f} | {line['share']:.2%} "
             f"| {line['snapshot_share']:.2%} | {'yes' if line['within_limits'] else '**no**'} |"
         )
@@ -270,7 +273,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("benchmarks.overhead", description="What steering costs.")
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
     parser.add_argument("--tasks", default="", help="names, separated by commas (default: all)")
-    parser.add_argument("--variant", default="default", help="size of the registered tasks")
+    parser.add_argument(
+        "--variant", default="default", help="sizes of the registered tasks, separated by commas"
+    )
     parser.add_argument("--policy", default="trimtab-1", help="name, path, or 'random'")
     parser.add_argument("--steps", type=int, default=200, help="at most so many of a task's steps")
     parser.add_argument("--page", type=Path, help="write the rows to this Markdown file as well")
@@ -281,7 +286,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.json:
         print(_HEAD)
     chosen = [name for name in options.tasks.split(",") if name]
-    for line in measure_all(chosen, options.policy, steps=options.steps, variant=options.variant):
+    variants = options.variant.split(",")
+    for line in measure_all(chosen, options.policy, steps=options.steps, variants=variants):
         rows.append(line)
         if not options.json:
             print(_printed(line), flush=True)
