@@ -238,8 +238,9 @@ _HEAD = f"{'task':35}  ms/step   steering   share   ordinary  decision  snapshot
 def _printed(line: dict[str, Any]) -> str:
     ordinary = line["ordinary_step_us"]
     usual = "          -" if ordinary is None else f"{ordinary:8.1f} us"
+    name = f"{line['name']} {line['variant']}"
     return (
-        f"{line['name'] + ' ' + line['variant']:35}{line['ms_per_step']:9.2f}{line['steering_us_per_step']:8.1f} us"
+        f"{name:35}{line['ms_per_step']:9.2f}{line['steering_us_per_step']:8.1f} us"
         f"{line['share']:8.2%}{usual}{line['decision_ms']:7.2f} ms{line['snapshot_share']:11.2%}"
         f"{'' if line['within_limits'] else '  beyond its limit'}"
     )

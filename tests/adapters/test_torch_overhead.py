@@ -16,6 +16,7 @@ from benchmarks import overhead, overhead_clock
 EXAMPLE = Path(__file__).parents[2] / "examples" / "torch_loop.py"
 ROW = {
     "name",
+    "variant",
     "adapter",
     "steps",
     "ms_per_step",
