@@ -159,6 +159,9 @@ def test_a_training_stopped_among_shared_tasks_ends_alike(tmp_path: Path) -> Non
 
 
 def test_settings_that_cannot_work_are_refused(tmp_path: Path) -> None:
+    for name in ("tuned_share", "near_share", "far_share", "default_share", "withheld"):
+        with pytest.raises(SpecError, match=rf"{name}: 4.0 is outside 0..1"):
+            LearnSettings(**{name: 4.0})
     with pytest.raises(SpecError, match=r"reuse: 0 is below 1"):
         LearnSettings(reuse=0)
     file = tmp_path / "probe.toml"

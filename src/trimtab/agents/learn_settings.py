@@ -14,6 +14,7 @@ __all__ = ["FamilyShare", "LearnSettings", "read_settings"]
 
 
 _LEAST_GRID = 4
+_SHARES = ("near_share", "tuned_share", "far_share", "default_share", "withheld")
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,10 @@ class LearnSettings:
     spec: dict[str, Any] = field(default_factory=lambda: {"hyperparameters": ["lr"]})
 
     def __post_init__(self) -> None:
+        for name in _SHARES:
+            share = getattr(self, name)
+            if not 0 <= share <= 1:
+                raise SpecError(f"{name}: {share!r} is outside 0..1; give a share of the runs")
         if self.reuse < 1:
             raise SpecError(f"reuse: {self.reuse} is below 1; use 1 for new tasks every iteration")
         if self.tuned_share and self.siblings < _LEAST_GRID:
