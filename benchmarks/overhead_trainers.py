@@ -77,9 +77,9 @@ def in_keras(name: str, variant: str, policy: Any) -> dict[str, Any]:
         TrimtabCallback(validate=dict, policy=policy),
         events=("on_train_batch_end",),
         apart=(
-            (keras_snapshots.Snapshots, "keep"),
-            (keras_snapshots.Snapshots, "restore"),
-            (keras_validation.Validation, "later"),
+            (keras_snapshots.Snapshots, "keep", "snapshots"),
+            (keras_snapshots.Snapshots, "restore", "snapshots"),
+            (keras_validation.Validation, "later", "validation"),
         ),
     )
 
@@ -153,10 +153,10 @@ def in_transformers(name: str, variant: str, policy: Any) -> dict[str, Any]:
         TrimtabCallback(validate=dict, policy=policy),
         events=("on_step_begin", "on_pre_optimizer_step", "on_optimizer_step", "on_step_end"),
         apart=(
-            (torch_snapshots.Snapshots, "keep"),
-            (torch_snapshots.Snapshots, "restore"),
-            (torch_validation.Validation, "later"),
-            (torch.nn.utils, "clip_grad_norm_"),
+            (torch_snapshots.Snapshots, "keep", "snapshots"),
+            (torch_snapshots.Snapshots, "restore", "snapshots"),
+            (torch_validation.Validation, "later", "validation"),
+            (torch.nn.utils, "clip_grad_norm_", "clipping"),
         ),
     )
 
@@ -171,8 +171,7 @@ class _Events:
     """
 
     def __init__(self, clock: Clock, callback: Any, names: Sequence[str]) -> None:
-        self._inside = False
-        self._clock, self._watch = clock, Stopwatch(clock)
+        self._inside, self._watch = False, Stopwatch(clock)
         self._apart: list[Stopwatch] = []
         for name in names:
             setattr(callback, name, self._watch.around(self._entered(getattr(callback, name))))
@@ -209,7 +208,7 @@ def _measured(
     callback: Any,
     *,
     events: Sequence[str],
-    apart: Sequence[tuple[Any, str]],
+    apart: Sequence[tuple[Any, str, str]],
 ) -> dict[str, Any]:
     """Train without and with the callback, and return the row.
 
@@ -219,16 +218,14 @@ def _measured(
         train: Trains.
         callback: The callback.
         events: Those of its methods that the trainer calls at each step.
-        apart: Owners and names of functions that are no steering: two of snapshots, validation,
-            and others.
+        apart: Owner and name of each function that is no steering, and what it is instead.
     """
     plain: list[float] = []
     train(None, lambda: plain.append(perf_counter()))
     clock = Clock()
     clock.careful = True
     inside = _Events(clock, callback, events)
-    keeping, validating, others = Stopwatch(clock), Stopwatch(clock), Stopwatch(clock)
-    watches = [keeping, keeping, validating, *[others] * (len(apart) - 3)]
+    watches = {what: Stopwatch(clock) for _, _, what in apart}
     steered: list[float] = []
     spent: list[float] = []
 
@@ -237,10 +234,9 @@ def _measured(
         spent.append(inside.seconds)
 
     with ExitStack() as patched:
-        for (owner, method), watch in zip(apart, watches, strict=True):
-            # A method is a descriptor; of a class, what stands in for it has to be one as well.
-            timed = inside.apart(watch, getattr(owner, method))
-            patched.enter_context(mock.patch.object(owner, method, timed))
+        for owner, name_there, what in apart:
+            timed = inside.apart(watches[what], getattr(owner, name_there))
+            patched.enter_context(mock.patch.object(owner, name_there, timed))
         train(callback, begins)
     rest = np.diff(spent)
     ends = [int(decision.step) for decision in callback.summary.decisions[1:]] + [len(rest)]
@@ -255,6 +251,6 @@ def _measured(
         steps=len(rest),
         a_step=float(np.median(np.diff(plain)[1:])),
         paired=float(np.median(longer)) if len(longer) else math.nan,
-        keeping=keeping,
-        validating=validating,
+        keeping=watches["snapshots"],
+        validating=watches["validation"],
     )

@@ -17,31 +17,28 @@ from hypothesis import strategies as st
 
 from trimtab.agents import meta_training, starts
 from trimtab.agents.learn_settings import FamilyShare, LearnSettings, read_settings
+from trimtab.agents.proximal import PPOSettings
 from trimtab.agents.rollout import rollout
 from trimtab.agents.starts import GRID_DECADES, TunedRates, drawn_decades, lowest_place
 from trimtab.core.errors import SpecError
 from trimtab.envs.simulators.batch import programs
 
 GRID = np.linspace(-GRID_DECADES, GRID_DECADES, 8)
-SETTINGS = """
-name = "probe"
-seed = 3
-iterations = 5
-tasks = 3
-siblings = 4
-decisions = [6]
-steps_per_decision = [2.0, 2.5]
-width = 16
-tuned_share = 0.5
-reuse = 2
-[spec]
-hyperparameters = ["lr"]
-[[families]]
-name = "simulated/quadratic"
-[ppo]
-epochs = 1
-minibatches = 1
-"""
+SETTINGS = LearnSettings(
+    name="probe",
+    seed=3,
+    iterations=5,
+    tasks=3,
+    siblings=4,
+    decisions=(6,),
+    steps_per_decision=(2.0, 2.5),
+    width=16,
+    tuned_share=0.5,
+    reuse=2,
+    families=(FamilyShare("simulated/quadratic"),),
+    ppo=PPOSettings(epochs=1, minibatches=1),
+)
+REPOSITORY = Path(__file__).parents[2]
 
 
 @given(place=st.floats(-1.2, 1.2), bend=st.floats(0.1, 3.0), level=st.floats(0.01, 100.0))
@@ -112,8 +109,6 @@ def test_tuned_rates_are_near_the_best_of_a_finer_grid() -> None:
 def test_iterations_in_a_row_train_on_the_same_tasks(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    file = tmp_path / "probe.toml"
-    file.write_text(SETTINGS)
     tasks, orders, grids = [], [], []
     plain, grid = meta_training.rollout, starts.rollout
 
@@ -128,7 +123,7 @@ def test_iterations_in_a_row_train_on_the_same_tasks(
 
     monkeypatch.setattr(meta_training, "rollout", watched)
     monkeypatch.setattr(starts, "rollout", counted)
-    meta_training.learn(read_settings(file), tmp_path / "out")
+    meta_training.learn(SETTINGS, tmp_path / "out")
     assert [tasks.index(each) for each in tasks] == [0, 0, 2, 2, 4]
     assert len(set(orders)) == 5
     assert len(grids) == 3
@@ -137,10 +132,7 @@ def test_iterations_in_a_row_train_on_the_same_tasks(
 def test_a_training_stopped_among_shared_tasks_ends_alike(tmp_path: Path) -> None:
     from safetensors.numpy import load_file
 
-    file = tmp_path / "probe.toml"
-    file.write_text(SETTINGS)
-    settings = read_settings(file)
-    whole = meta_training.learn(settings, tmp_path / "whole", checkpoint_every=1)
+    whole = meta_training.learn(SETTINGS, tmp_path / "whole", checkpoint_every=1)
 
     class StoppedError(Exception):
         pass
@@ -151,20 +143,23 @@ def test_a_training_stopped_among_shared_tasks_ends_alike(tmp_path: Path) -> Non
 
     out = tmp_path / "stopped"
     with pytest.raises(StoppedError):
-        meta_training.learn(settings, out, checkpoint_every=1, on_progress=stop)
-    resumed = meta_training.learn(settings, out, resume=True, checkpoint_every=1)
+        meta_training.learn(SETTINGS, out, checkpoint_every=1, on_progress=stop)
+    resumed = meta_training.learn(SETTINGS, out, resume=True, checkpoint_every=1)
     first, second = load_file(whole), load_file(resumed)
     for name, array in first.items():
         assert np.array_equal(array, second[name]), name
 
 
-def test_settings_that_cannot_work_are_refused(tmp_path: Path) -> None:
+def test_settings_that_cannot_work_are_refused() -> None:
     for name in ("tuned_share", "near_share", "far_share", "default_share", "withheld"):
         with pytest.raises(SpecError, match=rf"{name}: 4.0 is outside 0..1"):
             LearnSettings(**{name: 4.0})
     with pytest.raises(SpecError, match=r"reuse: 0 is below 1"):
         LearnSettings(reuse=0)
-    file = tmp_path / "probe.toml"
-    file.write_text(SETTINGS.replace("siblings = 4", "siblings = 3"))
     with pytest.raises(SpecError, match=r"siblings: 3 is below 4"):
-        read_settings(file)
+        replace(SETTINGS, siblings=3)
+
+
+@pytest.mark.parametrize("file", sorted((REPOSITORY / "benchmarks/learning").glob("*.toml")))
+def test_the_settings_of_every_training_in_the_log_can_be_read(file: Path) -> None:
+    assert read_settings(file).families
