@@ -580,6 +580,15 @@ def a_step_without_memory_is_rolled_back_and_told() -> None:
     told = [decision for decision in summary.decisions if "ran out of memory" in decision.note]
     assert [decision.step for decision in told] == [12], [d.step for d in told]
     assert max(d.measured["loss"] for d in summary.decisions) < 10
+    # Steps whose losses wait to be read are counted: 13 are done in the middle of a long window.
+    steer = TrimtabCallback(VALIDATION, policy=Scripted(), decisions=4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TrimtabWarning)
+        fit(exhausting(14), steer, Count())
+    assert steer.summary.spent_steps == STEPS
+    notes = [decision.note for decision in steer.summary.decisions if decision.note]
+    assert len(notes) == 1, notes
+    assert "step 13 ran out of memory" in notes[0], notes
     # Three in a row are the user's to see, and so is each one where nothing is guarded.
     for failing, policy in (((11, 12, 13), Scripted()), ((11,), None)):
         steer, model = TrimtabCallback(VALIDATION, policy=policy), exhausting(*failing)

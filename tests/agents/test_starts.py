@@ -109,12 +109,13 @@ def test_tuned_rates_are_near_the_best_of_a_finer_grid() -> None:
 def test_iterations_in_a_row_train_on_the_same_tasks(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    tasks, orders, grids = [], [], []
+    tasks, orders, actions, grids = [], [], [], []
     plain, grid = meta_training.rollout, starts.rollout
 
     def watched(bucket, spec, parameters, task_keys, run_keys, *rest, **named):
         tasks.append(np.asarray(jax.random.key_data(task_keys)).tobytes())
         orders.append(np.asarray(jax.random.key_data(run_keys)).tobytes())
+        actions.append(named["seed"])
         return plain(bucket, spec, parameters, task_keys, run_keys, *rest, **named)
 
     def counted(*given, **named):
@@ -126,6 +127,7 @@ def test_iterations_in_a_row_train_on_the_same_tasks(
     meta_training.learn(SETTINGS, tmp_path / "out")
     assert [tasks.index(each) for each in tasks] == [0, 0, 2, 2, 4]
     assert len(set(orders)) == 5
+    assert len(set(actions)) == 5  # and with them the starts, drawn by the same generator
     assert len(grids) == 3
 
 
