@@ -19,10 +19,11 @@ from trimtab.agents import meta_training, starts
 from trimtab.agents.learn_settings import FamilyShare, LearnSettings, read_settings
 from trimtab.agents.proximal import PPOSettings
 from trimtab.agents.rollout import rollout
-from trimtab.agents.starts import GRID_DECADES, TunedRates, drawn_decades, lowest_place
+from trimtab.agents.starts import TunedRates, drawn_decades, lowest_place
 from trimtab.core.errors import SpecError
 from trimtab.envs.simulators.batch import programs
 
+GRID_DECADES = LearnSettings().grid_decades
 GRID = np.linspace(-GRID_DECADES, GRID_DECADES, 8)
 SETTINGS = LearnSettings(
     name="probe",
@@ -80,10 +81,11 @@ def test_tuned_rates_are_near_the_best_of_a_finer_grid() -> None:
     keys = jnp.repeat(jax.random.split(jax.random.key(2), 4), 8, axis=0)
     asked = (settings, bucket, spec, offered, keys, jax.random.key(5), 60)
     tuned = TunedRates()
-    rates = tuned.of(*asked)
-    assert rates is not None
+    found = tuned.of(*asked)
+    assert found is not None
+    rates = found.rate
     assert rates.shape == (32,)
-    assert tuned.of(*asked) is rates  # the same tasks are not run again
+    assert tuned.of(*asked) is found  # the same tasks are not run again
     assert TunedRates().of(replace(settings, tuned_share=0.0), *asked[1:]) is None
     by_task = rates.reshape(4, 8)
     assert np.all(by_task == by_task[:, :1])

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,27 @@ from safetensors.numpy import load_file, save
 
 from trimtab.core.errors import SpecError
 
-__all__ = ["load_checkpoint", "save_checkpoint"]
+__all__ = ["Checkpoint", "load_checkpoint", "save_checkpoint"]
+
+_MEMORY = "memory."
+
+
+class Checkpoint(NamedTuple):
+    """What a training goes on from.
+
+    Attributes:
+        learner: What was learned.
+        iteration: How many iterations were done.
+        counts: Runs, steps and seconds so far.
+        statistics: (2, n) of the global features met.
+        memory: Arrays of remembered runs, by name; empty for most trainings.
+    """
+
+    learner: Any
+    iteration: int
+    counts: dict[str, Any]
+    statistics: np.ndarray
+    memory: dict[str, np.ndarray]
 
 
 def _named(learner: Any) -> dict[str, np.ndarray]:
@@ -27,6 +48,7 @@ def save_checkpoint(
     iteration: int,
     counts: dict[str, Any],
     statistics: np.ndarray,
+    memory: Mapping[str, np.ndarray] | None = None,
 ) -> None:
     """Keep a learner; a kill at any moment leaves the last or this checkpoint, whole.
 
@@ -35,7 +57,8 @@ def save_checkpoint(
     """
     arrays = folder / f"checkpoint-{iteration:06d}.safetensors"
     partial = arrays.with_suffix(".partial")
-    partial.write_bytes(save(_named(learner)))
+    kept = {f"{_MEMORY}{name}": array for name, array in (memory or {}).items()}
+    partial.write_bytes(save(_named(learner) | kept))
     partial.replace(arrays)
     note = {
         "iteration": iteration,
@@ -52,8 +75,8 @@ def save_checkpoint(
             old.unlink()
 
 
-def load_checkpoint(folder: Path, like: Any) -> tuple[Any, int, dict[str, Any], np.ndarray] | None:
-    """Return learner, iteration, counts and statistics of the last checkpoint, or None.
+def load_checkpoint(folder: Path, like: Any) -> Checkpoint | None:
+    """Return the last checkpoint in a folder, or None.
 
     Raises:
         SpecError: The checkpoint does not fit the learner.
@@ -63,6 +86,7 @@ def load_checkpoint(folder: Path, like: Any) -> tuple[Any, int, dict[str, Any], 
         return None
     note = json.loads(pointer.read_text())
     arrays = load_file(folder / note["arrays"])
+    memory = {name: arrays.pop(name) for name in list(arrays) if name.startswith(_MEMORY)}
     leaves, structure = jax.tree.flatten(like)
     fits = len(arrays) == len(leaves) and all(
         arrays[f"leaf{i:04d}"].shape == np.shape(leaf) for i, leaf in enumerate(leaves)
@@ -71,4 +95,10 @@ def load_checkpoint(folder: Path, like: Any) -> tuple[Any, int, dict[str, Any], 
         raise SpecError(f"checkpoint {pointer}: its arrays do not fit these settings")
     restored = [jnp.asarray(arrays[f"leaf{i:04d}"]) for i in range(len(leaves))]
     learner = jax.tree.unflatten(structure, restored)
-    return learner, int(note["iteration"]), note["counts"], np.asarray(note["statistics"])
+    return Checkpoint(
+        learner,
+        int(note["iteration"]),
+        note["counts"],
+        np.asarray(note["statistics"]),
+        {name.removeprefix(_MEMORY): array for name, array in memory.items()},
+    )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from trimtab.agents.imitation_settings import ImitationSettings
 from trimtab.agents.proximal import PPOSettings
 from trimtab.core.errors import SpecError
 
@@ -58,6 +59,7 @@ class LearnSettings:
         near_share: Share of the starts that are drawn within 0.3 decades of a fair one.
         tuned_share: Share of the starts that lie at the task's own tuned rate. Above 0, all starts
             are counted from that rate, which a grid of reference runs finds for each task.
+        grid_decades: The grid lies up to so many decades off the fair rate, either way.
         reuse: Iterations in a row that train on the same tasks, with other data orders.
         start_decades: Starts are drawn up to this many decades off a fair one, either way.
         far_share: Share of the starts that are drawn from 1.7 times that range.
@@ -66,7 +68,8 @@ class LearnSettings:
         withheld: Share of runs whose gradient statistics are withheld.
         width: Of the policy's layers.
         families: What is trained on.
-        ppo: Of the update.
+        ppo: Of the update, where there is no imitation.
+        imitation: Of learning by imitation of tuned rates, in the place of PPO; None: PPO.
         spec: Fields of the `ControlSpec`, hyperparameters by name.
     """
 
@@ -81,6 +84,7 @@ class LearnSettings:
     start_centre: dict[str, float] = field(default_factory=dict)
     near_share: float = 0.0
     tuned_share: float = 0.0
+    grid_decades: float = 1.75
     reuse: int = 1
     start_decades: float = 2.4
     far_share: float = 0.15
@@ -90,6 +94,7 @@ class LearnSettings:
     width: int = 64
     families: tuple[FamilyShare, ...] = (FamilyShare("simulated/mlp"),)
     ppo: PPOSettings = field(default_factory=PPOSettings)
+    imitation: ImitationSettings | None = None
     spec: dict[str, Any] = field(default_factory=lambda: {"hyperparameters": ["lr"]})
 
     def __post_init__(self) -> None:
@@ -99,10 +104,17 @@ class LearnSettings:
                 raise SpecError(f"{name}: {share!r} is outside 0..1; give a share of the runs")
         if self.reuse < 1:
             raise SpecError(f"reuse: {self.reuse} is below 1; use 1 for new tasks every iteration")
-        if self.tuned_share and self.siblings < _LEAST_GRID:
+        if not self.grid_decades > 0:
+            raise SpecError(f"grid_decades: {self.grid_decades!r} is not above 0; give decades")
+        if self.imitation is not None and self.spec["hyperparameters"] != ["lr"]:
+            raise SpecError(
+                f"hyperparameters: {self.spec['hyperparameters']!r} cannot be learned by "
+                'imitation, which knows tuned learning rates; name ["lr"] or leave [imitation] out'
+            )
+        if (self.tuned_share or self.imitation) and self.siblings < _LEAST_GRID:
             raise SpecError(
                 f"siblings: {self.siblings} is below {_LEAST_GRID}, the points of the grid that "
-                "finds tuned rates; take more, or tuned_share = 0"
+                "finds tuned rates; take more, or tuned_share = 0 and no imitation"
             )
 
 
@@ -128,6 +140,8 @@ def read_settings(path: str | Path) -> LearnSettings:
             for item in fields.pop("families")
         )
         fields["ppo"] = PPOSettings(**fields.pop("ppo", {}))
+        if "imitation" in fields:
+            fields["imitation"] = ImitationSettings(**fields["imitation"])
         for name in ("decisions", "steps_per_decision"):
             if name in fields:
                 fields[name] = tuple(fields[name])

@@ -20,6 +20,7 @@ from trimtab.core.spec import MOVES
 
 __all__ = [
     "act",
+    "all_logits",
     "critic_inputs",
     "evaluate_actions",
     "init_critic",
@@ -110,6 +111,23 @@ def act(
     log_probability = _picked(moves, move).sum(-1) + _picked(restore, back)
     action = jnp.concatenate([move, back[:, None]], axis=-1).astype(jnp.int32)
     return action, log_probability, hidden
+
+
+def all_logits(parameters: Any, observation: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return log-probabilities of whole episodes (K, B, n): moves (K, B, H, 7), restore (K, B, 2).
+
+    H is what an observation has room for.
+    """
+    width = parameters["token_b"].shape[0]
+    tokens = (observation.shape[-1] - len(GLOBAL_FEATURES)) // TOKEN_BLOCK
+    start = jnp.zeros((observation.shape[1], tokens, width), jnp.float32)
+
+    def step(hidden: jax.Array, seen: jax.Array) -> Any:
+        moves, restore, hidden = policy_logits(parameters, seen, hidden)
+        return hidden, (moves, restore)
+
+    _, (moves, restore) = jax.lax.scan(step, start, observation)
+    return moves, restore
 
 
 def evaluate_actions(

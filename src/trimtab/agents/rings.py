@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from trimtab.agents.drawing import family_of
 from trimtab.agents.learn_settings import FamilyShare
-from trimtab.agents.meta_training import family_of
 from trimtab.agents.ring_figures import FACTORS, figures
 from trimtab.agents.ring_files import kept_rows, policy_identity, write_parquet
 from trimtab.agents.ring_runs import (

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from trimtab.agents.proximal import Learner
 from trimtab.controllers.learned import PolicyFile, write_policy
 from trimtab.core.hyperparameters import hyperparameter
 from trimtab.core.spec import LEAST_STEPS, ControlSpec
@@ -26,13 +26,17 @@ def spread_of(scale: np.ndarray) -> np.ndarray:
 
 
 def write_trained(
-    settings: Any, learner: Learner, statistics: np.ndarray, counts: dict[str, Any], folder: Path
+    settings: Any,
+    average: Mapping[str, Any],
+    statistics: np.ndarray,
+    counts: dict[str, Any],
+    folder: Path,
 ) -> Path:
     """Write the averaged policy of a training and return its path.
 
     Args:
         settings: The `LearnSettings`.
-        learner: What was learned.
+        average: The policy's averaged arrays.
         statistics: (2, n_global) mean and mean square of the global features met in training.
         counts: Runs, steps and seconds that training took.
         folder: Where the file goes.
@@ -49,7 +53,7 @@ def write_trained(
     policy = PolicyFile(
         name=settings.name,
         spec=spec,
-        parameters={name: np.asarray(value) for name, value in learner.average.items()},
+        parameters={name: np.asarray(value) for name, value in average.items()},
         novelty={
             "novelty_mean": mean.astype(np.float32),
             "novelty_scale": scale.astype(np.float32),

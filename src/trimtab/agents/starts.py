@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -15,10 +15,7 @@ from trimtab.core.hyperparameters import Hyperparameter
 from trimtab.core.spec import ControlSpec
 from trimtab.envs.simulators.batch import Programs
 
-__all__ = ["GRID_DECADES", "TunedRates", "drawn_decades", "lowest_place", "start_values"]
-
-GRID_DECADES = 1.75
-"""Reference runs that find a tuned rate lie up to so many decades off the fair one."""
+__all__ = ["Tuned", "TunedRates", "drawn_decades", "log_losses", "lowest_place", "start_values"]
 
 _NEAR = 0.3  # decades
 _SMOOTHING = (0.25, 0.5, 0.25)  # of losses along the grid, each from a single run
@@ -66,15 +63,23 @@ def start_values(
     return np.stack(columns, axis=-1).astype(np.float32)
 
 
+def log_losses(losses: np.ndarray) -> np.ndarray:
+    """Return the logarithms of each task's losses (T, G), all of them finite.
+
+    A loss that is not finite counts as the highest of its task's finite ones, tripled.
+    """
+    finite = np.isfinite(losses) & (losses > 0)
+    worst = np.where(finite, losses, 1e-9).max(axis=1, keepdims=True)
+    return np.asarray(np.log(np.where(finite, losses, 3.0 * worst)))
+
+
 def lowest_place(decades: np.ndarray, losses: np.ndarray) -> np.ndarray:
     """Return (T,) where along a grid each task's smoothed log losses (T, G) are lowest.
 
     The grid is even; between its points the parabola through the lowest and its two neighbours
-    decides. A loss that is not finite counts as the highest of its task's finite ones, tripled.
+    decides.
     """
-    finite = np.isfinite(losses) & (losses > 0)
-    worst = np.where(finite, losses, 1e-9).max(axis=1, keepdims=True)
-    logs = np.log(np.where(finite, losses, 3.0 * worst))
+    logs = log_losses(losses)
     padded = np.pad(logs, ((0, 0), (1, 1)), mode="edge")
     smooth = sum(
         weight * padded[:, at : at + logs.shape[1]] for at, weight in enumerate(_SMOOTHING)
@@ -90,11 +95,27 @@ def lowest_place(decades: np.ndarray, losses: np.ndarray) -> np.ndarray:
     return np.asarray(decades[inner] + np.clip(shift, -1.0, 1.0) * step)
 
 
+class Tuned(NamedTuple):
+    """What reference runs told of the tasks of B runs, an even grid of G learning rates a task.
+
+    Attributes:
+        rate: (B,) the tuned rate.
+        place: (B,) decades of it off the fair rate.
+        grid: (G,) decades of the grid's points off the fair rate.
+        losses: (B, G) log losses that they ended at, the mean of validation and selection split.
+    """
+
+    rate: np.ndarray
+    place: np.ndarray
+    grid: np.ndarray
+    losses: np.ndarray
+
+
 @dataclass
 class TunedRates:
     """Tuned rates of the tasks at hand, kept while a training goes on with the same tasks."""
 
-    _known: dict[tuple[int, ...], np.ndarray] = field(default_factory=dict)
+    _known: dict[tuple[int, ...], Tuned] = field(default_factory=dict)
 
     def of(
         self,
@@ -105,11 +126,11 @@ class TunedRates:
         task_keys: jax.Array,
         key: jax.Array,
         total_steps: int,
-    ) -> np.ndarray | None:
-        """Return (B,) each run's tuned rate, or None where starts are counted from usual ones.
+    ) -> Tuned | None:
+        """Return what reference runs tell, or None where starts are counted from usual rates.
 
-        As many reference runs a task as it has siblings, a grid of up to `GRID_DECADES` either
-        way of the fair rate, tell it by their losses on validation and selection split.
+        There are as many reference runs a task as it has siblings, on a grid of up to
+        ``settings.grid_decades`` either way of the fair rate.
 
         Args:
             settings: Of the training.
@@ -120,11 +141,11 @@ class TunedRates:
             key: Of the reference runs, whose seeds nothing else uses.
             total_steps: Of each run.
         """
-        if not settings.tuned_share:
+        if not settings.tuned_share and settings.imitation is None:
             return None
         name = tuple(int(part) for part in np.asarray(jax.random.key_data(key)).ravel())
         if name not in self._known:
-            grid = np.linspace(-GRID_DECADES, GRID_DECADES, settings.siblings)
+            grid = np.linspace(-1, 1, settings.siblings) * settings.grid_decades
             fair: list[np.ndarray] = []
 
             def start(rates: np.ndarray) -> np.ndarray:
@@ -149,5 +170,6 @@ class TunedRates:
             losses = np.sqrt(np.maximum(episodes.best_val * episodes.selection_loss, 0.0))
             losses = losses.reshape(settings.tasks, settings.siblings)
             place = np.repeat(lowest_place(grid, losses), settings.siblings)
-            self._known = {name: fair[0] * 10.0**place}
+            along = np.repeat(log_losses(losses), settings.siblings, axis=0)
+            self._known = {name: Tuned(fair[0] * 10.0**place, place, grid, along)}
         return self._known[name]

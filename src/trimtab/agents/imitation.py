@@ -1,0 +1,262 @@
+"""Learning from what simulations know: a policy that imitates the tuned rate it cannot see.
+
+On a simulated task a grid of reference runs tells what each constant learning rate ends at. From
+the runs that the policy steered itself, every decision is then answered for: the expected move has
+to lead where the grid's loss is low. This is differentiable imitation learning with a cost to go
+(AggreVaTeD: Sun et al., 2017, arXiv 1703.01030), on all the runs that are remembered (as in
+DAgger: Ross et al., 2011, arXiv 1011.0686); the cost to go of a decision is taken to be that of
+staying at its rate. In use there is no grid: what the policy keeps is how the runs looked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from trimtab.agents.imitation_settings import ImitationSettings
+from trimtab.agents.policy_network import all_logits
+from trimtab.agents.rollout import Episodes
+from trimtab.agents.starts import Tuned
+from trimtab.core.spec import MOVES, ControlSpec, short_windows, window_ends
+
+__all__ = [
+    "Imitator",
+    "Lessons",
+    "begin_imitation",
+    "cost_at",
+    "imitate",
+    "lessons_of",
+    "read_lessons",
+    "restore_preferences",
+    "write_lessons",
+]
+
+_MAX_GRAD_NORM = 0.5
+_WARM_UP = 8  # iterations with few lessons to draw from
+_FEW_UPDATES = 4
+_RUN_AXIS = dict.fromkeys(("observation", "before", "weight", "restore"), 1)
+_RUN_AXIS |= dict.fromkeys(("losses", "place", "grid"), 0)
+
+
+class Imitator(NamedTuple):
+    """Everything that imitation changes, and the policy that it began from.
+
+    Attributes:
+        policy: The policy's arrays.
+        moments: State of Adam.
+        average: Polyak average of the policy's arrays, which is what is shipped.
+        first: The arrays that training began from, whose restores are kept.
+    """
+
+    policy: Any
+    moments: Any
+    average: Any
+    first: Any
+
+
+class Lessons(NamedTuple):
+    """What B steered runs of K decisions teach; float32.
+
+    Attributes:
+        observation: (K, B, n) what was seen.
+        before: (K, B) where the rate would be without the decision's move, in decades off the
+            fair rate.
+        weight: (K, B) share of the run's steps that the decision answers for; 0 where the guard
+            or a restore had the last word, and after the run was given up.
+        restore: (K, B, 2) log-probabilities of going on and of restoring, to stay with.
+        losses: (B, G) log losses of the reference runs along the grid.
+        grid: (G,) decades of the grid's points off the fair rate.
+        place: (B,) decades of the tuned rate off the fair one.
+    """
+
+    observation: Any
+    before: Any
+    weight: Any
+    restore: Any
+    losses: Any
+    grid: Any
+    place: Any
+
+
+def _transform() -> optax.GradientTransformation:
+    return optax.chain(optax.clip_by_global_norm(_MAX_GRAD_NORM), optax.scale_by_adam(eps=1e-5))
+
+
+def begin_imitation(policy: Mapping[str, Any]) -> Imitator:
+    """Return what imitation begins with, from a policy's arrays."""
+    arrays = dict(policy)
+    return Imitator(arrays, _transform().init(arrays), arrays, arrays)
+
+
+@jax.jit
+def restore_preferences(policy: Any, observation: jax.Array) -> jax.Array:
+    """Return (K, B, 2) log-probabilities of going on and of restoring, for (K, B, n)."""
+    return all_logits(policy, observation)[1]
+
+
+def lessons_of(
+    episodes: Episodes,
+    spec: ControlSpec,
+    total_steps: int,
+    tuned: Tuned,
+    decades: np.ndarray,
+    first: Any,
+    pad_to: int,
+) -> Lessons:
+    """Return what runs under the policy's mean moves teach, padded to ``pad_to`` decisions.
+
+    Args:
+        episodes: B runs of one learning rate.
+        spec: That they ran under.
+        total_steps: Of each run.
+        tuned: Of their tasks.
+        decades: (B,) by which their starts are off the tuned rate.
+        first: The policy whose restores are kept.
+        pad_to: Decisions in the arrays.
+    """
+    ends = window_ends(spec, total_steps)
+    front, _ = short_windows(spec, total_steps)
+    largest = np.where(np.arange(len(ends)) <= front, 1.0, spec.late_move)[:, None]
+    moves = np.interp(episodes.action[..., 0], np.arange(len(MOVES)), MOVES)
+    before = episodes.offset[..., 0] - np.clip(moves, -largest, largest)
+    share = np.diff(ends, prepend=0)[:, None] / total_steps
+    kept = np.asarray(restore_preferences(first, jnp.asarray(episodes.observation)))
+    lessons = Lessons(
+        episodes.observation,
+        before + (tuned.place + decades)[None, :],
+        episodes.alive * (episodes.restored == 0) * share,
+        kept,
+        tuned.losses,
+        tuned.grid,
+        tuned.place,
+    )
+    return Lessons(
+        *(_padded(name, array, pad_to - len(ends)) for name, array in lessons._asdict().items())
+    )
+
+
+def _padded(name: str, array: np.ndarray, more: int) -> np.ndarray:
+    """Return an array as float32, with zeros for ``more`` decisions where it counts decisions."""
+    if _RUN_AXIS[name]:
+        array = np.pad(array, [(0, more)] + [(0, 0)] * (np.ndim(array) - 1))
+    return np.asarray(array, np.float32)
+
+
+def cost_at(place: Any, lessons: Lessons, distance: float) -> jax.Array:
+    """Return (K, B) what it costs to stay at a rate, in nats.
+
+    It is ``2 log(1 + c / 2) + distance d^2`` with c the grid's log loss there above the grid's
+    lowest, interpolated linearly, and d the decades off the tuned rate.
+
+    Args:
+        place: (K, B) decades off the fair rate.
+        lessons: Of the same runs.
+        distance: See `ImitationSettings`.
+    """
+    grid, losses = lessons.grid, lessons.losses
+    at = jnp.clip((place - grid[0]) / (grid[1] - grid[0]), 0.0, len(grid) - 1.0)
+    lower = jnp.minimum(jnp.floor(at).astype(jnp.int32), len(grid) - 2)
+    along = jnp.broadcast_to(losses[None], (*place.shape, len(grid)))
+    below = jnp.take_along_axis(along, lower[..., None], axis=-1)[..., 0]
+    above = jnp.take_along_axis(along, lower[..., None] + 1, axis=-1)[..., 0]
+    lost = below + (at - lower) * (above - below) - losses.min(-1)[None, :]
+    off = place - lessons.place[None, :]
+    return 2.0 * jnp.log1p(lost / 2.0) + distance * jnp.minimum(off**2, 4.0 * jnp.abs(off))
+
+
+@lru_cache(maxsize=8)
+def _step(settings: ImitationSettings) -> Callable[..., Any]:
+    transform, table = _transform(), jnp.asarray(MOVES, jnp.float32)
+
+    def loss(policy: Any, lessons: Lessons) -> Any:
+        moves, restore = all_logits(policy, lessons.observation)
+        expected = (jnp.exp(moves) @ table)[..., 0]
+        place = lessons.before + expected
+        weight = lessons.weight / jnp.maximum(lessons.weight.sum(), 1e-6)
+        cost = (cost_at(place, lessons, settings.distance) * weight).sum()
+        asked = lessons.weight > 0
+        strayed = -(jnp.exp(lessons.restore) * restore).sum(-1)  # cross entropy
+        strayed = (strayed * asked).sum() / jnp.maximum(asked.sum(), 1)
+        off = jnp.sqrt(((place - lessons.place[None, :]) ** 2 * weight).sum())
+        return cost + settings.restore * strayed, {"cost": cost, "decades_off": off}
+
+    @jax.jit
+    def step(policy: Any, moments: Any, average: Any, lessons: Lessons, rate: Any) -> Any:
+        gradient, seen = jax.grad(loss, has_aux=True)(policy, lessons)
+        change, moments = transform.update(gradient, moments)
+        policy = jax.tree.map(lambda p, c: p - rate * c, policy, change)
+        keep = settings.polyak
+        average = jax.tree.map(lambda a, p: keep * a + (1 - keep) * p, average, policy)
+        return policy, moments, average, seen
+
+    return step
+
+
+def _mixed(memory: Sequence[Lessons], settings: ImitationSettings, generator: Any) -> Lessons:
+    """Return lessons of some runs of some remembered iterations, side by side."""
+    parts = []
+    for index in generator.choice(len(memory), settings.mixed):
+        rows = generator.choice(len(memory[index].place), settings.runs)
+        parts.append(Lessons(*(_of_runs(n, a, rows) for n, a in memory[index]._asdict().items())))
+    columns = {name: [getattr(part, name) for part in parts] for name in Lessons._fields}
+    columns["grid"] = columns["grid"][:1]
+    return Lessons(
+        *(np.concatenate(arrays, axis=_RUN_AXIS[name]) for name, arrays in columns.items())
+    )
+
+
+def _of_runs(name: str, array: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    return array if name == "grid" else np.take(array, rows, axis=_RUN_AXIS[name])
+
+
+def imitate(
+    learner: Imitator,
+    settings: ImitationSettings,
+    memory: Sequence[Lessons],
+    *,
+    seed: int | tuple[int, ...],
+    remaining: float,
+    iteration: int,
+) -> tuple[Imitator, dict[str, float]]:
+    """Return the imitator after an iteration's steps of Adam, and its cost and decades off.
+
+    Args:
+        learner: Before.
+        settings: Of the imitation.
+        memory: What is remembered, the oldest first, all of one padded length and one grid.
+        seed: Of the choice of runs.
+        remaining: Share of training left, 1 at the start; scales the rate to a tenth.
+        iteration: From 0; while the memory is young there are few steps, and no average yet.
+    """
+    step, generator = _step(settings), np.random.default_rng(seed)
+    rate = jnp.float32(settings.learning_rate * (0.1 + 0.9 * remaining))
+    policy, moments, average, first = learner
+    young = iteration < _WARM_UP
+    seen: dict[str, Any] = {}
+    for _ in range(min(settings.updates, _FEW_UPDATES) if young else settings.updates):
+        lessons = Lessons(*map(jnp.asarray, _mixed(memory, settings, generator)))
+        policy, moments, average, seen = step(policy, moments, average, lessons, rate)
+        average = policy if young else average
+    return Imitator(policy, moments, average, first), {k: float(v) for k, v in seen.items()}
+
+
+def write_lessons(memory: Sequence[Lessons]) -> dict[str, np.ndarray]:
+    """Return remembered lessons as named arrays with the iterations in front; `read_lessons`."""
+    if not memory:
+        return {}
+    stacked = (np.stack(arrays) for arrays in zip(*memory, strict=True))
+    return dict(zip(Lessons._fields, stacked, strict=True))
+
+
+def read_lessons(arrays: Mapping[str, np.ndarray]) -> list[Lessons]:
+    """Return the lessons that `write_lessons` wrote; none for no arrays."""
+    if not arrays:
+        return []
+    columns = (arrays[name] for name in Lessons._fields)
+    return [Lessons(*each) for each in zip(*columns, strict=True)]
