@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.development_tasks import DEVELOPMENT_TASKS
+from trimtab.core.errors import unknown_name
 from trimtab.core.hyperparameters import resolve_hyperparameters
 from trimtab.defaults import controller_for
 from trimtab.search.run import RunSettings, run_task
@@ -73,6 +74,15 @@ def _print(rows: list[dict[str, Any]], labels: list[str], tasks: list[str]) -> N
         print(f"| mean, x{factor:g} |", " | ".join(cells), "|")
 
 
+def _kept(file: Path) -> list[dict[str, Any]]:
+    """Return the rows in a file, of which a torn last line is taken away."""
+    if not file.exists():
+        return []
+    lines = [line for line in file.read_text().splitlines() if line.endswith("}")]
+    file.write_text("".join(f"{line}\n" for line in lines))
+    return [json.loads(line) for line in lines]
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Read the arguments, make what is missing, print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -82,10 +92,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("development.jsonl"))
     given = parser.parse_args(arguments)
     tasks = given.tasks.split(",")
+    for name in tasks:
+        if name not in DEVELOPMENT_TASKS:
+            raise unknown_name("development task", name, DEVELOPMENT_TASKS)
     named = [text.partition("=") for text in given.policies]
     policies = {name: policy or name for name, _, policy in named}
-    lines = given.out.read_text().splitlines() if given.out.exists() else []
-    rows = [json.loads(line) for line in lines if line.endswith("}")]
+    if REFERENCE in policies:
+        parser.error(f"{REFERENCE} is what policies are compared with; give another name")
+    rows = _kept(given.out)
     done = {(row["task"], row["policy"], row["factor"], row["seed"]) for row in rows}
     for name in tasks:
         task = DEVELOPMENT_TASKS[name](variant="small")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,13 +12,13 @@ import pytest
 
 pytest.importorskip("jax")
 
-import jax
 import jax.numpy as jnp
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from trimtab.agents import meta_training
+from trimtab.agents.checkpoints import load_checkpoint
 from trimtab.agents.drawing import Drawn, all_buckets, draw_iteration
 from trimtab.agents.imitation import (
     Imitator,
@@ -31,10 +33,10 @@ from trimtab.agents.imitation import (
 from trimtab.agents.imitation_settings import ImitationSettings
 from trimtab.agents.learn_settings import FamilyShare, LearnSettings, read_settings
 from trimtab.agents.policy_network import all_logits, init_policy
-from trimtab.agents.rollout import Episodes
-from trimtab.agents.starts import TunedRates
+from trimtab.agents.rollout import Episodes, fair_lr
+from trimtab.agents.starts import TunedRates, lowest_place
 from trimtab.controllers.learned import read_policy
-from trimtab.core.errors import SpecError
+from trimtab.core.errors import SpecError, UnknownNameError
 from trimtab.core.features import GLOBAL_FEATURES, observation_size
 from trimtab.core.spec import MOVES, ControlSpec, window_ends
 
@@ -124,7 +126,13 @@ def _runs(drawn: Drawn) -> tuple[Episodes, Lessons]:
     episodes = meta_training._runs(SETTINGS, drawn, policy, "mean")
     assert drawn.tuned is not None
     lessons = lessons_of(
-        episodes, drawn.spec, drawn.total_steps, drawn.tuned, drawn.decades, policy, 8
+        episodes,
+        drawn.spec,
+        total_steps=drawn.total_steps,
+        tuned=drawn.tuned,
+        decades=drawn.decades,
+        first=policy,
+        pad_to=8,
     )
     return episodes, lessons
 
@@ -162,6 +170,79 @@ def test_the_start_of_a_tuned_run_is_its_grids_place() -> None:
     assert np.array_equal(lessons.grid, drawn.tuned.grid.astype(np.float32))
 
 
+def test_every_run_is_taught_by_the_grid_of_its_own_task() -> None:
+    drawn = _drawn()
+    assert drawn.tuned is not None
+    fair = fair_lr(drawn.bucket, drawn.bucket.prepare(drawn.task_keys, drawn.run_keys)[0])
+    assert np.allclose(drawn.tuned.rate, fair * 10.0**drawn.tuned.place)
+    own = [lowest_place(drawn.tuned.grid, np.exp(line)[None])[0] for line in drawn.tuned.losses]
+    assert np.allclose(own, drawn.tuned.place)
+    assert len({round(place, 6) for place in own}) > 1
+    assert drawn.tuned.grid.tolist() == pytest.approx([-1.75, -1.75 / 3, 1.75 / 3, 1.75])
+    wider = replace(SETTINGS, grid_decades=3.0)
+    found = draw_iteration(wider, all_buckets(wider), 0, TunedRates()).tuned
+    assert found is not None
+    assert found.grid.tolist() == pytest.approx([-3.0, -1.0, 1.0, 3.0])
+
+
+def test_the_average_follows_slowly_once_there_is_something_to_follow() -> None:
+    settings = replace(HOW, updates=5, polyak=0.9)
+    begun = begin_imitation(init_policy(1, 16))
+    memory = [_lessons(told=True)]
+
+    def moved(iteration: int) -> tuple[float, float]:
+        after, _ = imitate(begun, settings, memory, seed=0, remaining=1.0, iteration=iteration)
+        far = [
+            max(float(jnp.abs(arrays[name] - begun.first[name]).max()) for name in begun.first)
+            for arrays in (after.policy, after.average)
+        ]
+        return far[0], far[1]
+
+    young, old = moved(0), moved(8)
+    assert young[0] == young[1] > 0
+    assert old[0] > young[0]  # five steps of Adam, not four
+    assert 0.1 * old[0] < old[1] < 0.45 * old[0]
+
+
+def test_the_rate_falls_to_a_tenth() -> None:
+    begun, memory = begin_imitation(init_policy(1, 16)), [_lessons(told=True)]
+    settings = replace(HOW, updates=1)
+    far = []
+    for remaining in (1.0, 0.0):
+        after, _ = imitate(begun, settings, memory, seed=0, remaining=remaining, iteration=9)
+        far.append(float(jnp.abs(after.policy["move_w"] - begun.policy["move_w"]).max()))
+    assert far[1] == pytest.approx(0.1 * far[0], rel=1e-2)
+
+
+def test_a_decision_weighs_as_many_steps_as_it_answers_for() -> None:
+    drawn = _drawn()
+    episodes, lessons = _runs(drawn)
+    ends = window_ends(drawn.spec, drawn.total_steps)
+    share = np.diff(ends, prepend=0) / drawn.total_steps
+    assert len(set(share)) > 1  # short windows first
+    whole = ~(episodes.restored > 0).any(0)
+    assert np.allclose(lessons.weight[: len(ends), whole], share[:, None])
+    given_up = episodes._replace(alive=np.where(np.arange(len(ends))[:, None] < 3, 1.0, 0.0))
+    given_up = given_up._replace(alive=np.broadcast_to(given_up.alive, episodes.alive.shape))
+    assert drawn.tuned is not None
+    after = lessons_of(
+        given_up,
+        drawn.spec,
+        total_steps=drawn.total_steps,
+        tuned=drawn.tuned,
+        decades=drawn.decades,
+        first=init_policy(5, 16),
+        pad_to=8,
+    )
+    assert not after.weight[3:].any()
+
+
+def test_no_more_is_remembered_than_was_asked_for(tmp_path: Path) -> None:
+    meta_training.learn(replace(SETTINGS, iterations=5), tmp_path / "out")
+    kept = load_file(tmp_path / "out" / "checkpoint-000005.safetensors")
+    assert kept["memory.weight"].shape == (3, 8, 12)
+
+
 def test_lessons_read_back_as_written() -> None:
     memory = [_runs(_drawn(iteration))[1] for iteration in (0, 2)]
     again = read_lessons(write_lessons(memory))
@@ -173,7 +254,9 @@ def test_lessons_read_back_as_written() -> None:
 
 
 def test_a_stopped_imitation_ends_like_a_whole_one(tmp_path: Path) -> None:
-    whole = meta_training.learn(SETTINGS, tmp_path / "whole", checkpoint_every=3)
+    begun = tmp_path / "begun"
+    meta_training.learn(replace(SETTINGS, iterations=9, seed=8), begun)
+    whole = meta_training.learn(SETTINGS, tmp_path / "whole", initial=begun, checkpoint_every=3)
 
     class StoppedError(Exception):
         pass
@@ -185,7 +268,7 @@ def test_a_stopped_imitation_ends_like_a_whole_one(tmp_path: Path) -> None:
 
     out = tmp_path / "stopped"
     with pytest.raises(StoppedError):
-        meta_training.learn(SETTINGS, out, checkpoint_every=3, on_progress=stop)
+        meta_training.learn(SETTINGS, out, initial=begun, checkpoint_every=3, on_progress=stop)
     resumed = meta_training.learn(SETTINGS, out, resume=True, checkpoint_every=3)
     first, second = load_file(whole), load_file(resumed)
     for name, array in first.items():
@@ -220,11 +303,20 @@ def test_settings_are_read_and_checked(tmp_path: Path) -> None:
     file.write_text(text)
     assert read_settings(file).imitation == ImitationSettings(updates=7)
     file.write_text(text.replace("updates", "update"))
-    with pytest.raises(SpecError, match="update"):
+    with pytest.raises(UnknownNameError, match=r"\[imitation\] 'update'; did you mean 'updates'"):
         read_settings(file)
-    for name, wrong in (("updates", 0), ("memory", 0), ("distance", -1.0), ("polyak", 1.0)):
-        with pytest.raises(SpecError, match=rf"{name}: {wrong}"):
-            ImitationSettings(**{name: wrong})
+    wrong = [("updates", 0), ("updates", 2.5), ("memory", True), ("runs", "x"), ("distance", -1.0)]
+    wrong += [("polyak", 1.0), ("learning_rate", 0), ("learning_rate", math.nan)]
+    for name, value in wrong:
+        with pytest.raises(SpecError, match=rf"imitation\.{name}: '?{value}"):
+            ImitationSettings(**{name: value})
+    with pytest.raises(SpecError, match="critic_first: 3 means nothing to imitation"):
+        replace(SETTINGS, critic_first=3)
+    two = FamilyShare("simulated/mlp", options={"hyperparameters": ["lr", "clip"]})
+    with pytest.raises(SpecError, match=r"simulated/mlp offers \['lr', 'clip'\]"):
+        replace(SETTINGS, families=(two,))
+    with pytest.raises(SpecError, match="grid_decades: inf is not finite"):
+        replace(SETTINGS, grid_decades=math.inf)
     with pytest.raises(SpecError, match=r"\['lr', 'clip'\] cannot be learned by imitation"):
         replace(SETTINGS, spec={"hyperparameters": ["lr", "clip"]})
     with pytest.raises(SpecError, match=r"siblings: 3 is below 4"):
@@ -245,5 +337,21 @@ def test_ppo_can_go_on_from_what_was_imitated_and_imitation_from_ppo(tmp_path: P
     assert 0 < moved < 0.2
     again = replace(SETTINGS, iterations=1)
     meta_training.learn(again, tmp_path / "again", initial=reinforced)
-    keys = jax.tree.leaves(load_file(tmp_path / "again" / "checkpoint-000001.safetensors"))
-    assert keys
+    first = load_checkpoint(tmp_path / "again", begin_imitation(init_policy(0, 16)))
+    assert first is not None
+    for name, array in read_policy(reinforced).parameters.items():
+        assert np.array_equal(first.learner.first[name], array), name
+    with pytest.raises(SpecError, match="begin from the policy file in that folder"):
+        meta_training.learn(ppo, tmp_path / "mixed", initial=tmp_path / "imitated")
+
+
+def test_a_training_from_before_a_setting_was_there_is_resumed(tmp_path: Path) -> None:
+    out, ppo = tmp_path / "out", replace(SETTINGS, imitation=None, iterations=1)
+    meta_training.learn(ppo, out)
+    kept = json.loads((out / "settings.json").read_text())
+    for newer in ("imitation", "grid_decades"):
+        del kept[newer]
+    (out / "settings.json").write_text(json.dumps(kept))
+    meta_training.learn(ppo, out, resume=True)
+    with pytest.raises(SpecError, match="other settings"):
+        meta_training.learn(replace(ppo, grid_decades=2.0), out, resume=True)

@@ -40,6 +40,12 @@ SETTINGS = LearnSettings(
     ppo=PPOSettings(epochs=1, minibatches=1),
 )
 REPOSITORY = Path(__file__).parents[2]
+SETTINGS_FILES = sorted(
+    [
+        *(REPOSITORY / "benchmarks/learning").glob("*.toml"),
+        *(REPOSITORY / "src/trimtab/policies").glob("*.toml"),
+    ]
+)
 
 
 @given(place=st.floats(-1.2, 1.2), bend=st.floats(0.1, 3.0), level=st.floats(0.01, 100.0))
@@ -164,6 +170,6 @@ def test_settings_that_cannot_work_are_refused() -> None:
         replace(SETTINGS, siblings=3)
 
 
-@pytest.mark.parametrize("file", sorted((REPOSITORY / "benchmarks/learning").glob("*.toml")))
+@pytest.mark.parametrize("file", SETTINGS_FILES)
 def test_the_settings_of_every_training_in_the_log_can_be_read(file: Path) -> None:
     assert read_settings(file).families

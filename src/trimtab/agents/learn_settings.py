@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from trimtab.agents.imitation_settings import ImitationSettings
 from trimtab.agents.proximal import PPOSettings
-from trimtab.core.errors import SpecError
+from trimtab.core.errors import SpecError, unknown_name
 
 __all__ = ["FamilyShare", "LearnSettings", "read_settings"]
 
 
 _LEAST_GRID = 4
+_IMITATED = ("lr",)
 _SHARES = ("near_share", "tuned_share", "far_share", "default_share", "withheld")
 
 
@@ -57,8 +59,9 @@ class LearnSettings:
         start_centre: Decades above the family's usual rate at which a fair start lies, by
             optimiser; 0 for those that are not named.
         near_share: Share of the starts that are drawn within 0.3 decades of a fair one.
-        tuned_share: Share of the starts that lie at the task's own tuned rate. Above 0, all starts
-            are counted from that rate, which a grid of reference runs finds for each task.
+        tuned_share: Share of the starts that lie at the task's own tuned rate. Above 0, and in
+            imitation, all starts are counted from that rate, which a grid of reference runs finds
+            for each task.
         grid_decades: The grid lies up to so many decades off the fair rate, either way.
         reuse: Iterations in a row that train on the same tasks, with other data orders.
         start_decades: Starts are drawn up to this many decades off a fair one, either way.
@@ -71,6 +74,9 @@ class LearnSettings:
         ppo: Of the update, where there is no imitation.
         imitation: Of learning by imitation of tuned rates, in the place of PPO; None: PPO.
         spec: Fields of the `ControlSpec`, hyperparameters by name.
+
+    Raises:
+        SpecError: A value is not allowed, or means nothing beside the others.
     """
 
     name: str = "policy"
@@ -106,30 +112,60 @@ class LearnSettings:
             raise SpecError(f"reuse: {self.reuse} is below 1; use 1 for new tasks every iteration")
         if not self.grid_decades > 0:
             raise SpecError(f"grid_decades: {self.grid_decades!r} is not above 0; give decades")
-        if self.imitation is not None and self.spec["hyperparameters"] != ["lr"]:
-            raise SpecError(
-                f"hyperparameters: {self.spec['hyperparameters']!r} cannot be learned by "
-                'imitation, which knows tuned learning rates; name ["lr"] or leave [imitation] out'
-            )
+        if not math.isfinite(self.grid_decades):
+            raise SpecError(f"grid_decades: {self.grid_decades!r} is not finite; give decades")
+        if self.imitation is not None:
+            self._check_imitation()
         if (self.tuned_share or self.imitation) and self.siblings < _LEAST_GRID:
             raise SpecError(
                 f"siblings: {self.siblings} is below {_LEAST_GRID}, the points of the grid that "
                 "finds tuned rates; take more, or tuned_share = 0 and no imitation"
             )
 
+    def _check_imitation(self) -> None:
+        """Raise unless runs of one learning rate are all there is, and PPO is left alone."""
+        steered = tuple(self.spec["hyperparameters"])
+        if steered != _IMITATED:
+            raise SpecError(
+                f"hyperparameters: {list(steered)} cannot be learned by "
+                'imitation, which knows tuned learning rates; name ["lr"] or leave [imitation] out'
+            )
+        for item in self.families:
+            offered = tuple(item.options.get("hyperparameters", _IMITATED))
+            if offered != _IMITATED or any(tuple(names) != _IMITATED for names in item.subsets):
+                raise SpecError(
+                    f"families: {item.name} offers {list(offered)} in subsets {item.subsets}; "
+                    "imitation takes lr alone, so leave both out"
+                )
+        for name, unused in (("ppo", PPOSettings()), ("critic_first", 0), ("aversion", 1.0)):
+            if getattr(self, name) != unused:
+                raise SpecError(
+                    f"{name}: {getattr(self, name)!r} means nothing to imitation; leave it out, "
+                    "or leave [imitation] out"
+                )
+
+
+def _imitation(given: dict[str, Any]) -> ImitationSettings:
+    known = [item.name for item in fields(ImitationSettings)]
+    for name in given:
+        if name not in known:
+            raise unknown_name("setting of [imitation]", name, known)
+    return ImitationSettings(**given)
+
 
 def read_settings(path: str | Path) -> LearnSettings:
     """Return the settings in a TOML file.
 
     Raises:
-        SpecError: The file cannot be read, or holds a setting that does not exist.
+        SpecError: The file cannot be read, or holds a setting that does not exist or cannot be.
+        UnknownNameError: ``[imitation]`` holds a setting that does not exist.
     """
     try:
-        fields = tomllib.loads(Path(path).read_text())
+        found = tomllib.loads(Path(path).read_text())
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise SpecError(f"settings {path}: {error}; name a readable TOML file") from error
     try:
-        fields["families"] = tuple(
+        found["families"] = tuple(
             FamilyShare(
                 **{
                     **item,
@@ -137,15 +173,15 @@ def read_settings(path: str | Path) -> LearnSettings:
                     "subsets": tuple(tuple(names) for names in item.get("subsets", ())),
                 }
             )
-            for item in fields.pop("families")
+            for item in found.pop("families")
         )
-        fields["ppo"] = PPOSettings(**fields.pop("ppo", {}))
-        if "imitation" in fields:
-            fields["imitation"] = ImitationSettings(**fields["imitation"])
+        found["ppo"] = PPOSettings(**found.pop("ppo", {}))
+        if "imitation" in found:
+            found["imitation"] = _imitation(found["imitation"])
         for name in ("decisions", "steps_per_decision"):
-            if name in fields:
-                fields[name] = tuple(fields[name])
-        return LearnSettings(**fields)
+            if name in found:
+                found[name] = tuple(found[name])
+        return LearnSettings(**found)
     except (KeyError, TypeError) as error:
         raise SpecError(
             f"settings {path}: {error}; see the file beside a shipped policy"

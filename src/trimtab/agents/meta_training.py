@@ -136,11 +136,11 @@ def _imitated(
         lessons_of(
             episodes,
             drawn.spec,
-            drawn.total_steps,
-            drawn.tuned,
-            drawn.decades,
-            learner.first,
-            max(settings.decisions),
+            total_steps=drawn.total_steps,
+            tuned=drawn.tuned,
+            decades=drawn.decades,
+            first=learner.first,
+            pad_to=max(settings.decisions),
         )
     )
     del memory[: -how.memory]
@@ -222,8 +222,9 @@ def learn(
         folder: Where to keep it; made if missing.
         resume: Continue what is there.
         initial: What this training begins from, as a second stage with settings of its own: the
-            folder of an earlier one (its policy and critic) or a policy file (its policy, with a
-            fresh critic; see ``critic_first``). Its runs and seconds are counted in.
+            folder of an earlier one of the same kind (its policy and critic; imitation takes the
+            averaged policy) or a policy file (its policy, with a fresh critic; see
+            ``critic_first``). Its runs and seconds are counted in.
         minutes: Stop after this time, over all sessions, that of ``initial`` left out; None: after
             ``settings.iterations``.
         on_progress: Told after each iteration.
@@ -239,7 +240,7 @@ def learn(
     place.mkdir(parents=True, exist_ok=True)
     written = json.dumps(asdict(settings), sort_keys=True, default=list)
     kept = place / "settings.json"
-    if kept.exists() and json.loads(kept.read_text()) != json.loads(written):
+    if kept.exists() and not _is_same(json.loads(kept.read_text()), json.loads(written)):
         raise SpecError(f"{place} holds a training with other settings; choose another --out")
     if (place / "checkpoint.json").exists() and not resume:
         raise SpecError(f"{place} holds a training already; --resume continues it")
@@ -290,6 +291,12 @@ def learn(
         if over:
             break
     return place / f"{settings.name}.safetensors"
+
+
+def _is_same(kept: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Return whether kept settings are those of now; what is newer than they counts as left out."""
+    usual = json.loads(json.dumps(asdict(LearnSettings()), default=list))
+    return {**usual, **kept} == now
 
 
 def _follow(

@@ -11,10 +11,10 @@ from trimtab.agents.proximal import Learner, advantages
 from trimtab.agents.rollout import Episodes
 from trimtab.core.rewards import potential
 
-__all__ = ["final_correction", "learning_batch", "paid", "return_figures"]
+__all__ = ["learning_batch", "paid", "return_figures"]
 
 
-def final_correction(episodes: Episodes) -> np.ndarray:
+def _final_correction(episodes: Episodes) -> np.ndarray:
     """Return (B,) what turns the validation return into that of the selection split, in nats."""
     initial = episodes.val_loss[0]
     on_validation = potential(episodes.best_val, initial, np)
@@ -28,7 +28,14 @@ def learning_batch(
     episodes: Episodes,
     decades: np.ndarray,
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """Return what the update needs, and figures for the display."""
+    """Return what the update needs of K decisions of B runs, and figures for the display.
+
+    Args:
+        settings: Of the training.
+        learner: Whose critic predicts returns.
+        episodes: Of ``settings.tasks`` tasks, siblings side by side.
+        decades: (B,) by which starts were off.
+    """
     reward, last = paid(episodes)
     total = reward.sum(0)
     groups = total.reshape(settings.tasks, settings.siblings)
@@ -67,7 +74,7 @@ def paid(episodes: Episodes) -> tuple[np.ndarray, np.ndarray]:
     """
     reward = episodes.reward * episodes.alive
     last = np.maximum(episodes.alive.sum(0).astype(int) - 1, 0)
-    reward[last, np.arange(reward.shape[1])] += np.clip(final_correction(episodes), -2, 2)
+    reward[last, np.arange(reward.shape[1])] += np.clip(_final_correction(episodes), -2, 2)
     return reward, last
 
 

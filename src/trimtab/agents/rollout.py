@@ -57,7 +57,7 @@ class Episodes(NamedTuple):
 
     Attributes:
         observation: (K, B, n) float32, what was seen at each decision.
-        action: (K, B, H + 1) int32.
+        action: (K, B, H + 1) int32, or float32 where moves are the policy's mean.
         log_probability: (K, B) of the action under the policy that took it.
         reward: (K, B) float32 earned by each decision.
         alive: (K, B) 1 while the run had not been given up.

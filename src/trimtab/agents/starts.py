@@ -66,7 +66,7 @@ def start_values(
 def log_losses(losses: np.ndarray) -> np.ndarray:
     """Return the logarithms of each task's losses (T, G), all of them finite.
 
-    A loss that is not finite counts as the highest of its task's finite ones, tripled.
+    One that is not finite and above 0 counts as the highest of its task's others, tripled.
     """
     finite = np.isfinite(losses) & (losses > 0)
     worst = np.where(finite, losses, 1e-9).max(axis=1, keepdims=True)
@@ -102,7 +102,7 @@ class Tuned(NamedTuple):
         rate: (B,) the tuned rate.
         place: (B,) decades of it off the fair rate.
         grid: (G,) decades of the grid's points off the fair rate.
-        losses: (B, G) log losses that they ended at, the mean of validation and selection split.
+        losses: (B, G) log of the best validation loss, and of the selection loss there: their mean.
     """
 
     rate: np.ndarray
