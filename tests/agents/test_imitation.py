@@ -105,6 +105,29 @@ def test_a_tuned_rate_that_cannot_be_seen_is_not_known() -> None:
     assert _learned(told=False) == pytest.approx(spread, abs=0.15)
 
 
+def test_a_rate_too_high_weighs_more_where_it_answers_for_more() -> None:
+    lessons = _lessons(told=False, seed=2)
+    # Four short windows of a hundredth of the run; nothing can be seen of the tuned rate.
+    short = lessons._replace(
+        observation=lessons.observation * 0, weight=np.full_like(lessons.weight, 0.01)
+    )
+
+    def place(overshoot: float) -> float:
+        learner = begin_imitation(init_policy(1, 16))
+        settings = ImitationSettings(
+            learning_rate=1e-2, updates=25, mixed=2, runs=32, overshoot=overshoot
+        )
+        for k in range(8):
+            learner, _ = imitate(learner, settings, [short], seed=k, remaining=1.0, iteration=9)
+        moves, _ = all_logits(learner.policy, jnp.asarray(short.observation))
+        return float((jnp.exp(moves) @ jnp.asarray(MOVES)).mean())
+
+    middle = float(lessons.place.mean())
+    assert place(0.0) == pytest.approx(middle, abs=0.15)
+    assert place(0.01) == pytest.approx(place(0.0), abs=1e-4)  # no less than its share anyway
+    assert place(0.2) < middle - 0.3
+
+
 @given(place=st.floats(-4.0, 4.0), seed=st.integers(0, 50))
 def test_the_cost_is_the_grids_loss_and_the_distance(place: float, seed: int) -> None:
     lessons = _lessons(told=True, seed=seed, runs=3, decisions=1)

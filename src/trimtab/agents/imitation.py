@@ -178,13 +178,16 @@ def _step(settings: ImitationSettings) -> Callable[..., Any]:
         moves, restore = all_logits(policy, lessons.observation)
         expected = (jnp.exp(moves) @ table)[..., 0]
         place = lessons.before + expected
-        weight = lessons.weight / jnp.maximum(lessons.weight.sum(), 1e-6)
-        cost = (cost_at(place, lessons, settings.distance) * weight).sum()
         asked = lessons.weight > 0
+        total = jnp.maximum(lessons.weight.sum(), 1e-6)
+        high = asked & (place > lessons.place[None, :])
+        least = jnp.where(high, settings.overshoot, 0.0)
+        weight = jnp.maximum(lessons.weight, least) / total
+        cost = (cost_at(place, lessons, settings.distance) * weight).sum()
         strayed = -(jnp.exp(lessons.restore) * restore).sum(-1)  # cross entropy
         strayed = (strayed * asked).sum() / jnp.maximum(asked.sum(), 1)
-        off = jnp.sqrt(((place - lessons.place[None, :]) ** 2 * weight).sum())
-        return cost + settings.restore * strayed, {"cost": cost, "decades_off": off}
+        off = (place - lessons.place[None, :]) ** 2 * lessons.weight / total
+        return cost + settings.restore * strayed, {"cost": cost, "decades_off": jnp.sqrt(off.sum())}
 
     @jax.jit
     def step(policy: Any, moments: Any, average: Any, lessons: Lessons, rate: Any) -> Any:
