@@ -56,7 +56,9 @@ SETTINGS = LearnSettings(
     families=(FamilyShare("simulated/quadratic"),),
     imitation=HOW,
 )
-SEEN = [name for name, _, _ in GLOBAL_FEATURES].index("slope")
+SEEN, FIRST = (
+    [name for name, _, _ in GLOBAL_FEATURES].index(feature) for feature in ("slope", "first")
+)
 
 
 def _lessons(told: bool, seed: int = 0, runs: int = 64, decisions: int = 4) -> Lessons:
@@ -126,6 +128,26 @@ def test_a_rate_too_high_weighs_more_where_it_answers_for_more() -> None:
     assert place(0.0) == pytest.approx(middle, abs=0.15)
     assert place(0.01) == pytest.approx(place(0.0), abs=1e-4)  # no less than its share anyway
     assert place(0.2) < middle - 0.3
+
+
+def test_the_first_decision_can_be_held_where_later_ones_move() -> None:
+    lessons = _lessons(told=False, seed=2)
+    observation = lessons.observation * 0
+    observation[0, :, FIRST] = 1.0
+    lessons = lessons._replace(observation=observation, before=lessons.before - 2)  # all too low
+
+    def moves(hold: float) -> np.ndarray:
+        learner = begin_imitation(init_policy(1, 16))
+        settings = ImitationSettings(learning_rate=1e-2, updates=25, mixed=2, runs=32, hold=hold)
+        for k in range(8):
+            learner, _ = imitate(learner, settings, [lessons], seed=k, remaining=1.0, iteration=9)
+        chosen, _ = all_logits(learner.policy, jnp.asarray(observation))
+        return np.asarray(jnp.exp(chosen) @ jnp.asarray(MOVES))[:, 0, 0]
+
+    assert moves(0.0).min() > 0.8
+    held = moves(0.3)
+    assert abs(held[0]) < 0.2
+    assert held[1:].min() > 0.6
 
 
 @given(place=st.floats(-4.0, 4.0), seed=st.integers(0, 50))

@@ -39,6 +39,7 @@ __all__ = [
 _MAX_GRAD_NORM = 0.5
 _WARM_UP = 8  # iterations with few lessons to draw from
 _FEW_UPDATES = 4
+_NO_MOVE = MOVES.index(0.0)
 _BY_DECISION = ("observation", "before", "weight", "restore")  # (K, B, ...); the others (B, ...)
 
 
@@ -187,7 +188,9 @@ def _step(settings: ImitationSettings) -> Callable[..., Any]:
         strayed = -(jnp.exp(lessons.restore) * restore).sum(-1)  # cross entropy
         strayed = (strayed * asked).sum() / jnp.maximum(asked.sum(), 1)
         off = (place - lessons.place[None, :]) ** 2 * lessons.weight / total
-        return cost + settings.restore * strayed, {"cost": cost, "decades_off": jnp.sqrt(off.sum())}
+        held = -moves[0, :, 0, _NO_MOVE].mean()
+        total_cost = cost + settings.restore * strayed + settings.hold * held
+        return total_cost, {"cost": cost, "decades_off": jnp.sqrt(off.sum())}
 
     @jax.jit
     def step(policy: Any, moments: Any, average: Any, lessons: Lessons, rate: Any) -> Any:
