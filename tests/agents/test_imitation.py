@@ -398,5 +398,11 @@ def test_a_training_from_before_a_setting_was_there_is_resumed(tmp_path: Path) -
         del kept[newer]
     (out / "settings.json").write_text(json.dumps(kept))
     meta_training.learn(ppo, out, resume=True)
+    imitating = replace(SETTINGS, iterations=1)
+    meta_training.learn(imitating, tmp_path / "imitating")
+    kept = json.loads((tmp_path / "imitating" / "settings.json").read_text())
+    del kept["imitation"]["hold"]
+    (tmp_path / "imitating" / "settings.json").write_text(json.dumps(kept))
+    meta_training.learn(imitating, tmp_path / "imitating", resume=True)
     with pytest.raises(SpecError, match="other settings"):
         meta_training.learn(replace(ppo, grid_decades=2.0), out, resume=True)

@@ -29,6 +29,7 @@ from trimtab.agents.imitation import (
     read_lessons,
     write_lessons,
 )
+from trimtab.agents.imitation_settings import ImitationSettings
 from trimtab.agents.learn_settings import LearnSettings
 from trimtab.agents.policy_network import init_critic, init_policy
 from trimtab.agents.proximal import Learner, optimiser, update
@@ -296,7 +297,10 @@ def learn(
 def _is_same(kept: dict[str, Any], now: dict[str, Any]) -> bool:
     """Return whether kept settings are those of now; what is newer than they counts as left out."""
     usual = json.loads(json.dumps(asdict(LearnSettings()), default=list))
-    return {**usual, **kept} == now
+    whole = {**usual, **kept}
+    if whole["imitation"] is not None:
+        whole["imitation"] = {**asdict(ImitationSettings()), **whole["imitation"]}
+    return whole == now
 
 
 def _follow(
