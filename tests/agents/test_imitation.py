@@ -406,3 +406,18 @@ def test_a_training_from_before_a_setting_was_there_is_resumed(tmp_path: Path) -
     meta_training.learn(imitating, tmp_path / "imitating", resume=True)
     with pytest.raises(SpecError, match="other settings"):
         meta_training.learn(replace(ppo, grid_decades=2.0), out, resume=True)
+
+
+def test_every_iteration_keeps_the_restores_of_the_beginning(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    kept, plain = [], meta_training.lessons_of
+
+    def watched(*given, **named):
+        kept.append(np.asarray(named["first"]["restore_w"]))
+        return plain(*given, **named)
+
+    monkeypatch.setattr(meta_training, "lessons_of", watched)
+    out = meta_training.learn(replace(SETTINGS, iterations=4), tmp_path / "out")
+    assert all(np.array_equal(array, kept[0]) for array in kept)
+    assert not np.array_equal(read_policy(out).parameters["restore_w"], kept[0])
