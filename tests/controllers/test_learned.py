@@ -65,6 +65,20 @@ def test_the_same_observations_give_the_same_actions_after_a_restart() -> None:
         assert mine.tolist() == theirs.tolist()
 
 
+@pytest.mark.parametrize(("over_best", "asks"), [(-1.0, 0.0), (0.0, 0.0), (0.01, 1.0)])
+def test_a_restore_is_asked_for_only_where_something_better_was_seen(
+    over_best: float, asks: float
+) -> None:
+    policy = _policy()
+    eager = dict(policy.parameters, restore_b=np.array([0.0, 50.0], np.float32))
+    controller = LearnedController(replace(policy, parameters=eager))
+    controller.reset(seed=0)
+    generator = np.random.default_rng(2)
+    seen = generator.normal(size=(20, observation_size(ControlSpec()))).astype(np.float32)
+    seen[:, [name for name, *_ in GLOBAL_FEATURES].index("val_over_best")] = over_best
+    assert [controller.act(row)[-1] for row in seen] == [asks] * len(seen)
+
+
 def test_what_was_never_met_in_training_is_novel() -> None:
     controller = LearnedController(_policy())
     usual = np.zeros(observation_size(ControlSpec()), np.float32)

@@ -39,6 +39,7 @@ __all__ = [
 _MAX_GRAD_NORM = 0.5
 _WARM_UP = 8  # iterations with few lessons to draw from
 _FEW_UPDATES = 4
+_LEAST = -20.0  # log-probability
 _NO_MOVE = MOVES.index(0.0)
 _BY_DECISION = ("observation", "before", "weight", "restore")  # (K, B, ...); the others (B, ...)
 
@@ -185,7 +186,8 @@ def _step(settings: ImitationSettings) -> Callable[..., Any]:
         least = jnp.where(high, settings.overshoot, 0.0)
         weight = jnp.maximum(lessons.weight, least) / total
         cost = (cost_at(place, lessons, settings.distance) * weight).sum()
-        strayed = -(jnp.exp(lessons.restore) * restore).sum(-1)  # cross entropy
+        # Cross entropy; a restore that is masked cannot be strayed from.
+        strayed = -(jnp.exp(lessons.restore) * jnp.maximum(restore, _LEAST)).sum(-1)
         strayed = (strayed * asked).sum() / jnp.maximum(asked.sum(), 1)
         off = (place - lessons.place[None, :]) ** 2 * lessons.weight / total
         held = -moves[0, :, 0, _NO_MOVE].mean()

@@ -23,8 +23,8 @@ __all__ = [
     "BATCH",
     "SEEDS",
     "SIZE",
-    "Bucket",
     "Prepared",
+    "RingBucket",
     "crossed",
     "drawn_others",
     "plain",
@@ -45,7 +45,7 @@ SIZE = BATCH * len(FACTORS) * SEEDS
 """Runs at a time; one compilation serves all."""
 
 
-class Bucket(NamedTuple):
+class RingBucket(NamedTuple):
     """One architecture of a ring with its length of run."""
 
     number: int
@@ -83,7 +83,7 @@ class Prepared(NamedTuple):
 
 
 def prepared_runs(
-    bucket: Bucket,
+    bucket: RingBucket,
     tasks: np.ndarray,
     factors: np.ndarray,
     seeds: np.ndarray,
@@ -117,7 +117,9 @@ def slices(prepared: Prepared) -> Iterator[tuple[int, Prepared]]:
         yield min(SIZE, total - first), jax.tree.map(partial(_picked, index=index), prepared)
 
 
-def plain(bucket: Bucket, ends: np.ndarray, prepared: Prepared, how: str) -> list[dict[str, Any]]:
+def plain(
+    bucket: RingBucket, ends: np.ndarray, prepared: Prepared, how: str
+) -> list[dict[str, Any]]:
     """Return rows of any number of runs without a policy."""
     rows: list[dict[str, Any]] = []
     for count, piece in slices(prepared):
@@ -126,7 +128,7 @@ def plain(bucket: Bucket, ends: np.ndarray, prepared: Prepared, how: str) -> lis
 
 
 def _plain_rows(
-    bucket: Bucket, ends: np.ndarray, prepared: Prepared, how: str
+    bucket: RingBucket, ends: np.ndarray, prepared: Prepared, how: str
 ) -> list[dict[str, Any]]:
     """Return rows of `SIZE` runs: pool, grid, zero, floor, race or lr-finder."""
     runs, initial = bucket.programs.prepare(prepared.task_keys, prepared.run_keys)
@@ -164,7 +166,7 @@ def _plain_rows(
 
 
 def steered(
-    bucket: Bucket,
+    bucket: RingBucket,
     spec: ControlSpec,
     parameters: Mapping[str, Any],
     prepared: Prepared,
@@ -218,7 +220,7 @@ def steered(
 
 
 def tuned(
-    bucket: Bucket, ends: np.ndarray, tasks: np.ndarray
+    bucket: RingBucket, ends: np.ndarray, tasks: np.ndarray
 ) -> tuple[np.ndarray, list[dict[str, Any]]]:
     """Return each task's best learning rate by mean validation, and its three runs' rows."""
     nothing = np.zeros(len(tasks))
@@ -239,7 +241,9 @@ def tuned(
     return centre * 10.0 ** _GRID[chosen], kept
 
 
-def spec_for(policy: PolicyFile, bucket: Bucket, names: Sequence[str] | None = None) -> ControlSpec:
+def spec_for(
+    policy: PolicyFile, bucket: RingBucket, names: Sequence[str] | None = None
+) -> ControlSpec:
     """Return a policy's spec for a bucket, steering all that it offers or just some names."""
     items = bucket.family.hyperparameters
     if names is not None:
@@ -248,7 +252,7 @@ def spec_for(policy: PolicyFile, bucket: Bucket, names: Sequence[str] | None = N
 
 
 def crossed(
-    bucket: Bucket, tasks: np.ndarray, best: np.ndarray, *, drawn: bool = False
+    bucket: RingBucket, tasks: np.ndarray, best: np.ndarray, *, drawn: bool = False
 ) -> Prepared:
     """Return every task at every start factor and seed.
 
@@ -266,7 +270,7 @@ def crossed(
     return prepared_runs(bucket, many, factors, seeds, lr, others)
 
 
-def drawn_others(bucket: Bucket, tasks: np.ndarray, seeds: np.ndarray) -> np.ndarray | None:
+def drawn_others(bucket: RingBucket, tasks: np.ndarray, seeds: np.ndarray) -> np.ndarray | None:
     """Return (B, H - 1) starts of all but the learning rate, one draw a task and seed."""
     items = bucket.family.hyperparameters[1:]
     if not items:

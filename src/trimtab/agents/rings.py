@@ -24,7 +24,7 @@ from trimtab.agents.ring_files import kept_rows, policy_identity, write_parquet
 from trimtab.agents.ring_runs import (
     BATCH,
     SIZE,
-    Bucket,
+    RingBucket,
     crossed,
     drawn_others,
     plain,
@@ -123,13 +123,13 @@ def check_steered(ring: str, names: tuple[str, ...]) -> None:
         )
 
 
-def _buckets(ring: str, names: tuple[str, ...]) -> list[Bucket]:
-    buckets: list[Bucket] = []
+def _buckets(ring: str, names: tuple[str, ...]) -> list[RingBucket]:
+    buckets: list[RingBucket] = []
     for entry in _entries(ring):
         family = _family(entry, names)
         for variant in entry["variants"]:
             buckets.append(
-                Bucket(
+                RingBucket(
                     len(buckets),
                     family,
                     programs(family, variant),
@@ -141,7 +141,7 @@ def _buckets(ring: str, names: tuple[str, ...]) -> list[Bucket]:
 
 
 def _unsteered_rows(
-    bucket: Bucket, ends: np.ndarray, tasks: np.ndarray
+    bucket: RingBucket, ends: np.ndarray, tasks: np.ndarray
 ) -> Iterator[dict[str, Any]]:
     """Yield what does not depend on a policy: tuned rate, pool, reference, race, range test."""
     best, rows = tuned(bucket, ends, tasks)
@@ -168,7 +168,7 @@ def _unsteered_rows(
 
 
 def _policy_rows(
-    bucket: Bucket, policy: PolicyFile, tasks: np.ndarray, best: np.ndarray
+    bucket: RingBucket, policy: PolicyFile, tasks: np.ndarray, best: np.ndarray
 ) -> Iterator[dict[str, Any]]:
     """Yield what a policy does: steered, shuffled observations, its mean schedule replayed.
 

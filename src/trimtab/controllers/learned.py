@@ -43,6 +43,8 @@ _N_GLOBAL = len(GLOBAL_FEATURES)
 _MOVES = np.asarray(MOVES, np.float32)
 _PLACES = np.arange(len(MOVES))
 _EXTRA = ("novelty_mean", "novelty_scale", "novelty_limit")
+_OVER_BEST = [name for name, *_ in GLOBAL_FEATURES].index("val_over_best")
+_NEVER = np.array([0.0, -1e4], np.float32)  # to logits of going on and of restoring
 _TEXTS = ("format", "name", "spec", "spec_hash", "about")
 _LARGEST_FILE = 256 * 2**20  # bytes; a policy has some 150 thousand
 _LONGEST_HEADER = 2**20
@@ -74,6 +76,9 @@ def forward(
 ) -> tuple[Any, Any, Any]:
     """Return move logits (H, 7), restore logits (2,) and the next hidden state (H, width).
 
+    Where nothing better was seen than now, restoring is masked: its logit is 10,000 lower (invalid
+    action masking: Huang & Ontanon, 2020, arXiv 2006.14171).
+
     Args:
         parameters: Arrays of `parameter_shapes`, float32.
         observation: (n,) float32 as `trimtab.core.features` lays it out.
@@ -96,7 +101,8 @@ def forward(
     state = xp.concatenate([following, mixed], axis=-1)  # (H, 2 width)
     moves = state @ parameters["move_w"] + parameters["move_b"][None, :]
     restore = xp.mean(state, axis=0) @ parameters["restore_w"] + parameters["restore_b"]
-    return moves, restore, following
+    has_better = observation[_OVER_BEST] > 0
+    return moves, xp.where(has_better, restore, restore + xp.asarray(_NEVER)), following
 
 
 @dataclass(frozen=True)
