@@ -43,6 +43,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("learn --config settings.toml --out o --minutes nan", "--minutes: nan is not above 0"),
         ("learn --config settings.toml --out o --minutes 0", "--minutes: 0 is not above 0"),
         ("learn --config settings.toml --out o --initial=", "unknown policy ''; (have: trimtab-0"),
+        ("learn --config settings.toml --out o --remember none", "none holds no training; name"),
         ("learn --config nowhere.toml --out o", "nowhere.toml"),
     ],
 )

@@ -67,12 +67,19 @@ def learn(
         str | None,
         typer.Option(help="What to begin from: an earlier --out folder, a policy's name or file."),
     ] = None,
+    remember: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="--out folder of an imitation whose runs to learn from as well; may be repeated."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Meta-train a policy on simulated fine-tuning runs."""
     if minutes is not None and not minutes > 0:
         raise SpecError(f"--minutes: {minutes:g} is not above 0; leave it out for no limit")
     prepare_jax()
+    from trimtab.agents.checkpoints import require_checkpoint
     from trimtab.agents.learn_settings import read_settings
     from trimtab.agents.meta_training import Progress
     from trimtab.agents.meta_training import learn as train
@@ -83,6 +90,8 @@ def learn(
     if initial is not None:
         is_folder = bool(initial) and Path(initial).is_dir()
         begin = Path(initial) if is_folder else policy_path(initial)
+    for place in remember or ():
+        require_checkpoint(Path(place))
     _check_folder(out)
     last: dict[str, Any] = {}
     with _bar(f"learning {settings.name}") as bar:
@@ -97,7 +106,15 @@ def learn(
             if not bar.console.is_terminal and progress.iteration % 20 == 0:
                 print(f"{progress.iteration}/{progress.of} {note}", file=sys.stderr)
 
-        path = train(settings, out, resume=resume, initial=begin, minutes=minutes, on_progress=show)
+        path = train(
+            settings,
+            out,
+            resume=resume,
+            initial=begin,
+            remember=remember or (),
+            minutes=minutes,
+            on_progress=show,
+        )
     if as_json:
         print_json({"policy": str(path), **last})
     else:

@@ -28,6 +28,8 @@ from trimtab.agents.imitation import (
     imitate,
     lessons_of,
     read_lessons,
+    remembered_by,
+    unseen_cost,
     write_lessons,
 )
 from trimtab.agents.imitation_settings import ImitationSettings
@@ -286,6 +288,57 @@ def test_no_more_is_remembered_than_was_asked_for(tmp_path: Path) -> None:
     meta_training.learn(replace(SETTINGS, iterations=5), tmp_path / "out")
     kept = load_file(tmp_path / "out" / "checkpoint-000005.safetensors")
     assert kept["memory.weight"].shape == (3, 8, 12)
+
+
+def test_a_training_begins_with_what_others_remember(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    meta_training.learn(replace(SETTINGS, iterations=2, seed=1), first)
+    meta_training.learn(replace(SETTINGS, iterations=3, seed=2), second)
+    long = replace(SETTINGS, iterations=1, imitation=replace(HOW, memory=100))
+    meta_training.learn(long, tmp_path / "out", remember=[first, second])
+    kept = load_file(tmp_path / "out" / "checkpoint-000001.safetensors")["memory.weight"]
+    assert kept.shape == (6, 8, 12)
+    others = remembered_by(SETTINGS, [first, second])
+    assert len(others) == 5
+    for mine, theirs in zip(kept[:5], others, strict=True):
+        assert np.array_equal(mine, theirs.weight)
+    # A training that is resumed has them already.
+    longer = replace(long, iterations=2)
+    meta_training.learn(
+        longer, tmp_path / "two", remember=[first], checkpoint_every=1, minutes=1e-9
+    )
+    meta_training.learn(longer, tmp_path / "two", remember=[first], resume=True)
+    kept = load_file(tmp_path / "two" / "checkpoint-000002.safetensors")["memory.weight"]
+    assert len(kept) == 4
+
+
+def test_what_cannot_be_learned_from_is_named(tmp_path: Path) -> None:
+    place = tmp_path / "first"
+    meta_training.learn(replace(SETTINGS, iterations=1), place)
+    rewarded = tmp_path / "rewarded"
+    meta_training.learn(replace(SETTINGS, iterations=1, imitation=None), rewarded)
+    for settings, folder, message in (
+        (SETTINGS, tmp_path / "none", "none holds no training"),
+        (SETTINGS, rewarded, "rewarded remembers no runs"),
+        (replace(SETTINGS, tasks=4), place, r"shape \(8, 12, \d+\) .* these settings \(8, 16, "),
+        (replace(SETTINGS, decisions=(6, 10)), place, r"these settings \(10, 12, "),
+        (replace(SETTINGS, grid_decades=3.0), place, "up to 1.75 decades, these settings 3"),
+        (replace(SETTINGS, imitation=None), place, "first is of use to imitation only"),
+    ):
+        with pytest.raises(SpecError, match=message):
+            meta_training.learn(settings, tmp_path / "out", remember=[folder])
+        assert not (tmp_path / "out" / "settings.json").exists()
+
+
+def test_the_cost_on_unseen_runs_is_that_of_where_the_policy_leads() -> None:
+    lessons = _lessons(told=True, seed=4)
+    lessons = lessons._replace(weight=np.random.default_rng(0).random(lessons.weight.shape))
+    idle = init_policy(0, 16)
+    idle["move_w"] = idle["move_w"] * 0  # as often up as down: no move in the mean
+    cost = np.asarray(cost_at(jnp.asarray(lessons.before), lessons, HOW.distance))
+    expected = (cost * lessons.weight).sum() / lessons.weight.sum()
+    found = unseen_cost(begin_imitation(idle), HOW, lessons)
+    assert found == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_lessons_read_back_as_written() -> None:

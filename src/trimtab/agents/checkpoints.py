@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save
 
 from trimtab.core.errors import SpecError
 
-__all__ = ["Checkpoint", "load_checkpoint", "save_checkpoint"]
+__all__ = ["Checkpoint", "load_checkpoint", "load_memory", "require_checkpoint", "save_checkpoint"]
 
 _MEMORY = "memory."
 
@@ -105,3 +105,28 @@ def load_checkpoint(folder: Path, like: Any) -> Checkpoint | None:
         np.asarray(note["statistics"]),
         {name.removeprefix(_MEMORY): array for name, array in memory.items()},
     )
+
+
+def require_checkpoint(folder: Path) -> Path:
+    """Return the file that points to a folder's last checkpoint.
+
+    Raises:
+        SpecError: There is none.
+    """
+    pointer = folder / "checkpoint.json"
+    if not pointer.exists():
+        raise SpecError(f"{folder} holds no training; name the --out folder of one by imitation")
+    return pointer
+
+
+def load_memory(folder: Path) -> dict[str, np.ndarray]:
+    """Return the remembered runs of a folder's last checkpoint, by name.
+
+    Raises:
+        SpecError: There is no checkpoint, or it remembers no runs.
+    """
+    arrays = load_file(folder / json.loads(require_checkpoint(folder).read_text())["arrays"])
+    memory = {n.removeprefix(_MEMORY): a for n, a in arrays.items() if n.startswith(_MEMORY)}
+    if not memory:
+        raise SpecError(f"{folder} remembers no runs; name the --out folder of an imitation")
+    return memory

@@ -11,7 +11,8 @@ staying at its rate. In use there is no grid: what the policy keeps is how the r
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -19,10 +20,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from trimtab.agents.checkpoints import load_memory
 from trimtab.agents.imitation_settings import ImitationSettings
+from trimtab.agents.learn_settings import LearnSettings
 from trimtab.agents.policy_network import all_logits
 from trimtab.agents.rollout import Episodes
 from trimtab.agents.starts import Tuned
+from trimtab.controllers.learned import TOKEN_BLOCK
+from trimtab.core.errors import SpecError
+from trimtab.core.features import GLOBAL_FEATURES
 from trimtab.core.spec import MOVES, ControlSpec, short_windows, window_ends
 
 __all__ = [
@@ -33,6 +39,8 @@ __all__ = [
     "imitate",
     "lessons_of",
     "read_lessons",
+    "remembered_by",
+    "unseen_cost",
     "write_lessons",
 ]
 
@@ -172,14 +180,35 @@ def cost_at(place: Any, lessons: Lessons, distance: float) -> jax.Array:
     return 2.0 * jnp.log1p(lost / 2.0) + distance * jnp.minimum(off**2, 4.0 * jnp.abs(off))
 
 
+def _led_to(policy: Any, lessons: Lessons) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return (K, B) decades off the fair rate where a policy leads, and its log-probabilities."""
+    moves, restore = all_logits(policy, lessons.observation)
+    expected = (jnp.exp(moves) @ jnp.asarray(MOVES, jnp.float32))[..., 0]
+    return lessons.before + expected, moves, restore
+
+
+@partial(jax.jit, static_argnums=2)
+def _mean_cost(policy: Any, lessons: Lessons, distance: float) -> jax.Array:
+    place, _, _ = _led_to(policy, lessons)
+    cost = cost_at(place, lessons, distance) * lessons.weight
+    return cost.sum() / jnp.maximum(lessons.weight.sum(), 1e-6)
+
+
+def unseen_cost(learner: Imitator, settings: ImitationSettings, lessons: Lessons) -> float:
+    """Return the cost in nats of the averaged policy on lessons that it has not learned from.
+
+    Beside the cost on what it remembers, this tells learning from learning by heart.
+    """
+    there = Lessons(*map(jnp.asarray, lessons))
+    return float(_mean_cost(learner.average, there, settings.distance))
+
+
 @lru_cache(maxsize=8)
 def _step(settings: ImitationSettings) -> Callable[..., Any]:
-    transform, table = _transform(), jnp.asarray(MOVES, jnp.float32)
+    transform = _transform()
 
     def loss(policy: Any, lessons: Lessons) -> Any:
-        moves, restore = all_logits(policy, lessons.observation)
-        expected = (jnp.exp(moves) @ table)[..., 0]
-        place = lessons.before + expected
+        place, moves, restore = _led_to(policy, lessons)
         asked = lessons.weight > 0
         total = jnp.maximum(lessons.weight.sum(), 1e-6)
         high = asked & (place > lessons.place[None, :])
@@ -269,3 +298,37 @@ def read_lessons(arrays: Mapping[str, np.ndarray]) -> list[Lessons]:
         return []
     columns = (arrays[name] for name in Lessons._fields)
     return [Lessons(*each) for each in zip(*columns, strict=True)]
+
+
+def remembered_by(settings: LearnSettings, folders: Sequence[str | Path]) -> list[Lessons]:
+    """Return the lessons that other trainings remember, in the order of their folders.
+
+    Args:
+        settings: Of the training that begins with them.
+        folders: Of trainings by imitation.
+
+    Raises:
+        SpecError: A folder holds none, or these settings cannot learn from them.
+    """
+    if folders and settings.imitation is None:
+        raise SpecError(f"remember: {folders[0]} is of use to imitation only; add [imitation]")
+    kinds = len(settings.spec["hyperparameters"])
+    fields = len(GLOBAL_FEATURES) + TOKEN_BLOCK * kinds
+    expected = (max(settings.decisions), settings.tasks * settings.siblings, fields)
+    grid = np.linspace(-1, 1, settings.siblings) * settings.grid_decades
+    memory: list[Lessons] = []
+    for folder in folders:
+        lessons = read_lessons(load_memory(Path(folder)))
+        found = lessons[0].observation.shape
+        if found != expected:
+            raise SpecError(
+                f"remember: the runs of {folder} have shape {found} (decisions, runs, features), "
+                f"these settings {expected}; give settings of the same shape"
+            )
+        if not np.allclose(lessons[0].grid, grid, atol=1e-5):
+            raise SpecError(
+                f"remember: the runs of {folder} have a grid of up to {lessons[0].grid[-1]:g} "
+                f"decades, these settings {settings.grid_decades:g}; set grid_decades to it"
+            )
+        memory += lessons
+    return memory

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ from trimtab.agents.imitation import (
     imitate,
     lessons_of,
     read_lessons,
+    remembered_by,
+    unseen_cost,
     write_lessons,
 )
 from trimtab.agents.imitation_settings import ImitationSettings
@@ -133,17 +135,17 @@ def _imitated(
     assert how is not None
     assert drawn.tuned is not None
     episodes = _runs(settings, drawn, learner.policy, STEERING)
-    memory.append(
-        lessons_of(
-            episodes,
-            drawn.spec,
-            total_steps=drawn.total_steps,
-            tuned=drawn.tuned,
-            decades=drawn.decades,
-            first=learner.first,
-            pad_to=max(settings.decisions),
-        )
+    lessons = lessons_of(
+        episodes,
+        drawn.spec,
+        total_steps=drawn.total_steps,
+        tuned=drawn.tuned,
+        decades=drawn.decades,
+        first=learner.first,
+        pad_to=max(settings.decisions),
     )
+    unseen = unseen_cost(learner, how, lessons)
+    memory.append(lessons)
     del memory[: -how.memory]
     updated, seen = imitate(
         learner,
@@ -154,6 +156,7 @@ def _imitated(
         iteration=iteration,
     )
     reward, _ = paid(episodes)
+    seen["cost_unseen"] = unseen
     return updated, return_figures(episodes, reward.sum(0), drawn.decades) | seen, episodes
 
 
@@ -208,6 +211,7 @@ def learn(
     *,
     resume: bool = False,
     initial: str | Path | None = None,
+    remember: Sequence[str | Path] = (),
     minutes: float | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     checkpoint_every: int = 20,
@@ -226,6 +230,8 @@ def learn(
             folder of an earlier one of the same kind (its policy and critic; imitation takes the
             averaged policy) or a policy file (its policy, with a fresh critic; see
             ``critic_first``). Its runs and seconds are counted in.
+        remember: Folders of trainings by imitation whose remembered runs this one begins with.
+            What it learns is limited by how many tasks it has seen, not by the network.
         minutes: Stop after this time, over all sessions, that of ``initial`` left out; None: after
             ``settings.iterations``.
         on_progress: Told after each iteration.
@@ -233,7 +239,8 @@ def learn(
 
     Raises:
         SpecError: The folder holds a training with other settings, or one and not ``resume``;
-            ``initial`` holds nothing to begin from, or a policy of another contract.
+            ``initial`` holds nothing to begin from, or a policy of another contract; a folder of
+            ``remember`` holds no runs, or runs that these settings do not fit.
     """
     from trimtab.agents.checkpoints import load_checkpoint, save_checkpoint
 
@@ -257,6 +264,8 @@ def learn(
     elif initial is not None:
         learner, counts, statistics = _begin_from(Path(initial), settings, learner)
         counts["seconds_before"] = counts["seconds"]
+    if state is None:
+        memory = remembered_by(settings, remember)
     kept.write_text(written)  # not before all that may be refused
     before = counts.get("seconds_before")
     began = time.monotonic() - counts["seconds"]
