@@ -205,6 +205,40 @@ def _begin_from_policy(
     return fresh._replace(policy=arrays, average=arrays), counts, statistics
 
 
+def _check_folder(place: Path, now: dict[str, Any], *, resume: bool) -> None:
+    """Raise if a folder holds a training with other settings, or one that is not to go on."""
+    kept = place / "settings.json"
+    if kept.exists() and not _is_same(json.loads(kept.read_text()), now):
+        raise SpecError(f"{place} holds a training with other settings; choose another --out")
+    if (place / "checkpoint.json").exists() and not resume:
+        raise SpecError(f"{place} holds a training already; --resume continues it")
+
+
+def _begun(
+    resumed: Path | None,
+    settings: LearnSettings,
+    fresh: Any,
+    initial: str | Path | None,
+    remember: Sequence[str | Path],
+) -> tuple[Any, int, dict[str, Any], np.ndarray, list[Lessons]]:
+    """Return learner, iterations done, counts, feature statistics and memory at the beginning.
+
+    A checkpoint in ``resumed`` comes first: what the training began from is in it.
+    """
+    from trimtab.agents.checkpoints import load_checkpoint
+
+    state = None if resumed is None else load_checkpoint(resumed, fresh)
+    if state is not None:
+        memory = read_lessons(state.memory)
+        return state.learner, state.iteration, state.counts, state.statistics, memory
+    learner, statistics = fresh, np.zeros((2, len(GLOBAL_FEATURES)))
+    counts: dict[str, Any] = {"runs": 0, "steps": 0, "seconds": 0.0}
+    if initial is not None:
+        learner, counts, statistics = _begin_from(Path(initial), settings, fresh)
+        counts["seconds_before"] = counts["seconds"]
+    return learner, 0, counts, statistics, remembered_by(settings, remember)
+
+
 def learn(
     settings: LearnSettings,
     folder: str | Path,
@@ -242,30 +276,18 @@ def learn(
             ``initial`` holds nothing to begin from, or a policy of another contract; a folder of
             ``remember`` holds no runs, or runs that these settings do not fit.
     """
-    from trimtab.agents.checkpoints import load_checkpoint, save_checkpoint
+    from trimtab.agents.checkpoints import save_checkpoint
 
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
     written = json.dumps(asdict(settings), sort_keys=True, default=list)
     kept = place / "settings.json"
-    if kept.exists() and not _is_same(json.loads(kept.read_text()), json.loads(written)):
-        raise SpecError(f"{place} holds a training with other settings; choose another --out")
-    if (place / "checkpoint.json").exists() and not resume:
-        raise SpecError(f"{place} holds a training already; --resume continues it")
+    _check_folder(place, json.loads(written), resume=resume)
     buckets = all_buckets(settings)
-    learner = _initial(settings, count_properties(buckets[0]))
-    state = load_checkpoint(place, learner) if resume else None
-    first, statistics = 0, np.zeros((2, len(GLOBAL_FEATURES)))
-    counts: dict[str, Any] = {"runs": 0, "steps": 0, "seconds": 0.0}
-    memory: list[Lessons] = []
-    if state is not None:
-        learner, first, counts, statistics, kept_runs = state
-        memory = read_lessons(kept_runs)
-    elif initial is not None:
-        learner, counts, statistics = _begin_from(Path(initial), settings, learner)
-        counts["seconds_before"] = counts["seconds"]
-    if state is None:
-        memory = remembered_by(settings, remember)
+    fresh = _initial(settings, count_properties(buckets[0]))
+    learner, first, counts, statistics, memory = _begun(
+        place if resume else None, settings, fresh, initial, remember
+    )
     kept.write_text(written)  # not before all that may be refused
     before = counts.get("seconds_before")
     began = time.monotonic() - counts["seconds"]
