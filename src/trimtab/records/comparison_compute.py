@@ -166,8 +166,12 @@ def _names(points: Sequence[Row], span: tuple[float, float]) -> list[dict[str, A
     named = []
     for side, chosen in (("right", list(last.values())), ("left", left)):
         chosen = sorted(chosen, key=lambda point: (point["regret"], float(point["told"])))
-        heights = apart([point["regret"] for point in chosen], gap, *span)
-        for point, height in zip(chosen, heights, strict=True):
+        # The steered name is larger and stands above its line: it takes the next place as well.
+        places = [point for point in chosen for _ in range(1 + (point["kind"] == "steered"))]
+        heights = apart([point["regret"] for point in places], gap, *span)
+        for index, (point, height) in enumerate(zip(places, heights, strict=True)):
+            if index and point is places[index - 1]:
+                continue
             named.append(
                 {
                     "label": point["name"],

@@ -180,6 +180,42 @@ def test_augmented_steps_differ_on_the_same_samples_by_up_to_the_inputs_own_scal
     assert 0.35 < np.mean(shares) < 0.65
 
 
+def test_a_slow_head_moves_less_than_the_rest_by_a_hidden_factor(many):
+    usual, slow = family(), family(slow_head=True)
+    names = [tensor.name for tensor in usual.layout(0).tensors]
+    factors = []
+    for index in range(60):
+        task = pick(many, index)
+        before, after = (
+            usual.layout(0).split(made._scales(made.layout(0), task)) for made in (usual, slow)
+        )
+        ratios = {name: np.asarray(after[name] / before[name]) for name in names}
+        assert all(np.all(ratios[name] == 1) for name in names if not name.startswith("head."))
+        head = np.concatenate([ratios[f"head.{kind}"].ravel() for kind in ("weight", "bias")])
+        assert np.ptp(head) < 1e-6
+        factors.append(float(head[0]))
+    assert 10**-1.2 < min(factors) < 0.09
+    assert 0.35 < max(factors) < 10**-0.3
+    assert all(
+        np.array_equal(a, b)
+        for a, b in zip(jax.tree.leaves(many), jax.tree.leaves(draws(slow, N)), strict=True)
+    )
+
+
+def test_uneven_inputs_are_scaled_each_by_its_own_factor(many):
+    uneven = draws(family(uneven=True), N)
+    factors = np.log10(np.asarray(uneven.gain / many.gain))
+    assert np.allclose(np.asarray(many.turn) * 10.0**factors, np.asarray(uneven.turn), atol=1e-6)
+    assert np.allclose(np.asarray(many.shift) * 10.0**factors, np.asarray(uneven.shift), atol=1e-6)
+    assert factors.max() <= 1e-6
+    spreads = -factors.min(1)
+    assert 2.2 < spreads.max() < 2.5
+    assert spreads.min() < 0.3
+    assert len(np.unique(factors[0].round(5))) == factors.shape[1]
+    for name in set(many._fields) - {"gain", "turn", "shift"}:
+        assert np.array_equal(getattr(many, name), getattr(uneven, name)), name
+
+
 def test_augmented_families_spread_the_scales_of_tensors_wider(many):
     task = pick(many, 0)
     usual, wide = family(), family(augmented=True)

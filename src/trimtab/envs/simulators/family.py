@@ -48,6 +48,10 @@ class FamilyOptions:
             hides, and spread the scales of tensors wider: runs that optimisation limits, not data.
         clean: Draw tasks with right labels, all the training samples that there are, and mostly
             data that can be told apart: runs that end at a small share of their first loss.
+        slow_head: Let the new head's weights move less at each step than the others', by a factor
+            that the task hides: runs that show little at first, at the right rate too.
+        uneven: Scale each input by a factor of its own that the task hides (tokens have none);
+            networks were pretrained without. With ``slow_head`` runs begin still more slowly.
         networks: Pretrained networks a variant; 0: as documented.
 
     Raises:
@@ -63,6 +67,8 @@ class FamilyOptions:
     events: bool = True
     augmented: bool = False
     clean: bool = False
+    slow_head: bool = False
+    uneven: bool = False
     networks: int = 0
 
     def __post_init__(self) -> None:

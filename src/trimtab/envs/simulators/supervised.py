@@ -34,6 +34,8 @@ from trimtab.envs.simulators.properties import property_vector
 
 __all__ = ["Bank", "SupervisedFamily"]
 
+_UNEVEN_STREAM = 0x51ED
+_HEAD_STREAM = np.uint32(0x7F4A7C15)
 _DROPOUT_STREAM = np.uint32(0x5BD1E995)
 
 
@@ -105,7 +107,8 @@ class SupervisedFamily:
         if self.options.clean:
             pool = _cleaned(pool)
         n_tensors = len(self.layout(variant).tensors)
-        return draw_task(key, pool, n_tensors, events=self.options.events)
+        draw = draw_task(key, pool, n_tensors, events=self.options.events)
+        return _unevened(draw, key) if self.options.uneven else draw
 
     def layout(self, variant: int) -> Layout:
         """Return the trainable tensors of a shape: all, or adapters and head."""
@@ -232,6 +235,12 @@ class SupervisedFamily:
         if self.options.augmented:
             spread = spread ** np.float32(distributions()["augmented"]["tensor_scale_power"])
         scales = draw.scale * spread
+        if self.options.slow_head:
+            low, high = distributions()["slow_head"]["scale_log10"]
+            number = mixed(draw.network ^ _HEAD_STREAM).astype(jnp.float32) * np.float32(2.0**-32)
+            slow = jnp.float32(10.0) ** (low + (high - low) * number)
+            is_head = [tensor.name.startswith("head.") for tensor in layout.tensors]
+            scales = jnp.where(np.asarray(is_head), scales * slow, scales)
         # broadcasts, not one gather of P elements: that was half the cost of an evaluation
         parts = [
             jnp.broadcast_to(scales[index], (tensor.size,))
@@ -311,6 +320,18 @@ class SupervisedFamily:
         shifted = logits - jax.lax.stop_gradient(logits.max(1, keepdims=True))
         log_total = jnp.log(jnp.exp(shifted).sum(1))
         return log_total - (target * shifted).sum(1)
+
+
+def _unevened(draw: Draw, key: jax.Array) -> Draw:
+    """Return the task of `FamilyOptions.uneven`: each input scaled by a factor of at most 1."""
+    low, high = distributions()["uneven"]["spread_log10"]
+    first, second = jax.random.split(jax.random.fold_in(key, _UNEVEN_STREAM))
+    spread = jax.random.uniform(first, (), jnp.float32, low, high)
+    exponent = -spread * jax.random.uniform(second, draw.gain.shape, jnp.float32)
+    factor = jnp.float32(10.0) ** exponent
+    return draw._replace(
+        gain=draw.gain * factor, turn=draw.turn * factor, shift=draw.shift * factor
+    )
 
 
 def _cleaned(pool: Pool) -> Pool:
