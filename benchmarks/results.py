@@ -115,7 +115,7 @@ def when_not(figures: Mapping[str, Any]) -> str:
     if all(found is not None for _, found in tuned):
         reference, steered = (float(found["value"]) for _, found in tuned if found is not None)
         if steered > reference - _CLOSE:
-            told = "no better" if steered <= reference + _CLOSE else "worse"
+            told = "about as well" if steered <= reference + _CLOSE else "worse"
             reasons.append(
                 f"your learning rate is tuned already (there it ends {told}: regret {steered:.2f} "
                 f"against the plain schedule's {reference:.2f})"

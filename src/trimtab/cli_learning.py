@@ -70,7 +70,8 @@ def learn(
     remember: Annotated[
         list[str] | None,
         typer.Option(
-            help="--out folder of an imitation whose runs to learn from as well; may be repeated."
+            help="--out folder of an imitation whose runs to begin with; may be repeated; not "
+            "looked at by --resume."
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,

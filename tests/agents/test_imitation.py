@@ -298,7 +298,7 @@ def test_a_training_begins_with_what_others_remember(tmp_path: Path) -> None:
     meta_training.learn(long, tmp_path / "out", remember=[first, second])
     kept = load_file(tmp_path / "out" / "checkpoint-000001.safetensors")["memory.weight"]
     assert kept.shape == (6, 8, 12)
-    others = remembered_by(SETTINGS, [first, second])
+    others = remembered_by(long, [first, second])
     assert len(others) == 5
     for mine, theirs in zip(kept[:5], others, strict=True):
         assert np.array_equal(mine, theirs.weight)
@@ -314,14 +314,17 @@ def test_a_training_begins_with_what_others_remember(tmp_path: Path) -> None:
 
 def test_what_cannot_be_learned_from_is_named(tmp_path: Path) -> None:
     place = tmp_path / "first"
-    meta_training.learn(replace(SETTINGS, iterations=1), place)
+    meta_training.learn(replace(SETTINGS, iterations=3, seed=9), place)
     rewarded = tmp_path / "rewarded"
-    meta_training.learn(replace(SETTINGS, iterations=1, imitation=None), rewarded)
+    meta_training.learn(replace(SETTINGS, iterations=1, seed=9, imitation=None), rewarded)
     for settings, folder, message in (
         (SETTINGS, tmp_path / "none", "none holds no training"),
         (SETTINGS, rewarded, "rewarded remembers no runs"),
         (replace(SETTINGS, tasks=4), place, r"shape \(8, 12, \d+\) .* these settings \(8, 16, "),
         (replace(SETTINGS, decisions=(6, 10)), place, r"these settings \(10, 12, "),
+        (replace(SETTINGS, tasks=2, siblings=6), place, "have 4 siblings, these settings 6"),
+        (replace(SETTINGS, seed=9), place, "first has seed 9 as well"),
+        (SETTINGS, place, "imitation.memory: 3 iterations are remembered, and 3 are there"),
         (replace(SETTINGS, grid_decades=3.0), place, "up to 1.75 decades, these settings 3"),
         (replace(SETTINGS, imitation=None), place, "first is of use to imitation only"),
     ):
@@ -337,8 +340,36 @@ def test_the_cost_on_unseen_runs_is_that_of_where_the_policy_leads() -> None:
     idle["move_w"] = idle["move_w"] * 0  # as often up as down: no move in the mean
     cost = np.asarray(cost_at(jnp.asarray(lessons.before), lessons, HOW.distance))
     expected = (cost * lessons.weight).sum() / lessons.weight.sum()
-    found = unseen_cost(begin_imitation(idle), HOW, lessons)
+    learner = begin_imitation(idle)._replace(policy=init_policy(1, 16))
+    found = unseen_cost(learner, HOW, lessons)  # of the average, which is idle
     assert found == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_curves_tell_the_cost_on_tasks_that_were_not_learned_from(tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+    meta_training.learn(replace(SETTINGS, iterations=2), begun)
+    lines = [json.loads(line) for line in (begun / "curves.jsonl").read_text().splitlines()]
+    assert ["cost_unseen" in line for line in lines] == [True, False]  # tasks are used twice
+    first = load_file(begun / "checkpoint-000002.safetensors")
+    lessons = read_lessons(
+        {k.removeprefix("memory."): v for k, v in first.items() if k.startswith("memory.")}
+    )[0]
+    untrained = begin_imitation(init_policy(SETTINGS.seed, SETTINGS.width))
+    assert lines[0]["cost_unseen"] == pytest.approx(unseen_cost(untrained, HOW, lessons), rel=1e-5)
+
+
+def test_a_training_that_remembers_much_takes_all_its_steps_at_once() -> None:
+    begun = begin_imitation(init_policy(1, 16))
+    settings = replace(HOW, updates=6, polyak=0.9)
+
+    def moved(count: int) -> float:
+        memory = [_lessons(told=True, seed=seed) for seed in range(count)]
+        after, _ = imitate(begun, settings, memory, seed=0, remaining=1.0, iteration=0)
+        gap = jnp.abs(after.policy["move_w"] - after.average["move_w"]).max()
+        return float(gap)
+
+    assert moved(1) == 0 == moved(8)
+    assert moved(9) > 0
 
 
 def test_lessons_read_back_as_written() -> None:

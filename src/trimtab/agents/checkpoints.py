@@ -115,7 +115,9 @@ def require_checkpoint(folder: Path) -> Path:
     """
     pointer = folder / "checkpoint.json"
     if not pointer.exists():
-        raise SpecError(f"{folder} holds no training; name the --out folder of one by imitation")
+        raise SpecError(
+            f"remember: {folder} holds no training; name the --out folder of one by imitation"
+        )
     return pointer
 
 
@@ -128,5 +130,7 @@ def load_memory(folder: Path) -> dict[str, np.ndarray]:
     arrays = load_file(folder / json.loads(require_checkpoint(folder).read_text())["arrays"])
     memory = {n.removeprefix(_MEMORY): a for n, a in arrays.items() if n.startswith(_MEMORY)}
     if not memory:
-        raise SpecError(f"{folder} remembers no runs; name the --out folder of an imitation")
+        raise SpecError(
+            f"remember: {folder} remembers no runs; name the --out folder of an imitation"
+        )
     return memory

@@ -10,6 +10,7 @@ staying at its rate. In use there is no grid: what the policy keeps is how the r
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
@@ -270,12 +271,13 @@ def imitate(
         memory: What is remembered, the oldest first, all of one padded length and one grid.
         seed: Of the choice of runs.
         remaining: Share of training left, 1 at the start; scales the rate to a tenth.
-        iteration: From 0; while the memory is young there are few steps, and no average yet.
+        iteration: From 0; in the first eight, unless more is remembered already, there are few
+            steps, and no average yet.
     """
     step, generator = _step(settings), np.random.default_rng(seed)
     rate = jnp.float32(settings.learning_rate * (0.1 + 0.9 * remaining))
     policy, moments, average, first = learner
-    young = iteration < _WARM_UP
+    young = iteration < _WARM_UP and len(memory) <= _WARM_UP
     seen: dict[str, Any] = {}
     for _ in range(min(settings.updates, _FEW_UPDATES) if young else settings.updates):
         lessons = Lessons(*map(jnp.asarray, _mixed(memory, settings, generator)))
@@ -308,7 +310,8 @@ def remembered_by(settings: LearnSettings, folders: Sequence[str | Path]) -> lis
         folders: Of trainings by imitation.
 
     Raises:
-        SpecError: A folder holds none, or these settings cannot learn from them.
+        SpecError: A folder holds none, these settings cannot learn from them, would draw the same
+            tasks again, or do not remember so many.
     """
     if folders and settings.imitation is None:
         raise SpecError(f"remember: {folders[0]} is of use to imitation only; add [imitation]")
@@ -318,6 +321,7 @@ def remembered_by(settings: LearnSettings, folders: Sequence[str | Path]) -> lis
     grid = np.linspace(-1, 1, settings.siblings) * settings.grid_decades
     memory: list[Lessons] = []
     for folder in folders:
+        _check_other_tasks(settings, Path(folder))
         lessons = read_lessons(load_memory(Path(folder)))
         found = lessons[0].observation.shape
         if found != expected:
@@ -325,10 +329,31 @@ def remembered_by(settings: LearnSettings, folders: Sequence[str | Path]) -> lis
                 f"remember: the runs of {folder} have shape {found} (decisions, runs, features), "
                 f"these settings {expected}; give settings of the same shape"
             )
+        if len(lessons[0].grid) != len(grid):
+            raise SpecError(
+                f"remember: the tasks of {folder} have {len(lessons[0].grid)} siblings, these "
+                f"settings {settings.siblings}; set siblings to it"
+            )
         if not np.allclose(lessons[0].grid, grid, atol=1e-5):
             raise SpecError(
                 f"remember: the runs of {folder} have a grid of up to {lessons[0].grid[-1]:g} "
                 f"decades, these settings {settings.grid_decades:g}; set grid_decades to it"
             )
         memory += lessons
+    most = settings.imitation.memory if settings.imitation is not None else 0
+    if folders and len(memory) >= most:
+        raise SpecError(
+            f"imitation.memory: {most} iterations are remembered, and {len(memory)} are there to "
+            "begin with; set it above that"
+        )
     return memory
+
+
+def _check_other_tasks(settings: LearnSettings, folder: Path) -> None:
+    """Raise if a training drew the tasks that these settings will draw."""
+    kept = folder / "settings.json"
+    if kept.exists() and json.loads(kept.read_text()).get("seed") == settings.seed:
+        raise SpecError(
+            f"remember: {folder} has seed {settings.seed} as well, and thereby the same tasks; "
+            "give another seed"
+        )

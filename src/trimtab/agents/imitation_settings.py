@@ -16,8 +16,8 @@ class ImitationSettings:
 
     Attributes:
         learning_rate: Of Adam, at the start; it falls linearly to a tenth.
-        updates: Steps of Adam an iteration; in the first eight at most 4, while there is little
-            to remember.
+        updates: Steps of Adam an iteration; in the first eight at most 4, while no more than
+            their runs are remembered.
         memory: Iterations whose runs are remembered.
         mixed: Remembered iterations that a step of Adam draws runs from.
         runs: Runs that it draws from each.
@@ -27,9 +27,10 @@ class ImitationSettings:
             tuned rate: what a rate too high destroys in a short window stays destroyed.
         hold: Weight of -log p(no move) at the first decision, which has seen nothing: the window
             after it tells a start that is right from one far too high.
-        restore: Weight of staying with the restores of the policy that training began from.
-        polyak: Weight of the old average at each step of Adam; after the first eight iterations,
-            until when the average is the policy itself.
+        restore: Weight of staying with the restores of the policy that training began from (on
+            runs that another training remembered, of the one that it began from).
+        polyak: Weight of the old average at each step of Adam; where steps are few (``updates``)
+            the average is the policy itself.
 
     Raises:
         SpecError: A value is not allowed.

@@ -156,7 +156,8 @@ def _imitated(
         iteration=iteration,
     )
     reward, _ = paid(episodes)
-    seen["cost_unseen"] = unseen
+    if iteration % settings.reuse == 0:  # else the tasks were learned from already
+        seen["cost_unseen"] = unseen
     return updated, return_figures(episodes, reward.sum(0), drawn.decades) | seen, episodes
 
 
@@ -265,7 +266,8 @@ def learn(
             averaged policy) or a policy file (its policy, with a fresh critic; see
             ``critic_first``). Its runs and seconds are counted in.
         remember: Folders of trainings by imitation whose remembered runs this one begins with.
-            What it learns is limited by how many tasks it has seen, not by the network.
+            What it learns is limited by how many tasks it has seen, not by the network. A
+            training that is resumed has them already and does not look at this.
         minutes: Stop after this time, over all sessions, that of ``initial`` left out; None: after
             ``settings.iterations``.
         on_progress: Told after each iteration.

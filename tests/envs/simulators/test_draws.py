@@ -11,9 +11,10 @@ from tests.envs.simulators.given import draws, family, pick
 from trimtab.core.errors import SpecError
 from trimtab.envs.simulators.draws import SLOTS
 from trimtab.envs.simulators.events import augmentation
+from trimtab.envs.simulators.family import FamilyOptions
 from trimtab.envs.simulators.pretraining import pretrained
 from trimtab.envs.simulators.properties import PROPERTIES
-from trimtab.envs.simulators.registry import FAMILIES
+from trimtab.envs.simulators.registry import FAMILIES, make_family
 from trimtab.envs.simulators.wide import acting
 
 N = 1500
@@ -225,6 +226,14 @@ def test_augmented_families_spread_the_scales_of_tensors_wider(many):
     assert np.allclose(
         spread - np.log(float(task.scale)), 3 * (narrow - np.log(float(task.scale))), atol=1e-4
     )
+
+
+def test_uneven_inputs_are_refused_where_they_would_be_something_else():
+    for name in ("simulated/cnn", "simulated/transformer"):
+        with pytest.raises(SpecError, match=f"uneven: True is of no use to {name}"):
+            make_family(name, FamilyOptions(uneven=True))
+    with pytest.raises(SpecError, match="uneven: True does not go with augmented"):
+        family(uneven=True, augmented=True)
 
 
 def test_more_networks_make_a_bigger_bank():

@@ -50,8 +50,9 @@ class FamilyOptions:
             data that can be told apart: runs that end at a small share of their first loss.
         slow_head: Let the new head's weights move less at each step than the others', by a factor
             that the task hides: runs that show little at first, at the right rate too.
-        uneven: Scale each input by a factor of its own that the task hides (tokens have none);
-            networks were pretrained without. With ``slow_head`` runs begin still more slowly.
+        uneven: Scale each input by a factor of its own that the task hides; networks were
+            pretrained without. With ``slow_head`` runs begin still more slowly. For families whose
+            inputs are features, and not with ``augmented``, whose noise has one scale.
         networks: Pretrained networks a variant; 0: as documented.
 
     Raises:
@@ -80,6 +81,10 @@ class FamilyOptions:
         if not 0 <= self.adapter_rank <= 16:
             raise SpecError(
                 f"adapter_rank: {self.adapter_rank} is outside 0..16; use 0 for the family's own"
+            )
+        if self.uneven and self.augmented:
+            raise SpecError(
+                "uneven: True does not go with augmented, whose noise has one scale; choose one"
             )
         if self.networks < 0:
             raise SpecError(

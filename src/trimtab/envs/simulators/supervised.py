@@ -34,6 +34,7 @@ from trimtab.envs.simulators.properties import property_vector
 
 __all__ = ["Bank", "SupervisedFamily"]
 
+_OF_FEATURES = ("simulated/mlp", "simulated/wide")
 _UNEVEN_STREAM = 0x51ED
 _HEAD_STREAM = np.uint32(0x7F4A7C15)
 _DROPOUT_STREAM = np.uint32(0x5BD1E995)
@@ -81,6 +82,11 @@ class SupervisedFamily:
         for wanted in self.options.hyperparameters or ():
             if wanted not in offered:
                 raise unknown_name("hyperparameter", wanted, offered)
+        if self.options.uneven and self.name not in _OF_FEATURES:
+            raise SpecError(
+                f"uneven: True is of no use to {self.name}, whose inputs are pixels or tokens; "
+                f"leave it out, or use {_OF_FEATURES[0]}"
+            )
 
     @property
     def hyperparameters(self) -> tuple[Hyperparameter, ...]:
