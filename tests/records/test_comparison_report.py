@@ -48,3 +48,21 @@ def test_the_report_answers_what_a_steered_run_costs_and_saves(tmp_path):
 def test_a_report_without_steered_runs_has_no_cost(tmp_path):
     page = report(tmp_path / "c.html", {("random", 1): 0.4, ("random", 8): 0.1})
     assert "costs, and saves" not in page
+
+
+def test_no_name_stands_on_the_raised_name_of_the_steered_run():
+    from trimtab.records.comparison_compute import _names
+
+    points = [
+        {"name": label, "label": label, "method": label, "kind": kind, "charge": 1.0}
+        | {"regret": regret, "told": f"{regret}"}
+        for label, kind, regret in (
+            ("below", "single", 0.0),
+            ("trimtab", "steered", 0.01),
+            ("above", "single", 0.02),
+        )
+    ]
+    heights = {row["label"]: row["regret"] for row in _names(points, (-1.0, 2.0))}
+    assert list(heights) == ["below", "trimtab", "above"]
+    gap = heights["trimtab"] - heights["below"]
+    assert heights["above"] - heights["trimtab"] == pytest.approx(2 * gap)
