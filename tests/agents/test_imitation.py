@@ -171,17 +171,20 @@ def _runs(drawn: Drawn) -> tuple[Episodes, Lessons]:
     policy = init_policy(5, 16)
     policy["move_b"], policy["move_w"] = policy["move_b"] * 0, policy["move_w"] * 2000
     episodes = meta_training._runs(SETTINGS, drawn, policy, "mean")
+    return episodes, _taught_by(episodes, drawn)
+
+
+def _taught_by(episodes: Episodes, drawn: Drawn) -> Lessons:
     assert drawn.tuned is not None
-    lessons = lessons_of(
+    return lessons_of(
         episodes,
         drawn.spec,
         total_steps=drawn.total_steps,
         tuned=drawn.tuned,
         decades=drawn.decades,
-        first=policy,
+        first=init_policy(5, 16),
         pad_to=8,
     )
-    return episodes, lessons
 
 
 def test_before_and_move_together_are_where_the_run_went() -> None:
@@ -201,9 +204,17 @@ def test_before_and_move_together_are_where_the_run_went() -> None:
     )[:, None]
     again = lessons.before[:k] + np.clip(moves, -largest, largest)
     assert np.allclose(again[counted], went[counted], atol=1e-5)
-    assert not lessons.weight[:k][episodes.restored > 0].any()
+    # The guard had the last word just where it cut the rate, by .7 decades.
+    before = np.concatenate([np.full_like(went[:1], -2.0), episodes.offset[:-1, :, 0]])
+    is_cut = episodes.offset[..., 0] - before < np.clip(moves, -largest, largest) - 0.6
+    assert is_cut.any()
+    assert episodes.restored[is_cut].all()
+    assert (counted == ~is_cut)[episodes.alive > 0].all()
     assert not lessons.weight[k:].any()
-    assert lessons.weight[:, ~(episodes.restored > 0).any(0)].sum(0) == pytest.approx(1, abs=1e-5)
+    assert lessons.weight[:, ~is_cut.any(0)].sum(0) == pytest.approx(1, abs=1e-5)
+    # Going back to the best weights, by the policy or a window undone, leaves a move its own.
+    back = episodes._replace(restored=np.ones_like(episodes.restored))
+    assert np.array_equal(_taught_by(back, drawn).weight, lessons.weight)
 
 
 def test_the_start_of_a_tuned_run_is_its_grids_place() -> None:

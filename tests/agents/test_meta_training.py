@@ -154,6 +154,8 @@ def test_a_training_begins_from_a_policy_file(tmp_path: Path) -> None:
     file.write_text(SETTINGS.replace("width = 16", "width = 64"))
     settings = replace(read_settings(file), iterations=2, critic_first=1)
     begun = read_policy(policy_path("trimtab-1"))
+    assert begun.spec.undo != 0.01  # what the guard undoes may differ from what it was made under
+    settings = replace(settings, spec={**settings.spec, "undo": 0.01})
     alone = replace(settings, iterations=1)
     after = {
         name: read_policy(learn(each, tmp_path / name, initial=policy_path("trimtab-1")))
@@ -163,6 +165,7 @@ def test_a_training_begins_from_a_policy_file(tmp_path: Path) -> None:
         assert np.array_equal(after["critic"].parameters[name], array), name
     moved = after["both"].parameters["token_w"] - begun.parameters["token_w"]
     assert 0 < np.abs(moved).max() < 0.1
+    assert after["both"].spec.undo == 0.01
     runs = int(begun.about["runs"])
     assert [int(policy.about["runs"]) - runs for policy in after.values()] == [4, 8]
 

@@ -23,8 +23,9 @@ IDLE, RESTORE = [3, 0], [3, 1]
 
 
 def run(*metrics: Metrics, action: list[int] | None = None, **options: object) -> Episode:
-    fields = {name: options.pop(name) for name in ("max_divergences", "ruin") if name in options}
-    spec = spec_of(2, entry=0.0, **fields)
+    names = ("max_divergences", "ruin", "undo", "front_windows", "decisions")
+    fields = {"entry": 0.0} | {name: options.pop(name) for name in names if name in options}
+    spec = spec_of(2, **fields)
     action = action or [3, 3, 0]
     return run_episode(spec, [action] * len(metrics), [START, *metrics], **options)
 
@@ -70,6 +71,42 @@ def test_rise_below_ruin_is_left_alone() -> None:
     below = 1.0 * math.exp(0.45)
 
     assert not any(restored(run(GOOD, Metrics(val_loss=below), GOOD)))
+
+
+def undone(action: list[int] | None = None, **options: object) -> Episode:
+    """Runs of three short windows that end well, worse by .05 nats, as well again, and so on."""
+    worse = Metrics(val_loss=math.exp(0.05))
+    fields = {"undo": 0.02, "front_windows": 3, "decisions": 9, **options}
+    return run(GOOD, worse, GOOD, worse, GOOD, action=action, **fields)
+
+
+def test_short_windows_that_end_worse_are_undone_and_rates_keep_their_moves() -> None:
+    episode = undone(action=[5, 3, 0])
+
+    assert restored(episode) == [False, False, True, False, False]  # the fourth is a long one
+    last = episode.carries[-1]
+    assert (float(last.rollbacks), float(last.restores), float(last.divergences)) == (0, 1, 0)
+    assert {int(bits) for bits in episode.reasons[2]} == {Reason.UNDONE}
+    assert float(episode.values[2].offset[0]) == pytest.approx(1.5)
+    assert not float(last.harmed)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"undo": 0.0}, {"undo": 0.06}, {"guarded": False}, {"front_windows": 0}],
+    ids=str,
+)
+def test_windows_are_kept_where_none_is_to_be_undone(options: dict[str, object]) -> None:
+    assert not any(restored(undone(**options)))
+
+
+def test_a_ruined_short_window_is_rolled_back_and_cut() -> None:
+    fields = {"undo": 0.02, "front_windows": 3, "decisions": 9}
+    episode = run(GOOD, Metrics(val_loss=1.9), GOOD, **fields)
+
+    assert restored(episode) == [False, False, True]
+    assert int(episode.reasons[2][0]) == Reason.ROLLBACK | Reason.CUT
+    assert float(episode.carries[-1].rollbacks) == 1.0
 
 
 def test_rollback_keeps_a_move_down_and_refuses_a_move_up() -> None:

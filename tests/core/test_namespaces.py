@@ -41,6 +41,11 @@ N_RUNS = 8
 REWARD_OF = {1: "log-loss", 2: "cost-aware", 8: "relative"}
 
 
+def drawn_spec(width: int, **fields: Any) -> ControlSpec:
+    """Return a spec of that width; of two hyperparameters, one that undoes short windows."""
+    return spec_of(width, undo=0.1 if width == 2 else 0.0, **fields)
+
+
 @contextlib.contextmanager
 def strict() -> Iterator[None]:
     """Let JAX refuse what it would convert or broadcast by itself."""
@@ -50,14 +55,14 @@ def strict() -> Iterator[None]:
 
 @functools.cache
 def compiled_observe(width: int, reward: str, batched: bool = False) -> Any:
-    spec = spec_of(width, reward=reward)  # the kind of actions plays no part in observing
+    spec = drawn_spec(width, reward=reward)  # the kind of actions plays no part in observing
     function = functools.partial(observe, spec, xp=jnp)
     return jax.jit(jax.vmap(function) if batched else function)
 
 
 @functools.cache
 def compiled_apply(width: int, actions: str, batched: bool = False) -> Any:
-    function = functools.partial(apply, spec_of(width, actions=actions), xp=jnp)
+    function = functools.partial(apply, drawn_spec(width, actions=actions), xp=jnp)
     return jax.jit(jax.vmap(function) if batched else function)
 
 
@@ -104,7 +109,7 @@ def compiled_episode(spec: ControlSpec, actions: list[Any], *rest: Any, **option
 @pytest.mark.parametrize("actions", ACTION_KINDS)
 @pytest.mark.parametrize("width", list(REWARD_OF))
 def test_compiled_decisions_equal_those_of_numpy(actions: str, width: int) -> None:
-    spec = spec_of(width, actions=actions, reward=REWARD_OF[width])
+    spec = drawn_spec(width, actions=actions, reward=REWARD_OF[width])
 
     for seed in range(4):
         chosen, metrics = drawn(spec, seed)
@@ -116,7 +121,7 @@ def test_compiled_decisions_equal_those_of_numpy(actions: str, width: int) -> No
 
 @pytest.mark.parametrize("actions", ACTION_KINDS)
 def test_batched_decisions_equal_those_of_single_runs(actions: str) -> None:
-    spec = spec_of(2, actions=actions, reward="final")
+    spec = drawn_spec(2, actions=actions, reward="final")
     runs = [drawn(spec, seed) for seed in range(N_RUNS)]
     singles = [run_episode(spec, chosen, metrics) for chosen, metrics in runs]
     observed = compiled_observe(2, "final", batched=True)
@@ -138,7 +143,7 @@ def test_batched_decisions_equal_those_of_single_runs(actions: str) -> None:
 
 
 def test_action_that_is_not_finite_is_reported_by_both() -> None:
-    spec = spec_of(2, actions="continuous", reward=REWARD_OF[2])
+    spec = drawn_spec(2, actions="continuous", reward=REWARD_OF[2])
     action = np.float32([math.nan, 1.0, 1.0])
     plain = run_episode(spec, [action], [Metrics(val_loss=2.0)] * 2)
     compiled = compiled_episode(spec, [action], [Metrics(val_loss=2.0)] * 2)

@@ -30,6 +30,7 @@ specs = st.builds(
     entry=st.floats(-4.0, 0.0),
     late_move=st.floats(0.0, 1.0),
     ruin=st.floats(0.0, 5.0) | st.just(math.inf),
+    undo=st.floats(0.0, 0.5),
     max_divergences=st.integers(0, 5),
 )
 totals = st.integers(1, 5000)
@@ -107,6 +108,7 @@ def test_names_stand_for_their_kinds() -> None:
         ({"entry": -math.inf}, "entry: -inf"),
         ({"late_move": 1.5}, "late_move: 1.5"),
         ({"ruin": -1.0}, "ruin: -1.0"),
+        ({"undo": -0.1}, "undo: -0.1"),
         ({"explosion": 0.5}, "explosion: 0.5"),
         ({"cut": -0.7}, "cut: -0.7"),
         ({"cut": "much"}, "cut: 'much'"),

@@ -49,6 +49,7 @@ _MAX_GRAD_NORM = 0.5
 _WARM_UP = 8  # iterations with few lessons to draw from
 _FEW_UPDATES = 4
 _LEAST = -20.0  # log-probability
+_TOLERANCE = 1e-3  # decades
 _NO_MOVE = MOVES.index(0.0)
 _BY_DECISION = ("observation", "before", "weight", "restore")  # (K, B, ...); the others (B, ...)
 
@@ -77,7 +78,7 @@ class Lessons(NamedTuple):
         before: (K, B) where the rate would be without the decision's move, in decades off the
             fair rate.
         weight: (K, B) share of the run's steps that the decision answers for; 0 where the guard
-            or a restore had the last word, and after the run was given up.
+            cut the rate, and after the run was given up.
         restore: (K, B, 2) log-probabilities of going on and of restoring, to stay with.
         losses: (B, G) log losses of the reference runs along the grid.
         grid: (G,) decades of the grid's points off the fair rate.
@@ -135,12 +136,13 @@ def lessons_of(
     largest = np.where(np.arange(len(ends)) <= front, 1.0, spec.late_move)[:, None]
     moves = np.interp(episodes.action[..., 0], np.arange(len(MOVES)), MOVES)
     before = episodes.offset[..., 0] - np.clip(moves, -largest, largest)
+    fell = before - _placed_before(episodes.offset[..., 0], spec, total_steps) < -_TOLERANCE
     share = np.diff(ends, prepend=0)[:, None] / total_steps
     kept = np.asarray(_restore_preferences(first, jnp.asarray(episodes.observation)))
     lessons = Lessons(
         episodes.observation,
         before + (tuned.place + decades)[None, :],
-        episodes.alive * (episodes.restored == 0) * share,
+        episodes.alive * ~fell * share,
         kept,
         tuned.losses,
         tuned.grid,
@@ -149,6 +151,12 @@ def lessons_of(
     return Lessons(
         *(_padded(name, array, pad_to - len(ends)) for name, array in lessons._asdict().items())
     )
+
+
+def _placed_before(offset: np.ndarray, spec: ControlSpec, total_steps: int) -> np.ndarray:
+    """Return (K, B) offsets before each decision, for offsets (K, B) after it."""
+    begins = spec.entry if short_windows(spec, total_steps)[0] else 0.0
+    return np.concatenate([np.full_like(offset[:1], begins), offset[:-1]])
 
 
 def _padded(name: str, array: np.ndarray, more: int) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +185,8 @@ def _begin_from_policy(
 ) -> tuple[Any, dict[str, Any], np.ndarray]:
     policy = read_policy(file)
     made_for = control_spec(settings, policy.spec.hyperparameters, policy.spec.decisions)
-    made_for.require_compatible(policy.spec)
+    # What the guard undoes may differ: this training teaches the policy to live with it.
+    made_for.require_compatible(replace(policy.spec, undo=made_for.undo))
     shapes = {name: array.shape for name, array in policy.parameters.items()}
     if shapes != {name: array.shape for name, array in fresh.policy.items()}:
         own = policy.parameters["token_b"].shape[0]

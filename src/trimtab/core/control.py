@@ -190,6 +190,7 @@ def _take_losses(spec: ControlSpec, carry: Carry, metrics: Metrics, xp: Any) -> 
     s_best = xp.where(improved, s_val, carry.s_best)
     diverged = bad | (n_val > f(spec.explosion))
     ruined = (s_val - carry.s_best > f(spec.ruin)) & ~first
+    undone = _ended_worse(spec, carry, s_val, xp)
     change = xp.where(first, f(0.0), s_val - carry.s_val)
     weight = xp.where(carry.decision <= 1, f(1.0), f(_TREND_WEIGHT))
     deviation = xp.where(carry.decision > 1, xp.abs(change - carry.trend), f(0.0))
@@ -206,7 +207,15 @@ def _take_losses(spec: ControlSpec, carry: Carry, metrics: Metrics, xp: Any) -> 
         is_best=xp.where(improved, f(1.0), f(0.0)),
         since_best=xp.where(improved, f(0.0), carry.since_best + f(1.0)),
     )
-    return guard_restore(spec, carry, diverged & ~first, ruined, xp)
+    return guard_restore(spec, carry, diverged & ~first, ruined, undone, xp)
+
+
+def _ended_worse(spec: ControlSpec, carry: Carry, s_val: Any, xp: Any) -> Any:
+    """Return whether the window was a short one and has to be undone; see `ControlSpec.undo`."""
+    if not spec.undo:
+        return carry.started < 0
+    short = (carry.decision >= 1) & (carry.decision <= carry.front)
+    return short & (s_val - carry.s_best > xp.float32(spec.undo))
 
 
 def _score(
@@ -271,7 +280,7 @@ def _credit(before: Carry, carry: Carry, xp: Any) -> Carry:
     f = xp.float32
     first = before.started == 0
     rise = carry.s_val - before.s_val
-    harmed = ~first & ((carry.must_restore > 0) | (rise > f(_HARM)))
+    harmed = ~first & ((carry.cut_due > 0) | (rise > f(_HARM)))
     fell = ~first & (rise < 0)
     lowest = xp.minimum(carry.offset_harmful, carry.offset)
     return carry._replace(
@@ -304,13 +313,14 @@ def apply(spec: ControlSpec, carry: Carry, action: Any, xp: Any) -> tuple[Carry,
     wanted = xp.where(finite, wanted, f(0.0))
     moves, limited = limit_move(spec, carry, moves, xp)
 
-    forced = carry.must_restore > 0
+    forced, cut_due = carry.must_restore > 0, carry.cut_due > 0
     useful = (carry.s_val > carry.s_best) & (carry.since_restore > f(spec.restore_pause))
     chosen = (wanted > 0) & useful & (carry.guarded > 0) & ~forced
     restore = forced | chosen
     common = (
         xp.where(finite, 0, int(Reason.INVALID))
-        | xp.where(forced, int(Reason.ROLLBACK), 0)
+        | xp.where(cut_due, int(Reason.ROLLBACK), 0)
+        | xp.where(forced & ~cut_due, int(Reason.UNDONE), 0)
         | xp.where(chosen, int(Reason.RESTORE), 0)
         | xp.where((wanted > 0) & ~restore, int(Reason.RESTORE_REFUSED), 0)
     )
@@ -321,7 +331,7 @@ def apply(spec: ControlSpec, carry: Carry, action: Any, xp: Any) -> tuple[Carry,
     )
     step = moves * carry.units
     cut = carry.is_lr * carry.cut_due * f(spec.cut)
-    step = xp.where(forced & (carry.is_lr > 0), xp.minimum(step, f(0.0)), step)
+    step = xp.where(cut_due & (carry.is_lr > 0), xp.minimum(step, f(0.0)), step)
     asked = carry.offset + carry.is_lr * ramp + step - cut
     # Float32 sums of moves that cancel end near zero; zero itself leaves the reference untouched.
     asked = xp.where(xp.abs(asked) < f(_ROUNDING), f(0.0), asked)

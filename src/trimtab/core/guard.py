@@ -4,7 +4,9 @@ It is part of the world in training and in use alike, so a policy learns with it
 within bounds, limits how far one decision may move them, refuses actions that are not finite, and
 restores the best weights when the run diverged (a non-finite loss, or a validation loss several
 times its initial value) or was ruined (a validation loss far above its best), with every learning
-rate cut.
+rate cut. With ``undo`` it also goes back after each short window that ended worse than the best,
+with no rate cut: those windows try rates, and what a rate too high destroys in a few steps is
+often not seen in the loss before the end of the run.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ class Reason(IntFlag):
     FROZEN = 128
     CONTROLLER_FAILED = 256
     WATCH_ONLY = 512
+    UNDONE = 1024
 
 
 _WORDS = {
@@ -46,6 +49,7 @@ _WORDS = {
     Reason.FROZEN: "observations unlike anything seen in training: last multiplier held",
     Reason.CONTROLLER_FAILED: "the controller failed: last multiplier held",
     Reason.WATCH_ONLY: "watching only: nothing was changed",
+    Reason.UNDONE: "the short window before it ended worse and was undone",
 }
 
 
@@ -66,11 +70,14 @@ def limit_move(spec: ControlSpec, carry: Carry, moves: Any, xp: Any) -> tuple[An
     return limited, xp.where(limited != moves, int(Reason.RATE), 0).astype(np.int32)
 
 
-def guard_restore(spec: ControlSpec, carry: Carry, diverged: Any, ruined: Any, xp: Any) -> Carry:
+def guard_restore(
+    spec: ControlSpec, carry: Carry, diverged: Any, ruined: Any, undone: Any, xp: Any
+) -> Carry:
     """Return the memory with restore, cut and termination marked if the guard has to act.
 
     The first ``max_divergences`` divergences are rolled back; the next one terminates the run. A
-    ruined run is rolled back without counting as a divergence. An unguarded run is only counted.
+    ruined run is rolled back without counting as a divergence. A window that is undone is no
+    rollback: no rate is cut. An unguarded run is only counted.
     """
     f = xp.float32
     divergences = carry.divergences + xp.where(diverged, f(1.0), f(0.0))
@@ -80,7 +87,7 @@ def guard_restore(spec: ControlSpec, carry: Carry, diverged: Any, ruined: Any, x
     return carry._replace(
         divergences=divergences,
         rollbacks=carry.rollbacks + acted,
-        must_restore=acted,
+        must_restore=xp.where(undone & (carry.guarded > 0), f(1.0), acted),
         cut_due=acted,
         terminated=xp.where(over, f(1.0), carry.terminated),
     )

@@ -64,6 +64,7 @@ _NUMBERS = {
     "entry": (-math.inf, 0.0),
     "late_move": (0.0, 1.0),
     "ruin": (0.0, math.inf),
+    "undo": (0.0, math.inf),
     "explosion": (1.0, math.inf),
     "cut": (0.0, 5.0),
 }
@@ -92,6 +93,9 @@ class ControlSpec:
         late_move: Largest move after the short windows, in units of the hyperparameter's move.
         ruin: Rise of the log of the normalised validation loss over its best at which the guard
             restores the best weights; infinity switches that off.
+        undo: Rise of the same at the end of a short window at which the guard goes back to the best
+            weights, rates unlowered, so that short windows try rates without lasting harm;
+            0 switches that off.
         explosion: Validation loss over its initial value from which a run counts as diverged.
         cut: Decades by which a rollback lowers every learning rate.
         max_divergences: Divergences that are mended; the next one terminates the run.
@@ -115,6 +119,7 @@ class ControlSpec:
     entry: float = -2.0
     late_move: float = 0.5
     ruin: float = 0.5
+    undo: float = 0.0
     explosion: float = 5.0
     cut: float = 0.7
     max_divergences: int = 3
@@ -166,7 +171,10 @@ class ControlSpec:
 
     def compatibility_hash(self) -> str:
         """Return 16 hexadecimal digits that name everything in `compatibility`."""
-        text = json.dumps(self.compatibility(), sort_keys=True)
+        fields = self.compatibility()
+        if not self.undo:  # as before there was this field
+            del fields["undo"]
+        text = json.dumps(fields, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def require_compatible(self, other: ControlSpec) -> None:
