@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.development_tasks import DEVELOPMENT_TASKS
+from trimtab.core.errors import UnknownNameError
 from trimtab.core.features import GLOBAL_FEATURES
 from trimtab.core.hyperparameters import resolve_hyperparameters
 from trimtab.core.registry import make_task
@@ -44,7 +45,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("tasks", nargs="*", help="registered tasks, in their small variant")
     parser.add_argument("--seeds", type=int, default=3)
     given = parser.parse_args(arguments)
-    made: dict[str, Any] = {name: make_task(name, variant="small") for name in given.tasks}
+    try:
+        made: dict[str, Any] = {name: make_task(name, variant="small") for name in given.tasks}
+    except UnknownNameError as error:
+        parser.error(str(error))
     if not made:
         made = {name: task(variant="small") for name, task in DEVELOPMENT_TASKS.items()}
     for name, task in made.items():

@@ -111,18 +111,20 @@ def test_a_tuned_rate_that_cannot_be_seen_is_not_known() -> None:
 
 def test_a_rate_too_high_weighs_more_where_it_answers_for_more() -> None:
     lessons = _lessons(told=False, seed=2)
-    # Four short windows of a hundredth of the run; nothing can be seen of the tuned rate.
+    # Four windows of a hundredth of the run; nothing can be seen of the tuned rate.
     short = lessons._replace(
         observation=lessons.observation * 0, weight=np.full_like(lessons.weight, 0.01)
     )
+    # Three short ones in front of a long one.
+    front = short._replace(weight=np.concatenate([short.weight[:3], np.full((1, 64), 0.97)]))
 
-    def place(overshoot: float) -> float:
+    def place(overshoot: float = 0.0, lasting: float = 0.0, runs: Lessons = short) -> float:
         learner = begin_imitation(init_policy(1, 16))
         settings = ImitationSettings(
-            learning_rate=1e-2, updates=25, mixed=2, runs=32, overshoot=overshoot
+            learning_rate=1e-2, updates=25, mixed=2, runs=32, overshoot=overshoot, lasting=lasting
         )
         for k in range(8):
-            learner, _ = imitate(learner, settings, [short], seed=k, remaining=1.0, iteration=9)
+            learner, _ = imitate(learner, settings, [runs], seed=k, remaining=1.0, iteration=9)
         moves, _ = all_logits(learner.policy, jnp.asarray(short.observation))
         return float((jnp.exp(moves) @ jnp.asarray(MOVES)).mean())
 
@@ -130,6 +132,9 @@ def test_a_rate_too_high_weighs_more_where_it_answers_for_more() -> None:
     assert place(0.0) == pytest.approx(middle, abs=0.15)
     assert place(0.01) == pytest.approx(place(0.0), abs=1e-4)  # no less than its share anyway
     assert place(0.2) < middle - 0.3
+    assert place(lasting=0.2) < middle - 0.3
+    # Windows that are short beside another, and the last one, have nothing that lasts.
+    assert place(lasting=0.2, runs=front) == pytest.approx(place(runs=front), abs=1e-4)
 
 
 def test_the_first_decision_can_be_held_where_later_ones_move() -> None:

@@ -212,6 +212,12 @@ def unseen_cost(learner: Imitator, settings: ImitationSettings, lessons: Lessons
     return float(_mean_cost(learner.average, there, settings.distance))
 
 
+def _left_of_long(weight: jax.Array) -> jax.Array:
+    """Return (K, B) share of the run that is left after each window, 0 for short windows."""
+    is_long = weight > 0.5 * weight.max(0, keepdims=True)
+    return jnp.where(is_long, 1.0 - jnp.cumsum(weight, axis=0), 0.0)
+
+
 @lru_cache(maxsize=8)
 def _step(settings: ImitationSettings) -> Callable[..., Any]:
     transform = _transform()
@@ -221,8 +227,8 @@ def _step(settings: ImitationSettings) -> Callable[..., Any]:
         asked = lessons.weight > 0
         total = jnp.maximum(lessons.weight.sum(), 1e-6)
         high = asked & (place > lessons.place[None, :])
-        least = jnp.where(high, settings.overshoot, 0.0)
-        weight = jnp.maximum(lessons.weight, least) / total
+        least = jnp.maximum(settings.overshoot, settings.lasting * _left_of_long(lessons.weight))
+        weight = jnp.maximum(lessons.weight, jnp.where(high, least, 0.0)) / total
         cost = (cost_at(place, lessons, settings.distance) * weight).sum()
         # Cross entropy; a restore that is masked cannot be strayed from.
         strayed = -(jnp.exp(lessons.restore) * jnp.maximum(restore, _LEAST)).sum(-1)

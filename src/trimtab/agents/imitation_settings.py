@@ -25,6 +25,8 @@ class ImitationSettings:
             beyond four decades it grows linearly.
         overshoot: Share of the run that a decision answers for at least, where it leads above the
             tuned rate: what a rate too high destroys in a short window stays destroyed.
+        lasting: The same for windows that are not short, at the beginning of the run; it falls with
+            the share of the run that is done. Short windows may be undone (``spec.undo``).
         hold: Weight of -log p(no move) at the first decision, which has seen nothing: the window
             after it tells a start that is right from one far too high.
         restore: Weight of staying with the restores of the policy that training began from (on
@@ -43,6 +45,7 @@ class ImitationSettings:
     runs: int = 16
     distance: float = 0.05
     overshoot: float = 0.0
+    lasting: float = 0.0
     hold: float = 0.0
     restore: float = 0.05
     polyak: float = 0.998
@@ -54,7 +57,15 @@ class ImitationSettings:
                 raise SpecError(
                     f"imitation.{name}: {count!r} is not a whole number of at least 1; give one"
                 )
-        for name in ("learning_rate", "distance", "overshoot", "hold", "restore", "polyak"):
+        for name in (
+            "learning_rate",
+            "distance",
+            "overshoot",
+            "lasting",
+            "hold",
+            "restore",
+            "polyak",
+        ):
             number = getattr(self, name)
             is_number = isinstance(number, int | float) and not isinstance(number, bool)
             if not is_number or not math.isfinite(number) or number < 0:
