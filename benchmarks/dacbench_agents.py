@@ -32,6 +32,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,7 @@ def play_policy(name: str) -> Callable[[Steered], None]:
         setting = env.setting
         item = Hyperparameter("lr", "lr", env.start, setting.low, setting.high)
         spec, controller = controller_for(name, (item,), decisions=setting.steps)
+        spec = replace(spec, undo=0.0)  # nothing can be put back here
         session = Session(
             spec,
             controller,

@@ -21,7 +21,7 @@ def export(
         Path | None, typer.Option(help="Folder of the files; trimtab-run-N without it.")
     ] = None,
     all_steps: Annotated[
-        bool, typer.Option("--all-steps", help="Keep the steps that rollbacks undid as well.")
+        bool, typer.Option("--all-steps", help="Keep the steps that were undone as well.")
     ] = False,
     store: Annotated[
         str, typer.Option(help=STORE_HELP, envvar="TRIMTAB_STORE")

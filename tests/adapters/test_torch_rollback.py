@@ -66,6 +66,31 @@ def test_the_weights_and_the_optimiser_go_back_to_the_best(loop, equal):
         assert equal(it.state(), best)
 
 
+@pytest.mark.parametrize("keep_best", [True, False])
+def test_a_short_window_that_ended_worse_is_undone(loop, equal, keep_best):
+    short = {"decisions": 10, "front_windows": 3, "front_share": 0.1, "entry": 0.0}
+    spec = ControlSpec(**short, undo=1e-6, ruin=math.inf, explosion=1e9)
+    it = loop(learning_rate=3.0)
+    controller = it.controller(policy=idle(spec), decisions=10, keep_best=keep_best)
+    it.begin()
+    best, undone = it.state(), 0
+    with controller:
+        for step, loss in enumerate(it.losses()):
+            loss.backward()
+            controller.step(loss)
+            if controller.summary.best["step"] == step + 1:
+                best = it.state()
+            decision = controller.summary.decisions[-1]
+            if decision.step == step + 1 and decision.reason["lr"] & Reason.UNDONE:
+                undone += 1
+                assert decision.restored
+                assert decision.step <= 18
+                assert decision.applied["lr"] == pytest.approx(3.0, rel=1e-5)
+                assert equal(it.state(), best)
+    assert undone > 0, "no window ended worse; the test proves nothing"
+    assert (controller.summary.restores, controller.summary.rollbacks) == (undone, 0)
+
+
 def test_an_update_that_would_not_be_finite_is_never_made(loop):
     it = loop(wrecked={10: math.nan})
     seen = []

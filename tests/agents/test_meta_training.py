@@ -28,6 +28,7 @@ decisions = [6]
 steps_per_decision = [2.0, 2.5]
 width = 16
 [spec]
+undo = 0.0
 hyperparameters = ["lr"]
 [[families]]
 name = "simulated/quadratic"
@@ -154,6 +155,9 @@ def test_a_training_begins_from_a_policy_file(tmp_path: Path) -> None:
     file.write_text(SETTINGS.replace("width = 16", "width = 64"))
     settings = replace(read_settings(file), iterations=2, critic_first=1)
     begun = read_policy(policy_path("trimtab-1"))
+    with pytest.raises(SpecError, match=r"undo: .* made with 0.005, .* say undo = 0.005 under"):
+        unsaid = replace(settings, spec={"hyperparameters": ["lr"]})
+        learn(unsaid, tmp_path / "forgotten", initial=policy_path("trimtab-1"))
     assert begun.spec.undo != 0.01  # what the guard undoes may differ from what it was made under
     settings = replace(settings, spec={**settings.spec, "undo": 0.01})
     alone = replace(settings, iterations=1)

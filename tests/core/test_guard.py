@@ -23,7 +23,7 @@ IDLE, RESTORE = [3, 0], [3, 1]
 
 
 def run(*metrics: Metrics, action: list[int] | None = None, **options: object) -> Episode:
-    names = ("max_divergences", "ruin", "undo", "front_windows", "decisions")
+    names = ("max_divergences", "ruin", "undo", "front_windows", "decisions", "entry")
     fields = {"entry": 0.0} | {name: options.pop(name) for name in names if name in options}
     spec = spec_of(2, **fields)
     action = action or [3, 3, 0]
@@ -89,6 +89,12 @@ def test_short_windows_that_end_worse_are_undone_and_rates_keep_their_moves() ->
     assert {int(bits) for bits in episode.reasons[2]} == {Reason.UNDONE}
     assert float(episode.values[2].offset[0]) == pytest.approx(1.5)
     assert not float(last.harmed)
+
+
+def test_after_a_window_was_undone_the_entry_no_longer_climbs_by_itself() -> None:
+    offsets = [float(one.offset[0]) for one in undone(entry=-2.0).values]
+
+    assert offsets == pytest.approx([-2, -4 / 3, -4 / 3, -4 / 3, -4 / 3])
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ class Lessons(NamedTuple):
         before: (K, B) where the rate would be without the decision's move, in decades off the
             fair rate.
         weight: (K, B) share of the run's steps that the decision answers for; 0 where the guard
-            cut the rate, and after the run was given up.
+            cut the rate or a move was shortened by its bound, and after the run was given up.
         restore: (K, B, 2) log-probabilities of going on and of restoring, to stay with.
         losses: (B, G) log losses of the reference runs along the grid.
         grid: (G,) decades of the grid's points off the fair rate.

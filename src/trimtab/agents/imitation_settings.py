@@ -24,7 +24,8 @@ class ImitationSettings:
         distance: Weight of the squared distance from the tuned rate, in nats a squared decade;
             beyond four decades it grows linearly.
         overshoot: Share of the run that a decision answers for at least, where it leads above the
-            tuned rate: what a rate too high destroys in a short window stays destroyed.
+            tuned rate: what a rate too high destroys in a short window stays destroyed, unless
+            ``spec.undo`` undoes it.
         lasting: The same for windows that are not short, at the beginning of the run; it falls with
             the share of the run that is done. Short windows may be undone (``spec.undo``).
         hold: Weight of -log p(no move) at the first decision, which has seen nothing: the window

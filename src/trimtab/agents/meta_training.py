@@ -191,6 +191,11 @@ def _begin_from_policy(
     if shapes != {name: array.shape for name, array in fresh.policy.items()}:
         own = policy.parameters["token_b"].shape[0]
         raise SpecError(f"width: {settings.width} is not the {own} of {file}; set width = {own}")
+    if policy.spec.undo and "undo" not in settings.spec:
+        raise SpecError(
+            f"spec.undo: {file} was made with {policy.spec.undo:g}, these settings name none; "
+            f"say undo = {policy.spec.undo:g} under [spec] to keep it, or 0 to learn without"
+        )
     arrays = {name: jnp.asarray(array) for name, array in policy.parameters.items()}
     about = policy.about
     counts = {
@@ -265,7 +270,8 @@ def learn(
         initial: What this training begins from, as a second stage with settings of its own: the
             folder of an earlier one of the same kind (its policy and critic; imitation takes the
             averaged policy) or a policy file (its policy, with a fresh critic; see
-            ``critic_first``). Its runs and seconds are counted in.
+            ``critic_first``; ``undo`` may differ from its own). Its runs and seconds are counted
+            in.
         remember: Folders of trainings by imitation whose remembered runs this one begins with.
             What it learns is limited by how many tasks it has seen, not by the network. A
             training that is resumed has them already and does not look at this.

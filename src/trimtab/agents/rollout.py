@@ -68,7 +68,7 @@ class Episodes(NamedTuple):
         selection_loss: (B,) of the best-on-validation weights.
         test_loss: (B,) likewise.
         test_accuracy: (B,) likewise.
-        rollbacks: (B,) forced by the guard.
+        rollbacks: (B,) forced by the guard, with a cut.
         diverged: (B,) 1 if given up (guarded) or if a divergence was met (unguarded).
         spent: (B,) steps done over the run's steps.
         novelty: (K, B) 1 where the fallback held the last multiplier.

@@ -69,7 +69,7 @@ class Carry(NamedTuple):
     # The guard.
     must_restore: Any  # () 1 if the next apply has to restore
     cut_due: Any  # () 1 if it has to cut
-    rollbacks: Any  # () restores forced by the guard
+    rollbacks: Any  # () restores forced by the guard, with a cut
     divergences: Any  # () of these, for a non-finite or exploded loss
     restores: Any  # () restores in all
     since_restore: Any  # () decisions since the last restore

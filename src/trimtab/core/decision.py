@@ -72,8 +72,8 @@ class Summary:
         decisions: The decisions, in order.
         spent_steps: Optimiser steps done, lost ones included.
         spent: Charge in whole runs.
-        rollbacks: Restores that the guard forced.
-        restores: All restores, the policy's own included.
+        rollbacks: Restores that the guard forced, with a cut; windows undone are none.
+        restores: All restores, the policy's own and windows undone included.
         diverged: Whether the run was given up after too many divergences, or, unguarded, met one.
         frozen: Decisions in which the fallback held the last multiplier.
         finished: Whether all announced steps were done.

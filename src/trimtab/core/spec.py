@@ -89,12 +89,13 @@ class ControlSpec:
         front_share: Length of a short window as a share of all steps (at least 2 steps).
         entry: Coordinate offset at which learning rates begin while there are short windows, in
             decades below the start (0: they begin at the start). Short window by short window the
-            offset returns to zero, unless the policy or the guard moves it.
+            offset returns to zero, unless the policy or the guard moves it; once the best weights
+            were put back, by whom ever, it is moved by the policy alone.
         late_move: Largest move after the short windows, in units of the hyperparameter's move.
         ruin: Rise of the log of the normalised validation loss over its best at which the guard
             restores the best weights; infinity switches that off.
         undo: Rise of the same at the end of a short window at which the guard goes back to the best
-            weights, rates unlowered, so that short windows try rates without lasting harm;
+            weights without a cut, so that short windows try rates without lasting harm;
             0 switches that off.
         explosion: Validation loss over its initial value from which a run counts as diverged.
         cut: Decades by which a rollback lowers every learning rate.

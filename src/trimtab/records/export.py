@@ -160,7 +160,7 @@ def _sentences(replay: Replay) -> str:
         lines.append(f"These are all {n_steps} steps of the run.")
     elif replay.all_steps:
         lines.append(
-            f"These are all {n_steps} steps of the run, {n_lost} of which a rollback undid (lost "
+            f"These are all {n_steps} steps of the run, {n_lost} of which going back undid (lost "
             "in ABOUT,\ncounted from 0). Nothing rolls back here: where the run diverged, a replay "
             "may diverge too."
         )

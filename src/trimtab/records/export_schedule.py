@@ -44,7 +44,7 @@ class Replay:
         values: Name -> one float64 a replayed step, the reference schedule included.
         kinds: Name -> kind of hyperparameter, such as ``"lr"``.
         steps: Step of the run that each replayed step was, counted from 0.
-        lost: First and last step, both included, of each stretch that a rollback undid.
+        lost: First and last step, both included, of each stretch that going back undid.
         all_steps: Whether those are among the replayed ones.
         best_after: Replayed steps after which validation was best; None if that is not known.
         rebuilt: Whether the values were worked out from the decisions, since the run never ended.

@@ -76,7 +76,7 @@ class SingleRun:
         seconds: Time that it took.
         steps: Optimiser steps done.
         best_step: Step of the weights that were kept.
-        rollbacks: Restores that the guard forced.
+        rollbacks: Restores that the guard forced, with a cut; windows undone are none.
         diverged: Whether a divergence could not be mended.
         tested: All metrics on test.
         trace: What other methods are told of it.

@@ -101,7 +101,7 @@ class RunResult:
         spent_steps: Optimiser steps done, lost ones included.
         spent: Charge in whole runs.
         seconds: Wall-clock time of training and validation, without the final test.
-        rollbacks: Restores that the guard forced.
+        rollbacks: Restores that the guard forced, with a cut; windows undone are none.
         diverged: Whether the run was given up or, unguarded, met a divergence.
         schedule: One ``{"step": s, name: value}`` a step, reference included.
         decisions: The decisions, in order.
