@@ -155,8 +155,8 @@ def test_a_training_begins_from_a_policy_file(tmp_path: Path) -> None:
     file.write_text(SETTINGS.replace("width = 16", "width = 64"))
     settings = replace(read_settings(file), iterations=2, critic_first=1)
     begun = read_policy(policy_path("trimtab-1"))
+    unsaid = replace(settings, spec={"hyperparameters": ["lr"]})
     with pytest.raises(SpecError, match=r"undo: .* made with 0.005, .* say undo = 0.005 under"):
-        unsaid = replace(settings, spec={"hyperparameters": ["lr"]})
         learn(unsaid, tmp_path / "forgotten", initial=policy_path("trimtab-1"))
     assert begun.spec.undo != 0.01  # what the guard undoes may differ from what it was made under
     settings = replace(settings, spec={**settings.spec, "undo": 0.01})
