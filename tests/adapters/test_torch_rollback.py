@@ -49,21 +49,29 @@ def test_a_loss_that_is_not_finite_rolls_back_and_the_run_is_finished(loop, plac
         assert back.applied["lr"] == pytest.approx(1e-2 * 10**-0.7, rel=1e-5)
 
 
-def test_the_weights_and_the_optimiser_go_back_to_the_best(loop, equal):
-    it = loop(wrecked={32: math.nan})
-    best: list[torch.Tensor] = []
-    controller = it.controller(policy=idle(), decisions=10)
+def best_after_each_step(it, controller):
+    """Train, and yield after each step its number and the best weights and optimiser state."""
     it.begin()
+    best = it.state()
     with controller:
         for step, loss in enumerate(it.losses()):
             loss.backward()
             controller.step(loss)
             if controller.summary.best["step"] == step + 1:
                 best = it.state()
-            if step == 32:
-                break
-        assert controller.summary.decisions[-1].restored
-        assert equal(it.state(), best)
+            yield step, best
+
+
+def test_the_weights_and_the_optimiser_go_back_to_the_best(loop, equal):
+    it = loop(wrecked={32: math.nan})
+    controller = it.controller(policy=idle(), decisions=10)
+    for step, best in best_after_each_step(it, controller):
+        if step == 32:
+            assert controller.summary.decisions[-1].restored
+            assert equal(it.state(), best)
+            break
+    else:
+        pytest.fail("the run ended before its loss was wrecked")
 
 
 @pytest.mark.parametrize("keep_best", [True, False])
@@ -72,21 +80,15 @@ def test_a_short_window_that_ended_worse_is_undone(loop, equal, keep_best):
     spec = ControlSpec(**short, undo=1e-6, ruin=math.inf, explosion=1e9)
     it = loop(learning_rate=3.0)
     controller = it.controller(policy=idle(spec), decisions=10, keep_best=keep_best)
-    it.begin()
-    best, undone = it.state(), 0
-    with controller:
-        for step, loss in enumerate(it.losses()):
-            loss.backward()
-            controller.step(loss)
-            if controller.summary.best["step"] == step + 1:
-                best = it.state()
-            decision = controller.summary.decisions[-1]
-            if decision.step == step + 1 and decision.reason["lr"] & Reason.UNDONE:
-                undone += 1
-                assert decision.restored
-                assert decision.step <= 18
-                assert decision.applied["lr"] == pytest.approx(3.0, rel=1e-5)
-                assert equal(it.state(), best)
+    undone = 0
+    for step, best in best_after_each_step(it, controller):
+        decision = controller.summary.decisions[-1]
+        if decision.step == step + 1 and decision.reason["lr"] & Reason.UNDONE:
+            undone += 1
+            assert decision.restored
+            assert decision.step <= 18
+            assert decision.applied["lr"] == pytest.approx(3.0, rel=1e-5)
+            assert equal(it.state(), best)
     assert undone > 0, "no window ended worse; the test proves nothing"
     assert (controller.summary.restores, controller.summary.rollbacks) == (undone, 0)
 

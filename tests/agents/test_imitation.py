@@ -134,7 +134,7 @@ def test_a_rate_too_high_weighs_more_where_it_answers_for_more() -> None:
     assert place(0.2) < middle - 0.3
     assert place(lasting=0.2) < middle - 0.3
     # Windows that are short beside another, and the last one, have nothing that lasts.
-    assert place(lasting=0.2, runs=front) == pytest.approx(place(runs=front), abs=1e-4)
+    assert place(lasting=2.0, runs=front) == pytest.approx(place(runs=front), abs=1e-4)
 
 
 def test_the_first_decision_can_be_held_where_later_ones_move() -> None:

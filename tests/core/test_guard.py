@@ -74,7 +74,7 @@ def test_rise_below_ruin_is_left_alone() -> None:
 
 
 def undone(action: list[int] | None = None, **options: object) -> Episode:
-    """Runs of three short windows that end well, worse by .05 nats, as well again, and so on."""
+    """Three short windows and two long ones, which end well and worse by .05 nats in turn."""
     worse = Metrics(val_loss=math.exp(0.05))
     fields = {"undo": 0.02, "front_windows": 3, "decisions": 9, **options}
     return run(GOOD, worse, GOOD, worse, GOOD, action=action, **fields)
