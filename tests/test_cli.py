@@ -550,6 +550,30 @@ def test_a_demo_run_that_fails_is_told_in_one_line():
     assert "Traceback" not in err
 
 
+def test_a_demo_run_that_is_ended_while_a_library_closes_something_logs_no_traceback():
+    script = """
+import logging, os, queue, signal
+from trimtab import cli_demo
+from trimtab.cli_running import Request
+
+def closed_in_the_middle(*_, **__):
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.sigtimedwait([], 5)
+    except BaseException:
+        logging.getLogger("pool").error("Exception closing connection", exc_info=True)
+        raise
+
+cli_demo.execute = closed_in_the_middle
+cli_demo.find_task = lambda *_: None
+cli_demo._work("steered", Request(task=""), queue.Queue())
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=TIMEOUT, check=False
+    )
+    assert (ended.returncode, ended.stderr) == (130, "")
+
+
 def test_a_closed_pipe_is_no_traceback():
     ended = subprocess.run(
         ["bash", "-c", f"{sys.executable} -m trimtab methods | true"],

@@ -164,9 +164,12 @@ def _gather(
 
 def _work(name: str, request: Request, events: Any) -> None:
     """Run a request in a process of its own and tell the parent; Ctrl-C is the parent's to hear."""
+    import logging
     import warnings
 
     def interrupt(*_: object) -> None:
+        # What is closed at this moment is given up; libraries would log it with a traceback.
+        logging.disable(logging.CRITICAL)
         raise KeyboardInterrupt
 
     def tell_warning(message: Warning | str, *_: Any, **__: Any) -> None:
