@@ -157,6 +157,30 @@ def test_the_first_decision_can_be_held_where_later_ones_move() -> None:
     assert held[1:].min() > 0.6
 
 
+def test_short_windows_lead_above_the_tuned_rate_where_they_probe() -> None:
+    lessons = _lessons(told=False, seed=2)
+    observation = lessons.observation * 0
+    observation[:3, :, SEEN] = 1.0  # three windows of a hundredth, then one that is long
+    weight = np.concatenate([np.full((3, 64), 0.01), np.full((1, 64), 0.97)])
+    lessons = lessons._replace(observation=observation, weight=weight)
+
+    def moves(**more: float) -> np.ndarray:
+        learner = begin_imitation(init_policy(1, 16))
+        settings = ImitationSettings(learning_rate=1e-2, updates=25, mixed=2, runs=32, **more)
+        for k in range(12):
+            learner, _ = imitate(learner, settings, [lessons], seed=k, remaining=1.0, iteration=9)
+        chosen, _ = all_logits(learner.policy, jnp.asarray(observation))
+        return np.asarray(jnp.exp(chosen) @ jnp.asarray(MOVES))[:, 0, 0]
+
+    middle = float(lessons.place.mean())
+    assert moves() == pytest.approx(np.full(4, middle), abs=0.2)
+    probed = moves(probe=0.7)
+    assert probed[:3] == pytest.approx(np.full(3, middle + 0.7), abs=0.2)
+    assert probed[3] == pytest.approx(middle, abs=0.2)
+    # What leads above the probe is what overshoots.
+    assert moves(probe=0.7, overshoot=0.2)[:3].max() < probed[:3].min() - 0.15
+
+
 @given(place=st.floats(-4.0, 4.0), seed=st.integers(0, 50))
 def test_the_cost_is_the_grids_loss_and_the_distance(place: float, seed: int) -> None:
     lessons = _lessons(told=True, seed=seed, runs=3, decisions=1)

@@ -48,6 +48,7 @@ __all__ = [
 _MAX_GRAD_NORM = 0.5
 _WARM_UP = 8  # iterations with few lessons to draw from
 _FEW_UPDATES = 4
+_PROBE_WEIGHT = 2.0  # short windows are few steps, and what they find out serves all others
 _LEAST = -20.0  # log-probability
 _TOLERANCE = 1e-3  # decades
 _NO_MOVE = MOVES.index(0.0)
@@ -212,10 +213,21 @@ def unseen_cost(learner: Imitator, settings: ImitationSettings, lessons: Lessons
     return float(_mean_cost(learner.average, there, settings.distance))
 
 
+def _are_long(weight: jax.Array) -> jax.Array:
+    """Return (K, B) whether a decision answers for a long window."""
+    return weight > 0.5 * weight.max(0, keepdims=True)
+
+
 def _left_of_long(weight: jax.Array) -> jax.Array:
     """Return (K, B) share of the run that is left after each window, 0 for short windows."""
-    is_long = weight > 0.5 * weight.max(0, keepdims=True)
-    return jnp.where(is_long, 1.0 - jnp.cumsum(weight, axis=0), 0.0)
+    return jnp.where(_are_long(weight), 1.0 - jnp.cumsum(weight, axis=0), 0.0)
+
+
+def _probed(place: jax.Array, lessons: Lessons, probe: float) -> tuple[jax.Array, jax.Array]:
+    """Return (K, B) places as the cost takes them, and weights; short windows may go higher."""
+    probes = (lessons.weight > 0) & ~_are_long(lessons.weight) & (probe > 0)
+    weight = jnp.where(probes, _PROBE_WEIGHT * lessons.weight, lessons.weight)
+    return jnp.where(probes, place - probe, place), weight
 
 
 @lru_cache(maxsize=8)
@@ -226,10 +238,11 @@ def _step(settings: ImitationSettings) -> Callable[..., Any]:
         place, moves, restore = _led_to(policy, lessons)
         asked = lessons.weight > 0
         total = jnp.maximum(lessons.weight.sum(), 1e-6)
-        high = asked & (place > lessons.place[None, :])
+        judged, weight = _probed(place, lessons, settings.probe)
+        high = asked & (judged > lessons.place[None, :])
         least = jnp.maximum(settings.overshoot, settings.lasting * _left_of_long(lessons.weight))
-        weight = jnp.maximum(lessons.weight, jnp.where(high, least, 0.0)) / total
-        cost = (cost_at(place, lessons, settings.distance) * weight).sum()
+        weight = jnp.maximum(weight, jnp.where(high, least, 0.0)) / total
+        cost = (cost_at(judged, lessons, settings.distance) * weight).sum()
         # Cross entropy; a restore that is masked cannot be strayed from.
         strayed = -(jnp.exp(lessons.restore) * jnp.maximum(restore, _LEAST)).sum(-1)
         strayed = (strayed * asked).sum() / jnp.maximum(asked.sum(), 1)

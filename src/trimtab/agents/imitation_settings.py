@@ -28,6 +28,9 @@ class ImitationSettings:
             ``spec.undo`` undoes it.
         lasting: The same for windows that are not short, at the beginning of the run; it falls with
             the share of the run that is done. Short windows may be undone (``spec.undo``).
+        probe: Decades above the tuned rate that short windows have to lead to, at twice their
+            weight; 0 leads to the tuned one. What is too high is found out, and undone
+            (``spec.undo``).
         hold: Weight of -log p(no move) at the first decision, which has seen nothing: the window
             after it tells a start that is right from one far too high.
         restore: Weight of staying with the restores of the policy that training began from (on
@@ -47,6 +50,7 @@ class ImitationSettings:
     distance: float = 0.05
     overshoot: float = 0.0
     lasting: float = 0.0
+    probe: float = 0.0
     hold: float = 0.0
     restore: float = 0.05
     polyak: float = 0.998
@@ -63,6 +67,7 @@ class ImitationSettings:
             "distance",
             "overshoot",
             "lasting",
+            "probe",
             "hold",
             "restore",
             "polyak",
