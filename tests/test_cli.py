@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -123,6 +124,25 @@ def test_run_without_json_ends_with_the_command_for_its_report(trimtab):
     assert status == 0
     assert "accuracy" in out
     assert out.rstrip().endswith("trimtab report 1 --store other.db")
+
+
+def test_the_last_line_of_a_run_counts_the_short_windows_that_were_undone(capsys):
+    from trimtab import cli_running
+    from trimtab.core.guard import Reason
+
+    def printed(*bits: int) -> str:
+        decisions = [SimpleNamespace(reason={"lr": each}) for each in bits]
+        result = SimpleNamespace(
+            best={}, test={}, run=None, decisions=decisions, rollbacks=1, diverged=False,
+            spent_steps=60, spent=1.0, seconds=2.0,
+        )  # fmt: skip
+        cli_running._print_result(result, None)
+        return capsys.readouterr().out
+
+    last = "1 rolled back, 1.00 whole runs"
+    assert f"60 steps, {last}" in printed(0, Reason.ROLLBACK | Reason.CUT)
+    assert f"60 steps, 1 short window undone, {last}" in printed(0, Reason.UNDONE)
+    assert f"60 steps, 2 short windows undone, {last}" in printed(1 | Reason.UNDONE, Reason.UNDONE)
 
 
 def test_a_random_policy_runs_equal_with_equal_seeds(trimtab):

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from trimtab.cli_output import JSON_HELP, STORE_HELP, names, print_json, store_or_none
+from trimtab.cli_output import JSON_HELP, STORE_HELP, folder, names, print_json, store_or_none
 
 __all__ = ["export"]
 
@@ -18,7 +18,8 @@ def export(
         str, typer.Option(help="Any of json, torch, keras, transformers, optax, by commas.")
     ] = "json",
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the files; trimtab-run-N without it.")
+        Path | None,
+        typer.Option(parser=folder, help="Folder of the files; trimtab-run-N without it."),
     ] = None,
     all_steps: Annotated[
         bool, typer.Option("--all-steps", help="Keep the steps that were undone as well.")
@@ -38,8 +39,8 @@ def export(
         raise SpecError("--store: none keeps no record to export; name the store of the run")
     record = load_run(run, kept)
     name = Path(run).stem if record.id is None or run.endswith(".jsonl") else f"run-{record.id}"
-    folder = out or Path(f"trimtab-{name}" if not name.startswith("trimtab-") else name)
-    paths = export_run(record, names(to), folder, all_steps=all_steps)
+    into = out or Path(f"trimtab-{name}" if not name.startswith("trimtab-") else name)
+    paths = export_run(record, names(to), into, all_steps=all_steps)
     if as_json:
         print_json({"files": {target: str(path.resolve()) for target, path in paths.items()}})
     else:

@@ -219,13 +219,17 @@ def _executed_in_sight(request: Request, task: Task, *, is_rhythm_given: bool) -
 
 
 def _print_result(result: RunResult, store: str | None) -> None:
+    from trimtab.core.guard import count_undone
+
     rows: list[tuple[Any, ...]] = [
         (name, number(result.best.get(name)), number(result.test.get(name)))
         for name in dict.fromkeys([*result.best, *result.test])
         if name not in ("step", "examples")
     ]
     print_table(("metric", "validation", "test"), rows, f"Best weights, of step {_step(result)}")
-    lost = f", {result.rollbacks} rolled back" if result.rollbacks else ""
+    undone = count_undone(item.reason for item in result.decisions)
+    lost = f", {undone} short window{'s' * (undone > 1)} undone" if undone else ""
+    lost += f", {result.rollbacks} rolled back" if result.rollbacks else ""
     given_up = ", given up after too many divergences" if result.diverged else ""
     typer.echo(
         f"{result.spent_steps} steps{lost}{given_up}, {result.spent:.2f} whole runs, "

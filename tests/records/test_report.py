@@ -15,6 +15,7 @@ import pytest
 
 from tests import tiny_task
 from trimtab.core.errors import MissingDependencyError, SpecError
+from trimtab.core.guard import Reason
 from trimtab.core.run_info import RunInfo
 from trimtab.defaults import controller_for
 from trimtab.records import chart_data, charts, report
@@ -90,6 +91,18 @@ def test_the_charts_hold_the_numbers_of_the_record(pair):
     (start,) = {row["value"] for row in rows_of(momentum) if set(row) == {"step", "value"}}
     assert start == 0.5
     assert accuracy["title"]["text"] == "accuracy"
+
+
+def test_windows_undone_are_counted_where_there_are_any(pair):
+    record = pair[0]
+    assert "windows undone" not in report.report_html(record)
+    bits = {"lr": int(Reason.UNDONE | Reason.BOUNDS)}
+    some = [
+        replace(item, reasons=bits) if k < 3 else item for k, item in enumerate(record.decisions)
+    ]
+    shown = report.report_html(replace(record, decisions=some))
+    assert "short windows undone" in shown
+    assert re.search(r'short windows undone</div>\s*<div class="value">3</div>', shown)
 
 
 def test_each_decision_carries_its_reason(pair):

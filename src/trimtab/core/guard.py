@@ -11,6 +11,7 @@ often not seen in the loss before the end of the run.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from enum import IntFlag
 from typing import Any
 
@@ -19,7 +20,7 @@ import numpy as np
 from trimtab.core.carry import Carry
 from trimtab.core.spec import ControlSpec
 
-__all__ = ["Reason", "describe_reason", "guard_restore", "limit_move"]
+__all__ = ["Reason", "count_undone", "describe_reason", "guard_restore", "limit_move"]
 
 
 class Reason(IntFlag):
@@ -60,6 +61,15 @@ def describe_reason(bits: int) -> str:
     'rolled back to the best weights; learning rate cut'
     """
     return "; ".join(words for bit, words in _WORDS.items() if bits & bit)
+
+
+def count_undone(reasons: Iterable[Mapping[str, int]]) -> int:
+    """Return how many short windows were undone, from the `Reason` bits of each decision by name.
+
+    >>> count_undone([{"lr": Reason.UNDONE | Reason.BOUNDS}, {"lr": Reason.ROLLBACK}])
+    1
+    """
+    return sum(any(bits & Reason.UNDONE for bits in each.values()) for each in reasons)
 
 
 def limit_move(spec: ControlSpec, carry: Carry, moves: Any, xp: Any) -> tuple[Any, Any]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.core.errors import SpecError
+from trimtab.core.guard import count_undone
 from trimtab.records.chart_data import figures_of, label_of, spelled, steered_names
 from trimtab.records.charts import THEMES, charts_of, require_report_extra
 from trimtab.records.rows import DecisionRecord, RunRecord
@@ -258,6 +259,12 @@ def _figures(record: RunRecord, other: RunRecord | None) -> str:
             value = record.figures[key]
             shown = f"{value:.1f}" if key == "seconds" else _number(value, 3)
             cards.append((label, shown, None if other is None else other.figures.get(key)))
+    undone, others = (
+        None if each is None else count_undone(item.reasons for item in each.decisions)
+        for each in (record, other)
+    )
+    if undone or others:
+        cards.append(("short windows undone", _number(undone), others))
     best = (record.figures.get("best") or {}).get("step")
     if best is not None:
         cards.append(("best at step", _number(best), None))
