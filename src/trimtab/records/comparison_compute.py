@@ -100,19 +100,19 @@ def regret_chart(figures: Mapping[str, Any]) -> Any:
         lines.mark_rule(opacity=0.3).encode(y=alt.Y("low:Q"), y2="high:Q"),
         lines.mark_line(strokeWidth=2),
         lines.mark_point(filled=True, size=46, opacity=1).encode(tooltip=tip),
-        names.transform_filter("datum.side === 'left'")
-        .mark_rule(strokeWidth=0.7, opacity=0.6)
-        .encode(x=alt.X("from:Q"), x2="charge:Q", y2="target:Q", color=grey),
+        names.mark_rule(strokeWidth=0.7, opacity=0.6).encode(
+            x=alt.X("from:Q"), x2="charge:Q", y2="target:Q", color=grey
+        ),
         dots.mark_rule(opacity=0.25).encode(y=alt.Y("low:Q"), y2="high:Q", color=grey),
         dots.mark_point(filled=True, size=40, opacity=1).encode(color=grey, tooltip=tip),
         names.transform_filter("datum.side === 'right'")
-        .mark_text(align="left", fontSize=12, fontWeight=600)
+        .mark_text(align="left", fontSize=12, fontWeight=600, dx=3)
         .encode(x=alt.X("from:Q"), text="label:N", color=colour),
         names.transform_filter("datum.side === 'left' && datum.kind === 'single'")
         .mark_text(align="right", fontSize=11, dx=-3, style="faint")
         .encode(x=alt.X("from:Q"), text="label:N"),
         names.transform_filter("datum.kind === 'steered'")
-        .mark_text(align="right", fontSize=13, fontWeight=700, dx=-3, dy=-9, style="steered")
+        .mark_text(align="right", fontSize=13, fontWeight=700, dx=-3, style="steered")
         .encode(x=alt.X("from:Q"), text="label:N"),
         steered.mark_rule(style="steered", strokeWidth=2.5, opacity=0.5).encode(
             y=alt.Y("low:Q"), y2="high:Q"
@@ -161,12 +161,13 @@ def _points(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _names(points: Sequence[Row], span: tuple[float, float]) -> list[dict[str, Any]]:
     """Return where names stand: one-run methods on the left, searches at their last budget."""
     last = {point["method"]: point for point in points if point["kind"] == "search"}
+    edge = 1.12 * max((point["charge"] for point in last.values()), default=1.0)
     left = [point for point in points if point["kind"] != "search"]
     gap = _NAME_HEIGHT / _HEIGHT * (span[1] - span[0])
     named = []
     for side, chosen in (("right", list(last.values())), ("left", left)):
         chosen = sorted(chosen, key=lambda point: (point["regret"], float(point["told"])))
-        # The steered name is larger and stands above its line: it takes the next place as well.
+        # The steered name is larger: it stands in the middle of two places.
         places = [point for point in chosen for _ in range(1 + (point["kind"] == "steered"))]
         heights = apart([point["regret"] for point in places], gap, *span)
         for index, (point, height) in enumerate(zip(places, heights, strict=True)):
@@ -178,9 +179,9 @@ def _names(points: Sequence[Row], span: tuple[float, float]) -> list[dict[str, A
                     "method": point["method"],
                     "kind": point["kind"],
                     "side": side,
-                    "from": _NAMES_AT if side == "left" else point["charge"] * 1.08,
+                    "from": _NAMES_AT if side == "left" else edge,
                     "charge": point["charge"],
-                    "regret": height,
+                    "regret": height + gap / 2 * (point["kind"] == "steered"),
                     "target": point["regret"],
                 }
             )
@@ -190,18 +191,24 @@ def _names(points: Sequence[Row], span: tuple[float, float]) -> list[dict[str, A
 def apart(values: Sequence[float], gap: float, low: float, high: float) -> list[float]:
     """Return values moved apart to differ by a gap, in their order, within bounds if these allow.
 
+    They move as little as that takes, in squares: less its place times the gap, each has to be no
+    lower than the one before, which pooling neighbours that violate it solves (isotonic
+    regression: Barlow and others, 1972).
+
     >>> [round(value, 2) for value in apart([0.5, 0.5, 0.9], 0.2, 0.0, 1.0)]
-    [0.5, 0.7, 0.9]
+    [0.4, 0.6, 0.9]
     """
     order = sorted(range(len(values)), key=values.__getitem__)
-    moved = sorted(values)
-    for place in range(1, len(moved)):
-        moved[place] = max(moved[place], moved[place - 1] + gap)
-    if moved and moved[-1] > high:
-        moved[-1] = high
-        for place in range(len(moved) - 2, -1, -1):
-            moved[place] = min(moved[place], moved[place + 1] - gap)
+    pools: list[tuple[float, int]] = []  # mean and size
+    for place, where in enumerate(order):
+        mean, size = values[where] - place * gap, 1
+        while pools and pools[-1][0] > mean:
+            before, more = pools.pop()
+            mean, size = (mean * size + before * more) / (size + more), size + more
+        pools.append((mean, size))
+    level = [mean for mean, size in pools for _ in range(size)]
+    highest = high - (len(values) - 1) * gap
     found = [0.0] * len(values)
     for place, where in enumerate(order):
-        found[where] = max(moved[place], low)
+        found[where] = max(min(level[place], highest), low) + place * gap
     return found
