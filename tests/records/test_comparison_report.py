@@ -50,8 +50,8 @@ def test_a_report_without_steered_runs_has_no_cost(tmp_path):
     assert "costs, and saves" not in page
 
 
-def test_no_name_stands_on_the_raised_name_of_the_steered_run():
-    from trimtab.records.comparison_compute import _names
+def test_no_name_stands_on_the_larger_name_of_the_steered_run():
+    from trimtab.records.comparison_compute import _HEIGHT, _NAME_HEIGHT, _names
 
     points = [
         {"name": label, "label": label, "method": label, "kind": kind, "charge": 1.0}
@@ -64,5 +64,6 @@ def test_no_name_stands_on_the_raised_name_of_the_steered_run():
     ]
     heights = {row["label"]: row["regret"] for row in _names(points, (-1.0, 2.0))}
     assert list(heights) == ["below", "trimtab", "above"]
-    gap = heights["trimtab"] - heights["below"]
-    assert heights["above"] - heights["trimtab"] == pytest.approx(2 * gap)
+    gap = _NAME_HEIGHT / _HEIGHT * 3.0
+    assert heights["trimtab"] - heights["below"] == pytest.approx(1.5 * gap)
+    assert heights["above"] - heights["trimtab"] == pytest.approx(1.5 * gap)
