@@ -100,6 +100,7 @@ def _select(table: str) -> object:
         ("export 7", 1, "has no run '7' (the last ones: 1); give a number, or latest"),
         ("export latest --out file", 2, "file: the export cannot be written"),
         ("export", 2, "missing argument"),
+        ("export 1 --out=", 2, "'' names no folder; name one, or . for the working one"),
     ],
 )
 def test_a_wrong_request_is_one_line(trimtab, arguments, status, message):

@@ -19,7 +19,9 @@ def export(
     ] = "json",
     out: Annotated[
         Path | None,
-        typer.Option(parser=folder, help="Folder of the files; trimtab-run-N without it."),
+        typer.Option(
+            help="Folder of the files; trimtab-run-N without it.", parser=folder, metavar="<path>"
+        ),
     ] = None,
     all_steps: Annotated[
         bool, typer.Option("--all-steps", help="Keep the steps that were undone as well.")
