@@ -151,6 +151,7 @@ def test_copies_are_gone_after_the_window() -> None:
 
     assert statistics._gradients is None
     assert statistics._weights is None
+    assert statistics._chosen == []  # a view would keep memory that its weight has left
 
 
 def test_a_window_is_the_same_if_a_loop_notes_the_losses_of_its_ordinary_steps() -> None:
@@ -220,6 +221,27 @@ def test_a_sample_estimates_what_all_entries_give() -> None:
     assert metrics.grad_cosine == pytest.approx(0.5, abs=0.015)
     ratio = np.linalg.norm(flat(weights) - before) / np.linalg.norm(before)
     assert metrics.update_ratio == pytest.approx(ratio, rel=0.02)
+
+
+@pytest.mark.parametrize("update", ["in place", "new memory", "both"])
+def test_an_update_is_measured_wherever_the_optimiser_puts_the_weights(update: str) -> None:
+    weights = many_weights(0)
+    statistics = WindowStatistics()
+    statistics.begin(1)
+    for weight in weights:
+        weight.grad = torch.ones_like(weight)
+    before = flat(weights)
+    statistics.before_step(1.0, weights)
+    with torch.no_grad():
+        for index, weight in enumerate(weights):
+            if update == "in place" or (update == "both" and index % 2):
+                weight *= 1.25
+            else:
+                weight.data = weight.data * 1.25
+    statistics.after_step(weights)
+
+    assert statistics.finish().update_ratio == pytest.approx(0.25, rel=1e-5)
+    assert flat(weights) == pytest.approx(1.25 * before)
 
 
 def test_a_window_goes_on_from_its_state_on_a_large_model() -> None:

@@ -100,21 +100,36 @@ class Room:
         self._is_complex = is_complex
         self._views, self._slices = views, slices
 
-    @torch.no_grad()
     def take(self, tensors: Sequence[torch.Tensor | None]) -> torch.Tensor:
         """Copy the chosen entries here and return them; a tensor that is None counts as zeros."""
+        return self.copy(self.chosen(tensors))
+
+    @torch.no_grad()
+    def chosen(self, tensors: Sequence[torch.Tensor | None]) -> list[torch.Tensor | None]:
+        """Return the chosen entries of each tensor: views of it, if it is dense."""
+        return [
+            None if tensor is None else self._entries(tensor, where)
+            for tensor, where in zip(tensors, self._slices, strict=True)
+        ]
+
+    @torch.no_grad()
+    def copy(self, chosen: Sequence[torch.Tensor | None]) -> torch.Tensor:
+        """Copy what `chosen` returned here and return it; None counts as zeros."""
         into: list[torch.Tensor] = []
         taken: list[torch.Tensor] = []
-        for tensor, view, where in zip(tensors, self._views, self._slices, strict=True):
-            if tensor is None:
+        for entries, view in zip(chosen, self._views, strict=True):
+            if entries is None:
                 view.zero_()
-                continue
-            entries = _plain(tensor) if self._is_complex or tensor.is_sparse else tensor
-            into.append(view)
-            taken.append(entries if where is None else entries[where])
+            else:
+                into.append(view)
+                taken.append(entries)
         if into:
             torch._foreach_copy_(into, taken)
         return self.flat
+
+    def _entries(self, tensor: torch.Tensor, where: tuple[slice, ...] | None) -> torch.Tensor:
+        entries = _plain(tensor) if self._is_complex or tensor.is_sparse else tensor
+        return entries if where is None else entries[where]
 
 
 def _slices(tensor: torch.Tensor, share: float, index: int) -> tuple[slice, ...] | None:

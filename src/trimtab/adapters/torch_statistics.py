@@ -83,6 +83,8 @@ class WindowStatistics:
         self._unread: list[torch.Tensor] = []
         self._gradients: torch.Tensor | None = None  # sampled at the last but one step
         self._weights: torch.Tensor | None = None  # sampled before the last step's update
+        self._chosen: list[torch.Tensor | None] = []  # views of them, until after that update
+        self._chosen_places: list[int] | None = None
         self._sums: dict[str, torch.Tensor] = {}
         self._sampled: Sequence[torch.Tensor] | None = None  # fit the sample in this window
 
@@ -117,6 +119,7 @@ class WindowStatistics:
                 self._finite = False
         if not self._finite:
             self._gradients = self._weights = None
+            self._chosen = []
             return False
         if self.steps >= self._window_steps - 1:
             with torch.no_grad():
@@ -135,7 +138,11 @@ class WindowStatistics:
         sample, (room, _) = self._places(parameters)
         before, self._weights = self._weights, None
         self._sums["weights"] = sample.weighted(before).dot(before)
-        change = room.take(parameters).sub_(before)
+        chosen, places, self._chosen = self._chosen, self._chosen_places, []
+        # An optimiser that gives weights new memory leaves the views of a moment ago behind.
+        if not chosen or places is None or places != _places_in_memory(parameters):
+            chosen = room.chosen(parameters)
+        change = room.copy(chosen).sub_(before)
         self._sums["update"] = sample.weighted(change).dot(change)
 
     def finish(self) -> Metrics:
@@ -148,6 +155,7 @@ class WindowStatistics:
         """
         self._read_losses()
         self._gradients = self._weights = None
+        self._chosen = []
         losses = np.asarray(self.losses, np.float64)
         fields: dict[str, float] = {"steps": float(self.steps)}
         fields["finite"] = 1.0 if self._finite else 0.0
@@ -209,7 +217,9 @@ class WindowStatistics:
             self._sums["product"] = weighted.dot(before)
             self._sums["gradients before"] = sample.weighted(before).dot(before)
         self._gradients = None
-        self._weights = other.take(parameters)
+        self._chosen = other.chosen(parameters)
+        self._chosen_places = _places_in_memory(parameters)
+        self._weights = other.copy(self._chosen)
 
     def _places(self, parameters: Sequence[torch.Tensor]) -> tuple[Sample, tuple[Room, Room]]:
         """Return the sample for these weights, and room for two of them."""
@@ -223,6 +233,14 @@ class WindowStatistics:
             self._rooms = self._sample.room(), self._sample.room()
         self._sampled = parameters
         return self._sample, self._rooms
+
+
+def _places_in_memory(tensors: Sequence[torch.Tensor]) -> list[int] | None:
+    """Return where each tensor begins in memory, or None if one has none of its own."""
+    try:
+        return [tensor.data_ptr() for tensor in tensors]
+    except RuntimeError:
+        return None
 
 
 def _from_sums(sums: dict[str, float]) -> dict[str, float]:
