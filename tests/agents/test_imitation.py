@@ -177,6 +177,14 @@ def test_short_windows_lead_above_the_tuned_rate_where_they_probe() -> None:
     probed = moves(probe=0.7)
     assert probed[:3] == pytest.approx(np.full(3, middle + 0.7), abs=0.2)
     assert probed[3] == pytest.approx(middle, abs=0.2)
+    # The cost on unseen runs is that of what was asked for.
+    idle = init_policy(1, 16)
+    idle["move_w"] = idle["move_w"] * 0
+    short = weight < 0.5
+    cost = cost_at(jnp.asarray(lessons.before - 0.7 * short), lessons, HOW.distance)
+    expected = (np.asarray(cost) * weight * (1 + short)).sum() / weight.sum()
+    found = unseen_cost(begin_imitation(idle), replace(HOW, probe=0.7), lessons)
+    assert found == pytest.approx(float(expected), rel=1e-4)
     # What leads above the probe is what overshoots.
     assert moves(probe=0.7, overshoot=0.2)[:3].max() < probed[:3].min() - 0.15
 
@@ -479,6 +487,10 @@ def test_settings_are_read_and_checked(tmp_path: Path) -> None:
     for name, value in wrong:
         with pytest.raises(SpecError, match=rf"imitation\.{name}: '?{value}"):
             ImitationSettings(**{name: value})
+    probing = replace(HOW, probe=0.4)
+    with pytest.raises(SpecError, match=r"imitation\.probe: 0.4 .* say undo = 0.005 under"):
+        replace(SETTINGS, imitation=probing)
+    assert replace(SETTINGS, imitation=probing, spec={**SETTINGS.spec, "undo": 0.005})
     with pytest.raises(SpecError, match="critic_first: 3 means nothing to imitation"):
         replace(SETTINGS, critic_first=3)
     two = FamilyShare("simulated/mlp", options={"hyperparameters": ["lr", "clip"]})

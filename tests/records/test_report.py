@@ -103,6 +103,9 @@ def test_windows_undone_are_counted_where_there_are_any(pair):
     shown = report.report_html(replace(record, decisions=some))
     assert "short windows undone" in shown
     assert re.search(r'short windows undone</div>\s*<div class="value">3</div>', shown)
+    beside = report.report_html(record, replace(pair[1], decisions=some))  # only the other has any
+    card = r'short windows undone</div>\s*<div class="value">0</div>\s*<div class="beside">[^<]* 3<'
+    assert re.search(card, beside)
 
 
 def test_each_decision_carries_its_reason(pair):

@@ -197,10 +197,11 @@ def _led_to(policy: Any, lessons: Lessons) -> tuple[jax.Array, jax.Array, jax.Ar
     return lessons.before + expected, moves, restore
 
 
-@partial(jax.jit, static_argnums=2)
-def _mean_cost(policy: Any, lessons: Lessons, distance: float) -> jax.Array:
+@partial(jax.jit, static_argnums=(2, 3))
+def _mean_cost(policy: Any, lessons: Lessons, distance: float, probe: float) -> jax.Array:
     place, _, _ = _led_to(policy, lessons)
-    cost = cost_at(place, lessons, distance) * lessons.weight
+    judged, weight = _probed(place, lessons, probe)
+    cost = cost_at(judged, lessons, distance) * weight
     return cost.sum() / jnp.maximum(lessons.weight.sum(), 1e-6)
 
 
@@ -210,7 +211,7 @@ def unseen_cost(learner: Imitator, settings: ImitationSettings, lessons: Lessons
     Beside the cost on what it remembers, this tells learning from learning by heart.
     """
     there = Lessons(*map(jnp.asarray, lessons))
-    return float(_mean_cost(learner.average, there, settings.distance))
+    return float(_mean_cost(learner.average, there, settings.distance, settings.probe))
 
 
 def _are_long(weight: jax.Array) -> jax.Array:
@@ -246,7 +247,7 @@ def _step(settings: ImitationSettings) -> Callable[..., Any]:
         # Cross entropy; a restore that is masked cannot be strayed from.
         strayed = -(jnp.exp(lessons.restore) * jnp.maximum(restore, _LEAST)).sum(-1)
         strayed = (strayed * asked).sum() / jnp.maximum(asked.sum(), 1)
-        off = (place - lessons.place[None, :]) ** 2 * lessons.weight / total
+        off = (judged - lessons.place[None, :]) ** 2 * lessons.weight / total
         held = -moves[0, :, 0, _NO_MOVE].mean()
         total_cost = cost + settings.restore * strayed + settings.hold * held
         return total_cost, {"cost": cost, "decades_off": jnp.sqrt(off.sum())}

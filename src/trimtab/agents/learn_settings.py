@@ -137,6 +137,11 @@ class LearnSettings:
                     f"families: {item.name} offers {list(offered)} in subsets {item.subsets}; "
                     "imitation takes lr alone, so leave both out"
                 )
+        if self.imitation is not None and self.imitation.probe and not self.spec.get("undo"):
+            raise SpecError(
+                f"imitation.probe: {self.imitation.probe:g} leads above the tuned rate, in windows "
+                "that nothing undoes; say undo = 0.005 under [spec], or leave probe out"
+            )
         for name, unused in (("ppo", PPOSettings()), ("critic_first", 0), ("aversion", 1.0)):
             if getattr(self, name) != unused:
                 raise SpecError(
