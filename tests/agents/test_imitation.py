@@ -185,6 +185,12 @@ def test_short_windows_lead_above_the_tuned_rate_where_they_probe() -> None:
     expected = (np.asarray(cost) * weight * (1 + short)).sum() / weight.sum()
     found = unseen_cost(begin_imitation(idle), replace(HOW, probe=0.7), lessons)
     assert found == pytest.approx(float(expected), rel=1e-4)
+    one = Lessons(*(np.asarray(each)[:, :1] if np.ndim(each) > 1 else each for each in lessons))
+    one = one._replace(losses=lessons.losses[:1], place=lessons.place[:1])
+    settings = ImitationSettings(updates=1, mixed=1, runs=1, probe=0.7)
+    _, seen = imitate(begin_imitation(idle), settings, [one], seed=0, remaining=1.0, iteration=9)
+    off = ((one.before - 0.7 * short[:, :1] - one.place) ** 2 * one.weight).sum()
+    assert seen["decades_off"] == pytest.approx(float(np.sqrt(off / one.weight.sum())), rel=1e-4)
     # What leads above the probe is what overshoots.
     assert moves(probe=0.7, overshoot=0.2)[:3].max() < probed[:3].min() - 0.15
 

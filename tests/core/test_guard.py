@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.core.episodes import Episode, drawn_episode, run_episode, spec_of
 from trimtab.core.control import apply
-from trimtab.core.guard import Reason, describe_reason
+from trimtab.core.guard import Reason, count_undone, describe_reason
 from trimtab.core.metrics import Metrics
 from trimtab.core.session import no_action
 from trimtab.core.spec import ACTION_KINDS
@@ -104,6 +104,13 @@ def test_after_a_window_was_undone_the_entry_no_longer_climbs_by_itself() -> Non
 )
 def test_windows_are_kept_where_none_is_to_be_undone(options: dict[str, object]) -> None:
     assert not any(restored(undone(**options)))
+
+
+def test_decisions_are_counted_whose_window_was_undone() -> None:
+    both = {"lr": int(Reason.UNDONE | Reason.BOUNDS), "weight_decay": int(Reason.UNDONE)}
+    one = {"lr": int(Reason.UNDONE), "weight_decay": 0}
+
+    assert count_undone([both, one, {"lr": int(Reason.ROLLBACK | Reason.CUT)}]) == 2
 
 
 def test_a_ruined_short_window_is_rolled_back_and_cut() -> None:

@@ -62,6 +62,13 @@ def test_no_name_stands_on_the_larger_name_of_the_steered_run():
             ("above", "single", 0.02),
         )
     ]
+    searches = [
+        {"name": f"s{charge}", "label": f"s{charge}", "method": f"s{charge}", "kind": "search"}
+        | {"charge": charge, "regret": 0.1, "told": "0.1"}
+        for charge in (4.0, 16.0)
+    ]
+    (beside,) = {row["from"] for row in _names(points + searches, (-1.0, 2.0))[:2]}
+    assert 16.0 < beside < 32.0, "names of searches stand in one column behind all marks"
     heights = {row["label"]: row["regret"] for row in _names(points, (-1.0, 2.0))}
     assert list(heights) == ["below", "trimtab", "above"]
     gap = _NAME_HEIGHT / _HEIGHT * 3.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +18,14 @@ __all__ = ["CHECK_EVERY", "WindowStatistics"]
 
 CHECK_EVERY = 4
 """On an accelerator, steps between two looks at the losses; each look waits for the device."""
+
+
+class _Weights(NamedTuple):
+    """Sampled weights, what they are copies of, and where each tensor began in memory then."""
+
+    sampled: torch.Tensor
+    chosen: list[torch.Tensor | None]
+    places: list[int] | None
 
 
 class WindowStatistics:
@@ -82,9 +90,7 @@ class WindowStatistics:
         self.ordinary_until = 0
         self._unread: list[torch.Tensor] = []
         self._gradients: torch.Tensor | None = None  # sampled at the last but one step
-        self._weights: torch.Tensor | None = None  # sampled before the last step's update
-        self._chosen: list[torch.Tensor | None] = []  # views of them, until after that update
-        self._chosen_places: list[int] | None = None
+        self._weights: _Weights | None = None  # before the last step's update, until after it
         self._sums: dict[str, torch.Tensor] = {}
         self._sampled: Sequence[torch.Tensor] | None = None  # fit the sample in this window
 
@@ -119,7 +125,6 @@ class WindowStatistics:
                 self._finite = False
         if not self._finite:
             self._gradients = self._weights = None
-            self._chosen = []
             return False
         if self.steps >= self._window_steps - 1:
             with torch.no_grad():
@@ -136,11 +141,10 @@ class WindowStatistics:
         if self._weights is None:
             return
         sample, (room, _) = self._places(parameters)
-        before, self._weights = self._weights, None
+        (before, chosen, places), self._weights = self._weights, None
         self._sums["weights"] = sample.weighted(before).dot(before)
-        chosen, places, self._chosen = self._chosen, self._chosen_places, []
         # An optimiser that gives weights new memory leaves the views of a moment ago behind.
-        if not chosen or places is None or places != _places_in_memory(parameters):
+        if places is None or places != _places_in_memory(parameters):
             chosen = room.chosen(parameters)
         change = room.copy(chosen).sub_(before)
         self._sums["update"] = sample.weighted(change).dot(change)
@@ -155,7 +159,6 @@ class WindowStatistics:
         """
         self._read_losses()
         self._gradients = self._weights = None
-        self._chosen = []
         losses = np.asarray(self.losses, np.float64)
         fields: dict[str, float] = {"steps": float(self.steps)}
         fields["finite"] = 1.0 if self._finite else 0.0
@@ -217,9 +220,8 @@ class WindowStatistics:
             self._sums["product"] = weighted.dot(before)
             self._sums["gradients before"] = sample.weighted(before).dot(before)
         self._gradients = None
-        self._chosen = other.chosen(parameters)
-        self._chosen_places = _places_in_memory(parameters)
-        self._weights = other.copy(self._chosen)
+        chosen = other.chosen(parameters)
+        self._weights = _Weights(other.copy(chosen), chosen, _places_in_memory(parameters))
 
     def _places(self, parameters: Sequence[torch.Tensor]) -> tuple[Sample, tuple[Room, Room]]:
         """Return the sample for these weights, and room for two of them."""
