@@ -2,20 +2,27 @@
 
 FILE is the ``comparison.parquet`` of a ``trimtab compare`` with the methods reference, trimtab and
 open-loop. It prints test losses of reference / steered / open loop by start with the seeds in which
-the steered run ends lower than the reference, how many are lower off the tuned start, and the mean
+the steered run ends lower than the reference, how many are lower off the tuned start, the mean
 over tasks and seeds of steered over reference test loss minus 1 at the tuned start, with a 95 %
-interval from resampled tasks and seeds.
+interval from resampled tasks and seeds, and n* with what hangs on each task: its own n*, n* without
+it, and by how much the median random run's test loss is above the tuned one's.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-__all__ = ["harm_at_tuned", "losses_of", "main"]
+from trimtab.search.comparing import Comparison
+from trimtab.search.comparison_figures import comparison_figures
+from trimtab.search.comparison_rows import read_parquet
+
+__all__ = ["harm_at_tuned", "losses_of", "main", "worth"]
 
 METHODS = ("reference", "trimtab", "open-loop")
 _RESAMPLES = 4000
@@ -55,13 +62,37 @@ def harm_at_tuned(losses: dict[tuple[str, float], np.ndarray]) -> tuple[float, f
     return float(found.mean()), float(low), float(high)
 
 
+def worth(comparison: Comparison, tasks: Collection[str]) -> dict[str, Any]:
+    """Return n* of the steered runs on some of the tasks: ``value``, ``low`` and ``high``."""
+    some = replace(
+        comparison,
+        tasks={name: task for name, task in comparison.tasks.items() if name in tasks},
+        entries=tuple(entry for entry in comparison.entries if entry.task in tasks),
+    )
+    found: dict[str, Any] = comparison_figures(some)["n_star"]["trimtab"]
+    return found
+
+
+def _print_worth(comparison: Comparison) -> None:
+    names = set(comparison.tasks)
+    told = comparison_figures(comparison)["tasks"]
+    print("\nn*: {value:.1f} ({low:.1f} to {high:.1f})".format(**worth(comparison, names)))
+    print("\n| task | n* | n* without it | median random over tuned - 1 |")
+    print("|---" * 4 + "|")
+    for name in sorted(names):
+        own, rest = worth(comparison, {name})["value"], worth(comparison, names - {name})["value"]
+        above = told[name]["median"] / told[name]["tuned"] - 1
+        print(f"| `{name}` | {own:.1f} | {rest:.1f} | {above:.3f} |")
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Read the file and print the figures."""
     import pyarrow.parquet as pq
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("file", type=Path)
-    losses = losses_of(pq.read_table(parser.parse_args(arguments).file).to_pylist())
+    file = parser.parse_args(arguments).file
+    losses = losses_of(pq.read_table(file).to_pylist())
     factors = sorted({factor for _, factor in losses})
     print("| task | " + " | ".join(f"x{factor:g}" for factor in factors) + " |")
     print("|---" * (len(factors) + 1) + "|")
@@ -79,6 +110,7 @@ def main(arguments: list[str] | None = None) -> None:
             *harm_at_tuned(losses)
         )
     )
+    _print_worth(read_parquet(file)[0])
 
 
 if __name__ == "__main__":

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from benchmarks import real_tasks
+from trimtab.search.comparison_figures import comparison_figures
+from trimtab.search.comparison_rows import read_parquet
 
 
 def _rows() -> list[dict[str, object]]:
@@ -35,3 +39,14 @@ def test_harm_is_the_mean_at_the_tuned_start_and_its_interval_covers_the_tasks()
     assert mean == pytest.approx(0.1)
     assert (low, high) == (pytest.approx(0.0), pytest.approx(0.2))
     assert np.isfinite([mean, low, high]).all()
+
+
+def test_what_a_run_is_worth_is_told_of_some_tasks() -> None:
+    folder = Path(real_tasks.__file__).parent / "evaluation"
+    comparison, _ = read_parquet(folder / "trimtab-1-ring-d-other-six.parquet")
+    names = set(comparison.tasks)
+    assert real_tasks.worth(comparison, {"keras/credit"})["value"] == 16.0  # the pool's size
+    assert 2.0 < real_tasks.worth(comparison, {"vision/tree-density"})["value"] < 3.0
+    everything = comparison_figures(comparison)["n_star"]["trimtab"]
+    assert real_tasks.worth(comparison, names) == everything
+    assert real_tasks.worth(comparison, names - {"keras/credit"})["value"] < everything["value"]
