@@ -15,10 +15,12 @@ import torch
 from torch import distributed
 
 from tests.adapters.tiny_training import Still
+from trimtab.adapters import torch as torch_adapter
 from trimtab.adapters.torch_distributed import LedController, LedValidation, Processes
 from trimtab.adapters.torch_validation import Validated
 from trimtab.core.errors import MetricError, TrimtabError
 from trimtab.core.spec import ControlSpec
+from trimtab.records.trackers import fan_out
 
 ROOT = Path(__file__).parents[2]
 
@@ -188,7 +190,7 @@ def lightning_run(rank: int, folder: Path) -> dict[str, Any]:
     return told_of(callback, weights(module))
 
 
-def loop_run(rank: int, folder: Path) -> dict[str, Any]:
+def loop_run(rank: int, folder: Path, **more: Any) -> dict[str, Any]:
     """Train a loop of one's own under DDP; each process has its own half of each batch."""
     from tests.adapters.tiny_training import Net, examples, weights
     from trimtab.adapters.torch import TorchController
@@ -213,6 +215,7 @@ def loop_run(rank: int, folder: Path) -> dict[str, Any]:
         policy="random" if rank == 0 else Failing(),
         hyperparameters=("lr", "weight_decay", "layer_decay"),
         decisions=6,
+        **more,
     ) as steering:
         for step in range(12):
             first = 8 * step + 4 * rank
@@ -220,6 +223,19 @@ def loop_run(rank: int, folder: Path) -> dict[str, Any]:
             loss.backward()
             steering.step(loss)
     return told_of(steering, weights(net))
+
+
+def tracked_run(rank: int, folder: Path) -> list[str]:
+    """Train the loop with a tracker; return which ones were opened here."""
+    opened: list[str] = []
+
+    def open_trackers(log_to: Any, *_: Any, **__: Any) -> dict[str, Any]:
+        opened.extend(service for service, _ in log_to)
+        return {}
+
+    fan_out.open_trackers = open_trackers
+    loop_run(rank, folder, log_to=str(folder / "told"))
+    return opened
 
 
 def told_of(callback: Any, final: list[torch.Tensor]) -> dict[str, Any]:
@@ -245,3 +261,25 @@ def test_both_processes_end_with_the_same_weights(tmp_path: Path, run: str, need
     assert first["rollbacks"] >= 1
     assert len({row["lr"] for row in first["schedule"]}) > 5
     assert all(value == value for weight in first["weights"] for value in weight)
+
+
+@pytest.mark.framework
+def test_the_first_of_two_processes_alone_tells_trackers(tmp_path: Path) -> None:
+    assert in_two_processes("tracked_run", tmp_path) == [["tensorboard"], []]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_controller_tells_store_and_trackers_from_the_first_process(
+    rank: int, monkeypatch: pytest.MonkeyPatch, loop: Any
+) -> None:
+    class Ranked(Processes):
+        def __init__(self) -> None:
+            self.count, self.rank = 1, rank
+
+    told: list[Any] = []
+    monkeypatch.setattr(torch_adapter, "Processes", Ranked)
+    monkeypatch.setattr(
+        "trimtab.defaults.recorder_for", lambda store, info, **_: told.append((store, info.log_to))
+    )
+    loop(steps=8).run_steered(store="runs.db", log_to="told", decisions=2)
+    assert told == [("runs.db", "told") if rank == 0 else (None, None)]

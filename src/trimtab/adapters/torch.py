@@ -163,7 +163,7 @@ class TorchController:
                 monitor=monitor,
                 mode=mode,
                 watch_only=watch_only,
-                log_to=log_to,
+                log_to=log_to if processes.leads else None,
             ),
             chooser,
             stepper=self._stepper,
