@@ -49,6 +49,28 @@ def test_a_policy_reads_back_as_written(tmp_path: Path) -> None:
     assert read_policy_header(file)["spec_hash"] == policy.spec.compatibility_hash()
 
 
+def test_a_file_that_is_exchanged_while_it_is_read_is_one_policy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Header and arrays are of one content: of that which the only reading saw."""
+    file, other = tmp_path / "probe.safetensors", tmp_path / "other.safetensors"
+    policy = _policy()
+    write_policy(file, policy)
+    write_policy(other, replace(_policy(ControlSpec(decisions=7)), name="other"))
+    read, readings = Path.read_bytes, []
+
+    def exchanged(path: Path) -> bytes:
+        readings.append(path)
+        data = read(path)
+        other.replace(file)
+        return data
+
+    monkeypatch.setattr(Path, "read_bytes", exchanged)
+    back = read_policy(file)
+    assert readings == [file]
+    assert (back.name, back.spec) == (policy.name, policy.spec)
+
+
 def test_the_same_observations_give_the_same_actions_after_a_restart() -> None:
     spec = ControlSpec(hyperparameters=(hyperparameter("lr"), hyperparameter("dropout")))
     first, second = LearnedController(_policy(spec)), LearnedController(_policy(spec))

@@ -154,7 +154,8 @@ def _digest(metadata: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> st
     return content_digest({key: metadata[key] for key in _TEXTS}, bytes_of)
 
 
-def _header(path: Path) -> tuple[dict[str, Any], bytes]:
+def _read(path: Path) -> tuple[dict[str, Any], bytes]:
+    """Return a policy file's header and, of the same reading, all its bytes."""
     try:
         if path.stat().st_size > _LARGEST_FILE:
             raise PolicyFileError(
@@ -200,7 +201,12 @@ def read_policy_header(path: str | Path) -> dict[str, Any]:
     Raises:
         PolicyFileError: The file is unreadable, truncated, foreign, or a pickle.
     """
-    metadata, _ = _header(Path(path))
+    metadata, _ = _read(Path(path))
+    return _contract(path, metadata)
+
+
+def _contract(path: str | Path, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what `read_policy_header` does, of a header that was read."""
     try:
         spec = ControlSpec.from_json(metadata["spec"])
         about = json.loads(metadata["about"])
@@ -227,8 +233,8 @@ def read_policy(path: str | Path) -> PolicyFile:
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
-    header = read_policy_header(path)
-    metadata, data = _header(Path(path))
+    metadata, data = _read(Path(path))
+    header = _contract(path, metadata)
     try:
         arrays = load(data)
     except (SafetensorError, ValueError, LookupError, TypeError, AttributeError) as error:
