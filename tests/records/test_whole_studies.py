@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from trimtab.core.protocols import Task
 from trimtab.core.registry import make_task
 from trimtab.records.store import Store
 from trimtab.records.studies import Studies
@@ -15,10 +16,13 @@ from trimtab.search.housekeeping import collect
 from trimtab.search.study import resume, tune
 
 
+def quadratic() -> Task:
+    return make_task("simulated/quadratic", variant="tiny", default_member=0)
+
+
 def spend(store: str | None, budget: float) -> TuneResult:
-    task = make_task("simulated/quadratic", variant="tiny", default_member=0)
     return tune(
-        task,
+        quadratic(),
         budget=budget,
         seed=1,
         store=store,
@@ -40,7 +44,7 @@ def test_a_study_is_the_same_on_every_database(
     expected = spend(None, 2.7)
     result = spend(store, 2.7)
     assert best(result) == best(expected)
-    assert best(resume("s", store=store)) == best(expected)
+    assert best(resume("s", store=store, task=quadratic())) == best(expected)
     with Studies(store) as opened:
         study = opened.study("s")
         nodes = opened.tree(study)

@@ -20,6 +20,7 @@ from trimtab.records.store import Store
 from trimtab.records.studies import Studies
 from trimtab.search import study_unit
 from trimtab.search.coordinating import TuneResult
+from trimtab.search.engines.inline import InlineEngine
 from trimtab.search.housekeeping import collect
 from trimtab.search.pareto import pareto_set
 from trimtab.search.run import Progress
@@ -30,10 +31,14 @@ from trimtab.search.study_keeping import RunPath
 Spend = Callable[..., TuneResult]
 
 
+def quadratic() -> Task:
+    return make_task("simulated/quadratic", variant="tiny", default_member=0)
+
+
 @pytest.fixture
 def spend() -> Spend:
     def made(task: Task | None = None, **given: Any) -> TuneResult:
-        chosen = task or make_task("simulated/quadratic", variant="tiny", default_member=0)
+        chosen = task or quadratic()
         usual = {"policy": "trimtab-0", "seed": 1, "sampler": "random", "snapshot_seconds": 0.0}
         return tune(chosen, **(usual | given))
 
@@ -90,9 +95,53 @@ def test_a_study_is_continued_up_to_a_larger_budget(spend: Spend, tmp_path: Path
     large = spend(budget=4, store=store, study="s")
     assert json.dumps(large.runs[: len(small.runs)]) == json.dumps(small.runs)
     assert large.spent > small.spent
-    assert whole(resume("s", store=store)) == whole(large)
+    assert whole(resume("s", store=store, task=quadratic())) == whole(large)
     with pytest.raises(SpecError, match="study 's' was made with seed 1, not 2"):
         spend(budget=4, store=store, study="s", seed=2)
+
+
+def test_a_task_that_is_an_object_has_to_be_given_to_go_on(spend: Spend, tmp_path: Path) -> None:
+    store = tmp_path / "runs.db"
+    spend(budget=1, store=store, study="s")
+    words = r"given as an object \(object simulated/quadratic@0\).*give it here as task="
+    with pytest.raises(SpecError, match=words):
+        resume("s", store=store)
+    with pytest.raises(
+        SpecError, match="its task is object simulated/quadratic@0, not object tiny"
+    ):
+        resume("s", store=store, task=TinyTask())
+
+
+def test_tasks_of_one_name_are_not_taken_for_each_other(spend: Spend) -> None:
+    """Two studies in one process, each on the object that it was given."""
+    seen: list[str] = []
+
+    class Counted(TinyTask):
+        def __init__(self, label: str) -> None:
+            super().__init__()
+            self.label = label
+
+        def start(self, **given: Any) -> Any:
+            seen.append(self.label)
+            return super().start(**given)
+
+    for label in ("a", "b", "a"):
+        seen.clear()
+        spend(Counted(label), budget=1)
+        assert set(seen) == {label}
+
+
+@pytest.mark.parametrize("name", ["local", "ray"])
+def test_an_engine_of_other_processes_is_refused_for_a_task_that_is_an_object(
+    spend: Spend, name: str
+) -> None:
+    class Elsewhere(InlineEngine):
+        pass
+
+    engine = Elsewhere()
+    engine.name = name
+    with pytest.raises(SpecError, match=f"jobs=1, engine='{name}': a task that is an object"):
+        spend(engine=engine)
 
 
 class Stop(BaseException):

@@ -18,7 +18,7 @@ from trimtab.search.designs import design_of
 from trimtab.search.engines.base import Engine
 from trimtab.search.housekeeping import prune
 from trimtab.search.pareto import pareto_set
-from trimtab.search.study_plan import Entry, StudySettings, best_of, spent_by
+from trimtab.search.study_plan import Entry, StudySettings, best_of, is_given, spent_by
 from trimtab.search.study_unit import perform
 
 __all__ = ["Best", "Coordinator", "StudyProgress", "TuneResult"]
@@ -172,7 +172,8 @@ class Coordinator:
 
     def _do(self, units: Sequence[UnitRecord]) -> None:
         url, name = self._studies.url, self._record.name
-        work = [(url, name, unit.place) for unit in units]
+        given = (self._task,) if is_given(self._record.task) else ()
+        work = [(url, name, unit.place, *given) for unit in units]
         for done in self._engine.run(perform, work):
             if done.died:
                 self._studies.release_dead(self._record)

@@ -1,4 +1,4 @@
-"""Methods that train once: the policy, schedules, the documented recipe."""
+"""One run, steered or not, and the methods that train once: schedules, the documented recipe."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ __all__ = [
     "MANUAL",
     "ONE_CYCLE",
     "REFERENCE",
-    "TRIMTAB",
     "ZERO",
     "policy_file",
     "reference_run",
@@ -107,14 +106,6 @@ def _scheduled(reference: str) -> Callable[[Assignment], Outcome]:
     return run
 
 
-def _steered(assignment: Assignment) -> Outcome:
-    if assignment.budget > 1:
-        from trimtab.search.steered_budget import spend
-
-        return spend(assignment)
-    return Outcome((steered_run(assignment, lambda controller: controller),), 0)
-
-
 def _recipe_missing(task: Task) -> str | None:
     recipe = getattr(task, "manual", None)
     if not isinstance(recipe, Mapping) or "values" not in recipe:
@@ -141,13 +132,6 @@ def _manual(assignment: Assignment) -> Outcome:
     return Outcome((row,), 0)
 
 
-TRIMTAB = Method(
-    "trimtab",
-    "the learned policy; with more budget restarts and forks",
-    _steered,
-    most=None,
-    usual=1,
-)
 REFERENCE = Method(
     "reference", "5 % warm-up, then linear decay to zero", _scheduled("warmup-linear")
 )

@@ -1,4 +1,4 @@
-"""The budget of a study inside a comparison: in the process that asks, and nothing kept."""
+"""The method ``trimtab``: one steered run, or a study in the process that asks, nothing kept."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 from trimtab.records.studies import Studies
 from trimtab.search.coordinating import Coordinator
 from trimtab.search.engines.inline import InlineEngine
-from trimtab.search.methods import Assignment, Outcome, SingleRun, select
+from trimtab.search.methods import Assignment, Method, Outcome, SingleRun, select
+from trimtab.search.single_run import steered_run
 from trimtab.search.static_choices import usual_sampler
-from trimtab.search.study_plan import Entry, StudySettings
-from trimtab.search.study_unit import GIVEN_TASKS
+from trimtab.search.study_plan import Entry, StudySettings, given_name
 
-__all__ = ["spend"]
+__all__ = ["TRIMTAB", "spend"]
 
 
 def spend(assignment: Assignment) -> Outcome:
@@ -36,29 +36,21 @@ def spend(assignment: Assignment) -> Outcome:
         sampler=usual_sampler(),
         snapshot_seconds=math.inf,
     )
-    name = f"object {task.name}"
-    before = GIVEN_TASKS.get(name)
-    GIVEN_TASKS[name] = task
-    try:
-        with (
-            tempfile.TemporaryDirectory(prefix="trimtab-") as folder,
-            Studies(Path(folder) / "study.db") as studies,
-        ):
-            record = studies.open(
-                "comparison",
-                task=name,
-                method="trimtab",
-                budget=float(assignment.budget),
-                seed=assignment.seed,
-                settings=settings.to_plain(),
-            )
-            coordinator = Coordinator(studies, record, task, InlineEngine(), None)
-            coordinator.run()
-            entries = coordinator.entries()
-    finally:
-        GIVEN_TASKS.pop(name)
-        if before is not None:
-            GIVEN_TASKS[name] = before
+    with (
+        tempfile.TemporaryDirectory(prefix="trimtab-") as folder,
+        Studies(Path(folder) / "study.db") as studies,
+    ):
+        record = studies.open(
+            "comparison",
+            task=given_name(task),
+            method="trimtab",
+            budget=float(assignment.budget),
+            seed=assignment.seed,
+            settings=settings.to_plain(),
+        )
+        coordinator = Coordinator(studies, record, task, InlineEngine(), None)
+        coordinator.run()
+        entries = coordinator.entries()
     return select(
         task, [_row(assignment, entry, coordinator.choices_of(entry)) for entry in entries]
     )
@@ -90,3 +82,18 @@ def _number(value: Any) -> float:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _steered(assignment: Assignment) -> Outcome:
+    if assignment.budget > 1:
+        return spend(assignment)
+    return Outcome((steered_run(assignment, lambda controller: controller),), 0)
+
+
+TRIMTAB = Method(
+    "trimtab",
+    "the learned policy; with more budget restarts and forks",
+    _steered,
+    most=None,
+    usual=1,
+)

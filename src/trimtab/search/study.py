@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 from trimtab.core.errors import SpecError, unknown_name
 from trimtab.core.hyperparameters import resolve_hyperparameters
@@ -17,14 +18,15 @@ from trimtab.core.protocols import Task
 from trimtab.core.registry import make_task
 from trimtab.records.snapshots import snapshot_folder
 from trimtab.records.studies import Studies
+from trimtab.records.study_rows import StudyRecord
 from trimtab.search.coordinating import Coordinator, StudyProgress, TuneResult
 from trimtab.search.designs import design_of
-from trimtab.search.engines.base import Engine, Resources, make_engine
+from trimtab.search.engines.base import Engine, Resources
+from trimtab.search.engines.choose import ENGINES, make_engine
 from trimtab.search.engines.inline import InlineEngine
 from trimtab.search.pareto import check_objectives
 from trimtab.search.static_choices import SAMPLERS, usual_sampler
-from trimtab.search.study_plan import StudySettings
-from trimtab.search.study_unit import GIVEN_TASKS
+from trimtab.search.study_plan import StudySettings, given_name, is_given
 
 __all__ = ["resume", "tune", "usual_study_name"]
 
@@ -115,7 +117,7 @@ def tune(
     called = study or usual_study_name(made.name, method, seed)
     with ExitStack() as stack:
         # Before the store is touched: a study that cannot begin is not to be there.
-        given = _engine(engine, jobs, (resources, address), is_given=name in GIVEN_TASKS)
+        given = _engine(engine, jobs, (resources, address), is_given=is_given(name))
         where = _store_for_now(stack, called) if store is None else store
         studies = stack.enter_context(Studies(where))
         settings = _with_sampler(studies, called, settings)
@@ -140,6 +142,7 @@ def resume(
     jobs: int = 1,
     engine: str | Engine = "local",
     address: str | None = None,
+    task: Task | None = None,
     resources: Resources | None = None,
     progress: Callable[[StudyProgress], None] | None = None,
 ) -> TuneResult:
@@ -151,27 +154,21 @@ def resume(
         jobs: Runs at a time.
         engine: As in `tune`.
         address: As in `tune`.
+        task: The task, where `tune` was given an object; None to find it by its name.
         resources: What each run is given.
         progress: Told after each unit.
 
     Raises:
         UnknownNameError: There is no such study.
-        SpecError: Its task was given as an object, which only the process that has it can train.
+        SpecError: Its task was given as an object, and is not given here or is another one.
         StoreError: As in `tune`.
     """
     with ExitStack() as stack:
         studies = stack.enter_context(Studies(store, create=False))
         record = studies.study(study)
         settings = StudySettings.from_plain(record.settings)
-        if record.task.startswith("object ") and record.task not in GIVEN_TASKS:
-            raise SpecError(
-                f"study {study!r}: its task was given as an object ({record.task}), so it cannot "
-                "be found by name; call trimtab.tune with it again"
-            )
-        made = GIVEN_TASKS.get(record.task) or make_task(
-            record.task, variant=settings.variant, default_member=0
-        )
-        given = _engine(engine, jobs, (resources, address), is_given=record.task in GIVEN_TASKS)
+        made = _task_of(record, settings, task)
+        given = _engine(engine, jobs, (resources, address), is_given=is_given(record.task))
         record = studies.open(
             study,
             task=record.task,
@@ -211,9 +208,24 @@ def _named(task: str | Task, variant: str | None) -> tuple[Task, str]:
     """Return a task, and the name under which workers find it."""
     if isinstance(task, str):
         return make_task(task, variant=variant, default_member=0), task
-    own = f"object {task.name}"
-    GIVEN_TASKS[own] = task
-    return task, own
+    return task, given_name(task)
+
+
+def _task_of(record: StudyRecord, settings: StudySettings, given: Task | None) -> Task:
+    """Return the task of a study that goes on."""
+    if given is not None:
+        if record.task != given_name(given):
+            raise SpecError(
+                f"study {record.name!r}: its task is {record.task}, not {given_name(given)}; give "
+                "the one that it began with, or none where it has a name"
+            )
+        return given
+    if is_given(record.task):
+        raise SpecError(
+            f"study {record.name!r}: its task was given as an object ({record.task}), so it cannot "
+            "be found by name; call trimtab.tune with it again, or give it here as task="
+        )
+    return make_task(record.task, variant=settings.variant, default_member=0)
 
 
 def usual_study_name(task: str, method: str, seed: int) -> str:
@@ -256,13 +268,19 @@ def _engine(
     is_given: bool,
 ) -> Engine:
     if not isinstance(engine, str):
+        if is_given and engine.name in ENGINES:
+            _refuse_elsewhere(engine.jobs, engine.name)
         return engine
     if is_given:
         if jobs != 1 or engine != "local":
-            raise SpecError(
-                f"jobs={jobs}, engine={engine!r}: a task that is an object is trained in this "
-                "process, one run at a time; name it as module:factory to use other processes"
-            )
+            _refuse_elsewhere(jobs, engine)
         return InlineEngine()
     resources, address = means
     return make_engine(engine, jobs, resources=resources, address=address)
+
+
+def _refuse_elsewhere(jobs: int, engine: str) -> NoReturn:
+    raise SpecError(
+        f"jobs={jobs}, engine={engine!r}: a task that is an object is trained in this "
+        "process, one run at a time; name it as module:factory to use other processes"
+    )

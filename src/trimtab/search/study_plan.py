@@ -10,7 +10,28 @@ from typing import Any, Protocol
 from trimtab.core.protocols import Task
 from trimtab.records.study_rows import UnitRequest
 
-__all__ = ["Design", "Entry", "MakeDesign", "StudySettings", "best_of", "spent_by"]
+__all__ = [
+    "Design",
+    "Entry",
+    "MakeDesign",
+    "StudySettings",
+    "best_of",
+    "given_name",
+    "is_given",
+    "spent_by",
+]
+
+_GIVEN = "object "
+
+
+def given_name(task: Task) -> str:
+    """Return the name that a study has for a task that it was given as an object."""
+    return f"{_GIVEN}{task.name}"
+
+
+def is_given(name: str) -> bool:
+    """Whether a study's task was given as an object, which no other process finds by this name."""
+    return name.startswith(_GIVEN)
 
 
 @dataclass(frozen=True)

@@ -35,10 +35,7 @@ from trimtab.search.study_keeping import (
 from trimtab.search.study_methods import perform_method
 from trimtab.search.study_plan import StudySettings
 
-__all__ = ["GIVEN_TASKS", "outcome_of", "perform", "policy_of", "steering", "task_of"]
-
-GIVEN_TASKS: dict[str, Task] = {}
-"""Tasks that this process was given as objects, by the name that the study has for them."""
+__all__ = ["outcome_of", "perform", "policy_of", "steering", "task_of"]
 
 
 @cache
@@ -47,13 +44,9 @@ def _opened(store: str) -> Studies:
 
 
 @cache
-def _registered(name: str, variant: str | None) -> Task:
-    return make_task(name, variant=variant, default_member=0)
-
-
 def task_of(name: str, variant: str | None) -> Task:
-    """Return the task of a study."""
-    return GIVEN_TASKS.get(name) or _registered(name, variant)
+    """Return the task of a study that was given its name."""
+    return make_task(name, variant=variant, default_member=0)
 
 
 def policy_of(settings: StudySettings) -> str:
@@ -107,11 +100,17 @@ def steering(
     )
 
 
-def perform(store: str, name: str, place: int) -> dict[str, Any]:
+def perform(store: str, name: str, place: int, given: Task | None = None) -> dict[str, Any]:
     """Do a unit of a study, unless somebody else does it or it is over; return its ``status``.
 
     Status: ``"done"``, ``"failed"`` (the task raised; that is written down), ``"busy"`` or
     ``"lost"`` (another process does it).
+
+    Args:
+        store: The store's database.
+        name: Of the study.
+        place: Of the unit.
+        given: The task, where the study was given an object; None to find it by its name.
 
     Raises:
         StoreError: The store or the disk failed; the unit is free to be done again.
@@ -125,7 +124,7 @@ def perform(store: str, name: str, place: int) -> dict[str, Any]:
     begun = time.perf_counter()
     try:
         with Heartbeat(studies, claim):
-            task = task_of(study.task, settings.variant)
+            task = task_of(study.task, settings.variant) if given is None else given
             if claim.record.kind in ("method", "told"):
                 outcome, rows = perform_method(study, claim, task, settings, policy_of(settings))
             else:

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from trimtab.core.errors import SpecError, UnknownNameError
-from trimtab.search.engines.base import Resources, make_engine
+from trimtab.search.engines.base import Resources
+from trimtab.search.engines.choose import make_engine
 from trimtab.search.engines.local import LocalEngine, visible_gpus
 
 WORK = "tests.search.engines.work"

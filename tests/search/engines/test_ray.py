@@ -14,7 +14,8 @@ import pytest
 
 pytest.importorskip("ray")
 from trimtab.core.errors import SpecError, StoreError
-from trimtab.search.engines.base import Done, Resources, make_engine
+from trimtab.search.engines.base import Done, Resources
+from trimtab.search.engines.choose import make_engine
 from trimtab.search.engines.ray import RayEngine
 from trimtab.search.study import tune
 

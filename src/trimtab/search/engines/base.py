@@ -1,4 +1,4 @@
-"""What a study asks of whoever does its runs, and how an engine is chosen by name."""
+"""What a study asks of whoever does its runs."""
 
 from __future__ import annotations
 
@@ -9,13 +9,10 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self
 
-from trimtab.core.errors import SpecError, unknown_name
+from trimtab.core.errors import SpecError
 from trimtab.records.patience import StoreWaitWarning
 
-__all__ = ["ENGINES", "Done", "Engine", "Resources", "make_engine", "quieten_worker"]
-
-ENGINES: tuple[str, ...] = ("local", "ray")
-"""The names that ``--engine`` takes."""
+__all__ = ["Done", "Engine", "Resources", "quieten_worker"]
 
 
 class Done(NamedTuple):
@@ -100,42 +97,6 @@ class Engine(Protocol):
     ) -> None:
         """Close it."""
         ...
-
-
-def make_engine(
-    name: str,
-    jobs: int,
-    *,
-    resources: Resources | None = None,
-    address: str | None = None,
-) -> Engine:
-    """Return an engine by its name; workers begin when they are first needed.
-
-    Args:
-        name: One of `ENGINES`.
-        jobs: Units at a time, at least 1.
-        resources: What each unit is given.
-        address: Of a running Ray cluster; None for one of its own.
-
-    Raises:
-        UnknownNameError: There is no such engine.
-        SpecError: ``jobs`` is below 1, or an address was given to the local engine.
-        MissingDependencyError: Ray is not installed.
-    """
-    if name not in ENGINES:
-        raise unknown_name("engine", name, ENGINES)
-    if jobs < 1:
-        raise SpecError(f"jobs: {jobs!r} is not a whole number from 1; give the runs at a time")
-    given = resources or Resources()
-    if name == "ray":
-        from trimtab.search.engines.ray import RayEngine
-
-        return RayEngine(jobs, resources=given, address=address)
-    if address is not None:
-        raise SpecError(f"address: {address!r} is for the Ray engine; add --engine ray")
-    from trimtab.search.engines.local import LocalEngine
-
-    return LocalEngine(jobs, resources=given)
 
 
 def quieten_worker() -> None:
