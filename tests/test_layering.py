@@ -93,6 +93,15 @@ FRAMEWORK_OF = {
     "transformers": "torch",
 }
 
+# Folder -> the folders that nothing in it may import, wherever the import stands.
+APART = {
+    "search/methods": ("search/study", "search/comparison"),
+    "search/engines": ("search/study", "search/comparison"),
+}
+# What the adapters of several frameworks share stands in ``adapters`` itself and knows none of
+# them. A framework's own files are a folder of its name, or begin with it.
+ADAPTED = frozenset({"keras", "lightning", "ray", "torch", "transformers"})
+
 # Core has no I/O, no clock and no randomness of its own.
 NOT_IN_CORE = frozenset(
     {
@@ -188,6 +197,26 @@ def layer_fault(path: PurePosixPath, found: Import) -> str | None:
     return f"imports trimtab.{there}; {here} may import {', '.join(sorted(LAYERS[here])) or 'none'}"
 
 
+def folder_fault(path: PurePosixPath, found: Import) -> str | None:
+    """Say what is wrong with an import between two folders of one part, if anything."""
+    there = PurePosixPath(*found.module.split(".")[1:])
+    for folder, others in APART.items():
+        if path.is_relative_to(folder):
+            for other in others:
+                if there.is_relative_to(other):
+                    return f"imports {found.module}; {folder} may import nothing of {other}"
+    is_shared = path.parent.parts == ("adapters",) and not framework_of(path.stem)
+    if is_shared and there.parts[:1] == ("adapters",) and framework_of("".join(there.parts[1:2])):
+        return f"imports {found.module}; what frameworks share may import none of them"
+    return None
+
+
+def framework_of(name: str) -> str | None:
+    """Return the framework that a file or folder of ``adapters`` belongs to."""
+    prefix = name.partition("_")[0]
+    return prefix if prefix in ADAPTED else None
+
+
 def package_fault(path: PurePosixPath, found: Import) -> str | None:
     """Say what is wrong with an import of somebody else's package, if anything."""
     here = part_of(path)
@@ -224,7 +253,10 @@ def faults(source: Path) -> list[str]:
             continue
         found = list(imports(tree))
         for one in found:
-            fault = (layer_fault if one.package == "trimtab" else package_fault)(path, one)
+            if one.package == "trimtab":
+                fault = layer_fault(path, one) or folder_fault(path, one)
+            else:
+                fault = package_fault(path, one)
             if fault:
                 lines.append(f"{path}:{one.line}: {fault}")
         if part_of(path) == "core":
@@ -238,11 +270,15 @@ def faults(source: Path) -> list[str]:
 
 
 def import_graph(source: Path) -> dict[str, set[str]]:
-    """Return each module of trimtab with the modules of trimtab that it loads when it is loaded."""
+    """Return each module of trimtab with the modules of trimtab that it imports anywhere.
+
+    Aside are the names that ``trimtab`` itself loads when they are first used.
+    """
     files = {module_name(source, file): file for file in source.rglob("*.py")}
     graph: dict[str, set[str]] = {}
     for name, file in files.items():
-        wanted = [one.module for one in imports(ast.parse(file.read_text())) if one.is_at_load]
+        found = imports(ast.parse(file.read_text(encoding="utf-8")))
+        wanted = [one.module for one in found if one.is_at_load or name != "trimtab"]
         graph[name] = set(known(wanted, files)) - {name}
     return graph
 
@@ -299,10 +335,32 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
         ("defaults.py", "import sqlalchemy", "imports sqlalchemy outside a function"),
         ("policies/a.py", "x = 1\ny = 2", "policies holds data, no code"),
         ("extras/a.py", "", "extras is in no layer"),
+        (
+            "search/methods/a.py",
+            "def f():\n    from trimtab.search.study import tune",
+            "search/methods may import nothing of search/study",
+        ),
+        (
+            "search/methods/a.py",
+            "from trimtab.search.comparison.units import perform",
+            "search/methods may import nothing of search/comparison",
+        ),
+        (
+            "search/engines/b/a.py",
+            "from trimtab.search import study",
+            "search/engines may import nothing of search/study",
+        ),
+        (
+            "adapters/a.py",
+            "def f():\n    import trimtab.adapters.keras.state",
+            "what frameworks share may import none of them",
+        ),
+        ("adapters/a.py", "from trimtab.adapters import torch", "may import none of them"),
+        ("adapters/a.py", "from trimtab.adapters.torch_depth import x", "may import none of them"),
     ],
 )
 def test_a_forbidden_import_is_found(tmp_path: Path, file: str, text: str, fault: str) -> None:
-    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / file).write_text(text)
     assert fault in "\n".join(faults(tmp_path))
 
@@ -315,6 +373,11 @@ def test_a_forbidden_import_is_found(tmp_path: Path, file: str, text: str, fault
         ("envs/simulators/a.py", "import jax\nfrom trimtab.core import b"),
         ("adapters/torch.py", "import torch\ndef f():\n    import trimtab.defaults"),
         ("tasks/a.py", "import transformers\nimport torch\nimport elpv_dataset"),
+        ("search/study/a.py", "import trimtab.search.comparison.units, trimtab.search.methods.a"),
+        ("search/methods/a.py", "from trimtab.search.study_rows import x"),
+        ("adapters/keras/a.py", "import trimtab.adapters.a"),
+        ("adapters/torch_a.py", "from trimtab.adapters.torch import x"),
+        ("adapters/a.py", "from trimtab.adapters.torches import x"),
         ("search/a.py", "def f():\n    import ray\n    import trimtab.tasks"),
         ("cli.py", "from trimtab import cli_a, cli_b\nfrom trimtab.core import b"),
         ("cli.py", "import typer\ndef f():\n    import trimtab.search, torch"),
@@ -326,9 +389,24 @@ def test_an_allowed_import_is_no_fault(tmp_path: Path, file: str, text: str) -> 
     assert faults(tmp_path) == []
 
 
-def test_a_circle_is_found(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "text",
+    [
+        "from trimtab.core.a import x",
+        "def f():\n    from trimtab.core.a import x",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from trimtab.core.a import x",
+    ],
+)
+def test_a_circle_is_found(tmp_path: Path, text: str) -> None:
     (tmp_path / "core").mkdir()
     (tmp_path / "core" / "a.py").write_text("from trimtab.core import b")
-    (tmp_path / "core" / "b.py").write_text("from trimtab.core.a import x")
+    (tmp_path / "core" / "b.py").write_text(text)
     with pytest.raises(graphlib.CycleError):
         graphlib.TopologicalSorter(import_graph(tmp_path)).prepare()
+
+
+def test_the_lazy_names_of_the_package_close_no_circle(tmp_path: Path) -> None:
+    (tmp_path / "core").mkdir()
+    (tmp_path / "__init__.py").write_text("def f():\n    import trimtab.core.a")
+    (tmp_path / "core" / "a.py").write_text("from trimtab import __version__")
+    graphlib.TopologicalSorter(import_graph(tmp_path)).prepare()
