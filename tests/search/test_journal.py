@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import math
+import re
 import resource
+import shutil
 import signal
+from pathlib import Path
 
 import pytest
 
+from tests.test_layering import SOURCE, import_graph
+from trimtab.core import registry
 from trimtab.core.errors import SpecError, StoreError
-from trimtab.search.journal import Journal, fingerprint
+from trimtab.envs.simulators.registry import make_family
+from trimtab.records.trackers.fan_out import Recorders
+from trimtab.search.journal import Journal, code_fingerprint, fingerprint
+from trimtab.search.units import perform
 
 ME = {"code": "1", "numpy": "2.0"}
 
@@ -107,3 +116,111 @@ def test_the_fingerprint_names_the_code_of_a_users_task(folder):
     path.write_text(path.read_text() + "\n")
     after = fingerprint(["tiny:make"])
     assert {name for name in before if before[name] != after[name]} == {"task code"}
+
+
+# What hangs on the package's own files, shown on a copy of them.
+
+
+def working_files() -> list[Path]:
+    """Return the files that a comparison's worker can reach, as paths inside the package.
+
+    They are followed from the function that does a unit, and from all methods and tasks, through
+    every import; a simulator is chosen by a name that is put together, so all of them count.
+    Trackers are left out: they are told of a run, and nothing hears from them.
+    """
+    graph, left = import_graph(SOURCE), {perform.__module__}
+    for kind in ("method", "task"):
+        for entry in importlib.metadata.entry_points(group=registry.GROUPS[kind]):
+            left.add(entry.module)
+    simulators = make_family.__module__.rpartition(".")[0]
+    left |= {name for name in graph if name.startswith(simulators)}
+    reached: set[str] = set()
+    while left:
+        reached.add(left.pop())
+        left |= {name for one in reached for name in graph.get(one, ())} - reached
+    trackers = Recorders.__module__.rpartition(".")[0]
+    modules = {name for name in reached & graph.keys() if not name.startswith(trackers)}
+    files = []
+    for name in modules:
+        place = SOURCE.joinpath(*name.split(".")[1:])
+        file = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+        files.append(file.relative_to(SOURCE))
+    tables = [file.relative_to(SOURCE) for file in SOURCE.rglob("distributions.toml")]
+    return sorted([*files, *tables])
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory):
+    copied = tmp_path_factory.mktemp("copied") / "trimtab"
+    shutil.copytree(SOURCE, copied, ignore=shutil.ignore_patterns("__pycache__"))
+    return copied
+
+
+def code_with(package, path, text="# changed\n"):
+    """Return the fingerprint with a longer file, or a new one, and take that back."""
+    file = package / path
+    before = file.read_bytes() if file.exists() else None
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes((before or b"") + text.encode())
+    found = code_fingerprint(package)
+    if before is None:
+        file.unlink()
+    else:
+        file.write_bytes(before)
+    return found
+
+
+def test_a_copy_of_the_package_is_the_same_code(package):
+    assert code_fingerprint(package) == fingerprint([])["code"]
+
+
+def test_every_file_that_can_change_a_result_changes_the_fingerprint(package):
+    before, files = code_fingerprint(package), working_files()
+    assert len(files) > 100
+    assert [path for path in files if code_with(package, path) == before] == []
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "a_new_part.py",
+        "search/engines/a.py",
+        "search/methods/deeper/a.py",
+        "tasks/torch/a.py",
+        "adapters/keras/a.py",
+        "records/store/a.py",
+    ],
+)
+def test_a_file_in_a_folder_of_any_depth_changes_the_fingerprint(package, path):
+    assert code_with(package, path) != code_fingerprint(package)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "../../docs/studies.md",
+        "policies/trimtab-1.md",
+        "records/assets/report.css",
+        "records/reports/page.py",
+        "records/reports/assets/watch.js",
+        "records/export/source.py",
+        "records/trackers/wandb.py",
+        "cli/compare.py",
+        "agents/training/ppo.py",
+        "core/__pycache__/spec.cpython-313.pyc",
+    ],
+)
+def test_what_only_shows_does_not_change_the_fingerprint(package, path):
+    assert code_with(package, path) == code_fingerprint(package)
+
+
+def test_todays_pages_and_commands_do_not_change_the_fingerprint(package):
+    before = code_fingerprint(package)
+    words = {"charts", "cli", "report", "reports", "watch"}
+    shown = [
+        file
+        for file in package.rglob("*.py")
+        if words & {*re.split(r"\W|_", file.relative_to(package).as_posix())}
+    ]
+    assert len(shown) > 10
+    assert [file for file in shown if code_with(package, file) != before] == []

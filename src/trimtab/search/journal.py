@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -9,6 +10,7 @@ import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from importlib import resources
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
@@ -16,16 +18,23 @@ from typing import Any, TextIO
 from trimtab.core.errors import SpecError, StoreError
 from trimtab.records.encoding import from_json, to_json
 
-__all__ = ["Journal", "fingerprint"]
+__all__ = ["Journal", "code_fingerprint", "fingerprint"]
 
-_SOURCES = (
-    "adapters/torch*.py",
-    "controllers/*.py",
-    "core/*.py",
-    "envs/simulators/*.py",
-    "search/*.py",
-    "tasks/*.py",
+# What no result hangs on, as patterns of paths inside the package: commands, pages and pictures,
+# the training of policies, and the policies themselves, which a unit names by their content.
+_NO_RESULT = (
+    "agents/*",
+    "cli*",
+    "policies/*",
+    "records/comparison_*",
+    "records/export*",
+    "records/study_[!r]*",
+    "records/trackers/*",
+    "records/watch*",
+    "records/*chart*",
+    "records/*report*",
 )
+_SUFFIXES = frozenset({".py", ".toml"})
 _PACKAGES = (
     "dog-optimizer",
     "gymnasium",
@@ -49,13 +58,11 @@ _PACKAGES = (
 def fingerprint(tasks: Iterable[str]) -> dict[str, str]:
     """Return what results depend on besides their settings, by name.
 
-    ``code`` names the sources that train, decide and choose, not those that only show;
-    ``task code`` those of the modules of ``module:factory`` tasks; the rest are versions.
+    ``code`` is `code_fingerprint`; ``task code`` names the modules of ``module:factory`` tasks;
+    the rest are versions.
     """
-    source = Path(__file__).parents[1]
     found = {"python": platform.python_version(), "machine": platform.machine()}
-    files = {file for pattern in _SOURCES for file in source.glob(pattern)}
-    found["code"] = _hash_of(sorted(files), source)
+    found["code"] = code_fingerprint(Path(str(resources.files("trimtab"))))
     own = []
     for name in sorted({task.partition(":")[0] for task in tasks if ":" in task}):
         spec = importlib.util.find_spec(name)
@@ -69,6 +76,23 @@ def fingerprint(tasks: Iterable[str]) -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             found[package] = "–"
     return found
+
+
+def code_fingerprint(source: Path) -> str:
+    """Return 16 hexadecimal digits that name all code that a result can hang on.
+
+    Left out is what only shows, tells or trains policies; what is new and unknown counts.
+
+    Args:
+        source: The package's folder.
+    """
+    found = []
+    for file in source.rglob("*"):
+        path = file.relative_to(source).as_posix()
+        shows = any(fnmatch.fnmatchcase(path, pattern) for pattern in _NO_RESULT)
+        if file.suffix in _SUFFIXES and not shows:
+            found.append(file)
+    return _hash_of(sorted(found), source)
 
 
 def _lock(file: TextIO, folder: Path) -> None:
