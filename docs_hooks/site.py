@@ -33,6 +33,7 @@ from trimtab.core.registry import GROUPS, make_task, names
 ROOT = Path(__file__).parents[1]
 CACHE = ROOT / ".cache" / "docs"
 PROGRAM = Path(__file__).with_name("draw_task.py")
+_TASK_IMPORT = re.compile(r"^from (trimtab\.tasks[\w.]*) import (.*)", re.M)
 SECONDS_A_TASK = 900
 TABLE_MARK = "<!-- the table of tasks, made by docs_hooks/site.py -->"
 log = logging.getLogger("mkdocs.hooks.tasks")
@@ -132,10 +133,12 @@ def sources(module: str) -> list[Path]:
     found: set[Path] = set()
     wanted = [module]
     while wanted:
-        path = ROOT / "src" / (wanted.pop().replace(".", "/") + ".py")
+        path = ROOT / "src" / wanted.pop().replace(".", "/")
+        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
         if path not in found and path.exists():
             found.add(path)
-            wanted += re.findall(r"^from (trimtab\.tasks\.\w+)", path.read_text("utf-8"), re.M)
+            for part, names in _TASK_IMPORT.findall(path.read_text("utf-8")):
+                wanted += [part, *(f"{part}.{name}" for name in re.findall(r"\w+", names))]
     return sorted(found)
 
 

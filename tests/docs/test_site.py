@@ -96,6 +96,22 @@ def test_a_picture_is_made_again_once_anything_that_the_task_is_made_of_has_chan
 
     assert names >= {"nuclei.py", "segmentation_task.py", "frozen_trunk.py", "cache.py"}
     assert "letters.py" not in names
+    assert "torch_plain.py" in {path.name for path in site.sources("trimtab.tasks.torch_run")}
+
+
+def test_what_a_task_is_made_of_is_found_in_folders_too(site, monkeypatch, tmp_path):
+    tasks = tmp_path / "src" / "trimtab" / "tasks"
+    (tasks / "torch" / "deep").mkdir(parents=True)
+    (tasks / "a.py").write_text("from trimtab.tasks.torch import deep, b\n")
+    (tasks / "torch" / "__init__.py").write_text("")
+    (tasks / "torch" / "b.py").write_text("from trimtab.tasks.torch.deep.c import (\n    x,\n)\n")
+    (tasks / "torch" / "deep" / "__init__.py").write_text("")
+    (tasks / "torch" / "deep" / "c.py").write_text("")
+    monkeypatch.setattr(site, "ROOT", tmp_path)
+
+    found = [path.relative_to(tasks).as_posix() for path in site.sources("trimtab.tasks.a")]
+    inits = ["torch/__init__.py", "torch/b.py", "torch/deep/__init__.py", "torch/deep/c.py"]
+    assert found == ["a.py", *inits]
 
 
 def test_a_picture_that_fails_says_what_to_do(site, monkeypatch, tmp_path, caplog):

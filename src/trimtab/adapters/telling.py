@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
-from pathlib import Path
+from importlib import resources
 from types import FrameType
 
 from trimtab.core.errors import TrimtabWarning
 
 __all__ = ["tell"]
 
-_PACKAGE = str(Path(__file__).parents[1])
+_PACKAGE = str(resources.files("trimtab")) + os.sep
 
 
 def tell(message: str) -> None:
