@@ -214,7 +214,7 @@ def _adamw(model: Any, task: Any, unit: Unit) -> Any:
     """Return AdamW at the unit's start and the recipe's other values."""
     import torch
 
-    from trimtab.tasks.torch_run import decay_groups
+    from trimtab.tasks.torch.run import decay_groups
 
     values = task.manual["values"]
     groups = decay_groups(model)

@@ -19,7 +19,7 @@ from trimtab.core.features import GLOBAL_FEATURES
 from trimtab.core.hyperparameters import resolve_hyperparameters
 from trimtab.core.registry import make_task
 from trimtab.defaults import controller_for
-from trimtab.search.run import RunSettings, run_task
+from trimtab.tasks.run import RunSettings, run_task
 
 __all__ = ["main", "share_gained"]
 

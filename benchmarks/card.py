@@ -94,7 +94,7 @@ def main() -> None:
     for file in arguments.evaluation:
         rings.update(json.loads(file.read_text())["rings"])
     from trimtab import __version__
-    from trimtab.agents.rings import rings_hash
+    from trimtab.agents.evaluation.evaluate import rings_hash
 
     lines = _tables(rings)
     counts = ", ".join(f"{name}: {rings[name]['tasks']}" for name in sorted(rings))

@@ -21,7 +21,7 @@ from benchmarks.development_tasks import DEVELOPMENT_TASKS
 from trimtab.core.errors import SpecError, unknown_name
 from trimtab.core.hyperparameters import resolve_hyperparameters
 from trimtab.defaults import controller_for
-from trimtab.search.run import RunSettings, run_task
+from trimtab.tasks.run import RunSettings, run_task
 
 __all__ = ["FACTORS", "excess", "main"]
 

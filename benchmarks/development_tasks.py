@@ -12,11 +12,11 @@ from typing import ClassVar
 
 import numpy as np
 
+from trimtab.tasks.data.packages import package_folder
+from trimtab.tasks.data.splits import scaled_shares, stratified_splits
 from trimtab.tasks.letters import Letters
-from trimtab.tasks.packages import package_folder
 from trimtab.tasks.pretraining_settings import Pretraining
-from trimtab.tasks.splits import scaled_shares, stratified_splits
-from trimtab.tasks.tabular import TabularNetwork
+from trimtab.tasks.torch.tabular import TabularNetwork
 from trimtab.tasks.variants import Variant
 
 __all__ = ["DEVELOPMENT_TASKS"]

@@ -20,8 +20,8 @@ from typing import Any
 from trimtab.core.registry import make_task
 from trimtab.defaults import controller_for
 from trimtab.search.engines.local import LocalEngine
-from trimtab.search.run import RunSettings, run_task
-from trimtab.search.study import tune
+from trimtab.search.study.tune import tune
+from trimtab.tasks.run import RunSettings, run_task
 
 TASK, VARIANT = "simulated/quadratic", "default"
 

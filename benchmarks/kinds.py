@@ -56,7 +56,7 @@ def _measurements() -> Iterator[tuple[str, str, tuple[str, ...]]]:
 
 def measured(policy: str, tasks: int, seed: int, out: Path) -> dict[str, dict[str, Any]]:
     """Return label -> figures of a ring; each is written to ``out`` as soon as it is known."""
-    from trimtab.agents.rings import RingSettings, evaluate_policy
+    from trimtab.agents.evaluation.evaluate import RingSettings, evaluate_policy
     from trimtab.controllers.learned import read_policy
     from trimtab.defaults import policy_path
 
@@ -85,7 +85,7 @@ def table(found: dict[str, dict[str, Any]]) -> str:
 
 def main() -> None:
     """Read the arguments, measure, and print the table."""
-    from trimtab.cli_learning import prepare_jax
+    from trimtab.cli.learn import prepare_jax
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--policy", default="trimtab-1", help="a shipped name or a file")

@@ -23,7 +23,7 @@ import numpy as np
 
 from benchmarks.commands import called
 from benchmarks.rewards import write
-from trimtab.records.provenance import machine
+from trimtab.records.store.provenance import machine
 
 __all__ = ["COUNTS", "METHODS", "NAMES", "chart", "main", "measured", "plan_for", "table"]
 
@@ -79,8 +79,8 @@ def plan_for(
         variant: Length of the runs; None for the usual one.
     """
     from trimtab.envs.simulators.tasks import compiled_family
-    from trimtab.search.methods import parse_methods
-    from trimtab.search.planning import Plan, policy_of, rhythm_of
+    from trimtab.search.comparison.plan import Plan, policy_of, rhythm_of
+    from trimtab.search.methods.base import parse_methods
 
     family = "simulated/wide" if count == COUNTS[-1] else "simulated/mlp"
     known = compiled_family(family)
@@ -99,10 +99,10 @@ def plan_for(
 
 def measured(plan: Any, folder: Path, jobs: int) -> dict[str, Any]:
     """Return the figures of one comparison, with each method's geometric mean test loss."""
-    from trimtab.search.comparing import compare
-    from trimtab.search.comparison_figures import comparison_figures
-    from trimtab.search.comparison_rows import write_parquet
-    from trimtab.search.journal import fingerprint
+    from trimtab.search.comparison.compare import compare
+    from trimtab.search.comparison.figures import comparison_figures
+    from trimtab.search.comparison.journal import fingerprint
+    from trimtab.search.comparison.table import write_parquet
 
     identity = fingerprint(plan.tasks)
     found = compare([plan], folder, identity, jobs=jobs, progress=_show)
@@ -228,7 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--no-page", action="store_true", help="print only")
     options = parser.parse_args(arguments)
     from trimtab.defaults import policy_path
-    from trimtab.records.report import draw
+    from trimtab.records.reports.page import draw
 
     policy = policy_path(options.policy).resolve()
     wanted = [count for count in COUNTS if count in options.counts.split(",")]

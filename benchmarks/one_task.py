@@ -22,7 +22,7 @@ def _run(task_name: str, variant: str, policy: str, factor: float, seed: int) ->
     from trimtab.core.hyperparameters import resolve_hyperparameters
     from trimtab.core.registry import make_task
     from trimtab.defaults import controller_for
-    from trimtab.search.run import RunSettings, run_task
+    from trimtab.tasks.run import RunSettings, run_task
 
     task: Any = make_task(task_name, variant=variant)
     lr = resolve_hyperparameters(["lr"], task.hyperparameters)[0]

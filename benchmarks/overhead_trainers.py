@@ -41,8 +41,9 @@ def in_keras(name: str, variant: str, policy: Any) -> dict[str, Any]:
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     import keras
 
-    from trimtab.adapters import keras_snapshots, keras_validation
     from trimtab.adapters.keras import TrimtabCallback
+    from trimtab.adapters.keras import snapshots as keras_snapshots
+    from trimtab.adapters.keras import state as keras_validation
 
     task: Any = make_task(name, variant=variant)
 
@@ -93,7 +94,8 @@ def in_transformers(name: str, variant: str, policy: Any) -> dict[str, Any]:
     import torch
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-    from trimtab.adapters import torch_snapshots, torch_validation
+    from trimtab.adapters.torch import snapshots as torch_snapshots
+    from trimtab.adapters.torch import state as torch_validation
     from trimtab.adapters.transformers import TrimtabCallback
 
     task: Any = make_task(name, variant=variant)

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from trimtab.search.comparing import Comparison
-from trimtab.search.comparison_figures import comparison_figures
-from trimtab.search.comparison_rows import read_parquet
+from trimtab.search.comparison.compare import Comparison
+from trimtab.search.comparison.figures import comparison_figures
+from trimtab.search.comparison.table import read_parquet
 
 __all__ = ["harm_at_tuned", "losses_of", "main", "worth"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from trimtab.records.comparison_report import COST_HEADS, cost_cells
-from trimtab.search.comparing import Comparison
+from trimtab.records.reports.comparison import COST_HEADS, cost_cells
+from trimtab.search.comparison.compare import Comparison
 
 __all__ = [
     "STEERED",

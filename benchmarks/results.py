@@ -32,12 +32,12 @@ from benchmarks.result_tables import (
     tasks_table,
 )
 from trimtab.core.errors import SpecError
-from trimtab.records.comparison_compute import compute_picture
-from trimtab.records.report import draw
-from trimtab.search.comparing import Comparison
-from trimtab.search.comparison_cost import cost_answer
-from trimtab.search.comparison_figures import comparison_figures
-from trimtab.search.comparison_rows import read_parquet
+from trimtab.records.reports.page import draw
+from trimtab.records.reports.regret_chart import compute_picture
+from trimtab.search.comparison.compare import Comparison
+from trimtab.search.comparison.cost import cost_answer
+from trimtab.search.comparison.figures import comparison_figures
+from trimtab.search.comparison.table import read_parquet
 
 __all__ = [
     "Finished",

@@ -28,11 +28,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.commands import called
-from trimtab.cli_learning import prepare_jax
+from trimtab.cli.learn import prepare_jax
 
 if TYPE_CHECKING:
-    from trimtab.agents.learn_settings import LearnSettings
-    from trimtab.agents.ring_runs import RingBucket
+    from trimtab.agents.evaluation.runs import RingBucket
+    from trimtab.agents.training.settings import LearnSettings
 
 __all__ = [
     "REWARDS",
@@ -62,7 +62,7 @@ def settings_for(reward: str, iterations: int, batch: int = 32) -> LearnSettings
         iterations: The same for all rewards.
         batch: Tasks of an iteration, each with 8 runs.
     """
-    from trimtab.agents.learn_settings import FamilyShare, LearnSettings
+    from trimtab.agents.training.settings import FamilyShare, LearnSettings
 
     return LearnSettings(
         name=reward,
@@ -78,7 +78,7 @@ def settings_for(reward: str, iterations: int, batch: int = 32) -> LearnSettings
 
 def _iterations(out: Path, minutes: float, batch: int) -> int:
     """Return how many iterations every reward gets, measured once."""
-    from trimtab.agents.meta_training import learn
+    from trimtab.agents.training.learn import learn
 
     plan = out / "plan.json"
     if plan.exists():
@@ -107,7 +107,7 @@ def iterations_of(reward: str, iterations: int) -> int:
 
 def _trained(reward: str, iterations: int, batch: int, out: Path) -> Path:
     """Return the file of a reward's policy, trained to its last iteration."""
-    from trimtab.agents.meta_training import learn
+    from trimtab.agents.training.learn import learn
 
     iterations = iterations_of(reward, iterations)
     folder, note = out / reward, out / reward / "checkpoint.json"
@@ -129,10 +129,10 @@ def _show(progress: Any) -> None:
 
 def _buckets() -> list[RingBucket]:
     """Return the architectures of the ring."""
-    from trimtab.agents.learn_settings import FamilyShare
-    from trimtab.agents.meta_training import family_of
-    from trimtab.agents.ring_runs import RingBucket
-    from trimtab.agents.rings import ring_definitions
+    from trimtab.agents.evaluation.evaluate import ring_definitions
+    from trimtab.agents.evaluation.runs import RingBucket
+    from trimtab.agents.training.learn import family_of
+    from trimtab.agents.training.settings import FamilyShare
     from trimtab.envs.simulators.batch import programs
 
     buckets: list[RingBucket] = []
@@ -162,7 +162,7 @@ def collapse_share(offset: np.ndarray, factors: np.ndarray, ends: np.ndarray) ->
 
 def _collapse(path: Path, rows: Sequence[Mapping[str, Any]], batch: int) -> float:
     """Return `collapse_share` over the ring's tasks of which rows were made."""
-    from trimtab.agents.ring_runs import SIZE, crossed, slices, spec_for, steered
+    from trimtab.agents.evaluation.runs import SIZE, crossed, slices, spec_for, steered
     from trimtab.controllers.learned import read_policy
     from trimtab.core.spec import window_ends
 
@@ -195,8 +195,8 @@ def _evaluated(path: Path, out: Path, tasks: int, seed: int) -> dict[str, Any]:
     """Return the figures of one policy, kept in a file of their own."""
     import pyarrow.parquet as pq
 
-    from trimtab.agents.ring_runs import BATCH
-    from trimtab.agents.rings import RingSettings, evaluate_policy
+    from trimtab.agents.evaluation.evaluate import RingSettings, evaluate_policy
+    from trimtab.agents.evaluation.runs import BATCH
     from trimtab.controllers.learned import read_policy
 
     kept = out / f"figures-{path.stem}-{tasks}-{seed}.json"

@@ -29,12 +29,12 @@ from trimtab.core.decision import Decision, Summary
 from trimtab.core.metrics import Metrics
 from trimtab.core.run_info import RunInfo
 from trimtab.core.spec import ControlSpec
-from trimtab.records.encoding import to_json
-from trimtab.records.rows import run_row
-from trimtab.records.store import Store, StoreRecorder
-from trimtab.records.studies import Studies
-from trimtab.records.study_rows import RunNode, StudyRecord, UnitRequest
-from trimtab.records.transactions import Transactions
+from trimtab.records.store.encoding import to_json
+from trimtab.records.store.rows import run_row
+from trimtab.records.store.store import Store, StoreRecorder
+from trimtab.records.store.studies import Studies
+from trimtab.records.store.study_rows import RunNode, StudyRecord, UnitRequest
+from trimtab.records.store.transactions import Transactions
 
 WRITERS = 4
 STEPS = 1000
@@ -138,7 +138,7 @@ def measure(store: str, total: int, runs: int) -> dict[str, Any]:
 
 def give_units(store: str, study: StudyRecord, tree: list[RunNode]) -> None:
     """Make each run a finished unit of the study, as large as a real one; every third is a fork."""
-    from trimtab.records.models import runs, units
+    from trimtab.records.store.models import runs, units
 
     draw = np.random.default_rng(0)
     path = [[number / 20, -0.02 * number] for number in range(21)]

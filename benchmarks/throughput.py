@@ -76,8 +76,8 @@ def simulator_rate(n_runs: int, *, windows: int, repeats: int) -> float:
     import jax.numpy as jnp
 
     from trimtab.envs.simulators.batch import programs
+    from trimtab.envs.simulators.families.registry import make_family
     from trimtab.envs.simulators.family import FamilyOptions
-    from trimtab.envs.simulators.registry import make_family
 
     family = make_family("simulated/mlp", FamilyOptions(hyperparameters=("lr",)))
     compiled = programs(family, 0)

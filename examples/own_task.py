@@ -4,8 +4,8 @@ import torch
 from sklearn.datasets import load_digits
 
 from trimtab.core.hyperparameters import hyperparameter
-from trimtab.tasks.splits import stratified_splits
-from trimtab.tasks.torch_run import ShuffledBatches, TorchRun, TorchSetup
+from trimtab.tasks.data.splits import stratified_splits
+from trimtab.tasks.torch.run import ShuffledBatches, TorchRun, TorchSetup
 
 
 class Digits:

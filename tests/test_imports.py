@@ -87,7 +87,7 @@ def test_importing_trimtab_loads_gymnasium_and_numpy_only() -> None:
         "import trimtab.core.session, trimtab.core.registry",
         "import trimtab; trimtab.agents",
         "import gymnasium, trimtab; gymnasium.make('Hyperparam-v0').reset(seed=0)",
-        "from trimtab.cli import main; main",
+        "from trimtab.cli.main import main; main",
     ],
 )
 def test_everyday_use_loads_nothing_heavy(statement: str) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from trimtab.core.protocols import Task as Task
     from trimtab.core.protocols import TrainingRun as TrainingRun
     from trimtab.core.spec import ControlSpec as ControlSpec
-    from trimtab.search.study import tune as tune
+    from trimtab.search.study.tune import tune as tune
 
 __version__ = "0.1.0"
 
@@ -48,7 +48,7 @@ _HOMES = MappingProxyType(
         "Task": "trimtab.core.protocols:Task",
         "TrainingRun": "trimtab.core.protocols:TrainingRun",
         "agents": "trimtab.agents",
-        "tune": "trimtab.search.study:tune",
+        "tune": "trimtab.search.study.tune:tune",
     }
 )
 

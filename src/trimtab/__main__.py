@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def _main() -> None:
-    from trimtab.cli import main
+    from trimtab.cli.main import main
 
     main()
 

@@ -91,7 +91,7 @@ def test_the_table_says_what_the_framework_does(
 def test_every_refusal_says_what_can_be_steered_instead() -> None:
     if importlib.util.find_spec("torch") is None:
         pytest.skip("torch is not installed")
-    from trimtab.adapters.torch_actuators import find_actuators
+    from trimtab.adapters.torch.actuators import find_actuators
     from trimtab.core.errors import TrimtabError
 
     with pytest.raises(TrimtabError, match=r"choose from .*weight_decay"):

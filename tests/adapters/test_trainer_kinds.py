@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.adapters.tiny_training import Net, are_equal, examples, weights
-from trimtab.adapters.torch_values import SteeredValue
+from trimtab.adapters.torch.values import SteeredValue
 from trimtab.core.errors import AdapterError
 
 pytestmark = [
@@ -55,7 +55,7 @@ def reads(model: Any, value: SteeredValue) -> None:
 
 
 def trainer_of(folder: Path, model: Any, **settings: Any) -> Any:
-    one = pytest.importorskip("tests.adapters.test_transformers")
+    one = pytest.importorskip("tests.adapters.transformers.test_transformers")
     return one.InOrder(
         model=model, args=one.arguments(folder, **settings), train_dataset=examples(96, seed=0)
     )
@@ -177,7 +177,7 @@ def test_trainer_does_a_batch_without_memory_again_in_parts(
 
 
 def lightning_fit(net: Any, callback: Any) -> Any:
-    one = pytest.importorskip("tests.adapters.test_lightning")
+    one = pytest.importorskip("tests.adapters.lightning.test_lightning")
     module = one.Module()
     module.net = net
     one.fit(module, [callback])
@@ -206,7 +206,7 @@ def test_depth_and_own_values_are_steered_in_lightning() -> None:
 
 @pytest.mark.parametrize("uses", [True, False])
 def test_the_clipping_in_lightning_is_proven_or_refused(uses: bool) -> None:
-    one = pytest.importorskip("tests.adapters.test_lightning")
+    one = pytest.importorskip("tests.adapters.lightning.test_lightning")
 
     class Clips(one.Module):  # type: ignore[misc]
         def configure_gradient_clipping(

@@ -32,7 +32,7 @@ def test_the_table_has_a_column_for_each_count_and_a_dash_for_what_was_not_run()
 
 def test_the_picture_is_drawn(tmp_path):
     pytest.importorskip("vl_convert")
-    from trimtab.records.report import draw
+    from trimtab.records.reports.page import draw
 
     draw(tmp_path / "many.png", many.chart(FOUND))
     assert (tmp_path / "many.png").read_bytes().startswith(b"\x89PNG")
@@ -51,7 +51,7 @@ def test_plans_steer_as_many_as_they_say_and_the_tasks_of_one_share_a_shape():
 
 
 def test_the_page_shows_no_path_of_the_machine(tmp_path, monkeypatch):
-    import trimtab.records.report as report
+    from trimtab.records.reports import page as report
 
     monkeypatch.setattr(report, "draw", lambda *given: None)
     monkeypatch.setattr(many, "measured", lambda *given: figures(0.0))

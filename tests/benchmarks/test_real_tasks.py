@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from benchmarks import real_tasks
-from trimtab.search.comparison_figures import comparison_figures
-from trimtab.search.comparison_rows import read_parquet
+from trimtab.search.comparison.figures import comparison_figures
+from trimtab.search.comparison.table import read_parquet
 
 
 def _rows() -> list[dict[str, object]]:

@@ -12,9 +12,9 @@ pytest.importorskip("vl_convert")
 results = pytest.importorskip("benchmarks.results")  # absent beside an installed wheel
 
 from trimtab.core.errors import SpecError  # noqa: E402
-from trimtab.search.comparing import Comparison, Entry, TaskResult  # noqa: E402
-from trimtab.search.comparison_rows import write_parquet  # noqa: E402
-from trimtab.search.methods import Outcome, SingleRun  # noqa: E402
+from trimtab.search.comparison.compare import Comparison, Entry, TaskResult  # noqa: E402
+from trimtab.search.comparison.table import write_parquet  # noqa: E402
+from trimtab.search.methods.base import Outcome, SingleRun  # noqa: E402
 
 
 def run(test: float, seed: int = 0, spent: float = 1.0) -> SingleRun:

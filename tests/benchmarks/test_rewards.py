@@ -78,7 +78,7 @@ def test_a_page_is_written_between_its_marks_only(tmp_path):
 
 
 def test_the_page_shows_no_path_of_the_machine(tmp_path, monkeypatch):
-    import trimtab.agents.meta_training as meta_training
+    from trimtab.agents.training import learn as meta_training
 
     monkeypatch.setattr(meta_training, "learn", lambda *given, **more: None)
     monkeypatch.setattr(rewards, "prepare_jax", lambda: None)
@@ -93,7 +93,7 @@ def test_the_page_shows_no_path_of_the_machine(tmp_path, monkeypatch):
 
 
 def test_only_some_rewards_are_trained_and_a_stopped_training_goes_on(tmp_path, monkeypatch):
-    import trimtab.agents.meta_training as meta_training
+    from trimtab.agents.training import learn as meta_training
 
     learned = []
 

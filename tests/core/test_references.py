@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimtab.controllers import references as by_controllers
 from trimtab.core import references
+from trimtab.core import references_part as by_controllers
 from trimtab.core.errors import SpecError, UnknownNameError
 from trimtab.core.references import REFERENCES, reference_multipliers
 

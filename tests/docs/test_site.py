@@ -96,7 +96,7 @@ def test_a_picture_is_made_again_once_anything_that_the_task_is_made_of_has_chan
 
     assert names >= {"nuclei.py", "segmentation_task.py", "frozen_trunk.py", "cache.py"}
     assert "letters.py" not in names
-    assert "torch_plain.py" in {path.name for path in site.sources("trimtab.tasks.torch_run")}
+    assert "torch_plain.py" in {path.name for path in site.sources("trimtab.tasks.torch.run")}
 
 
 def test_what_a_task_is_made_of_is_found_in_folders_too(site, monkeypatch, tmp_path):

@@ -13,10 +13,10 @@ from sqlalchemy import Connection
 from tests import tiny_task
 from trimtab.core.run_info import RunInfo
 from trimtab.defaults import controller_for
-from trimtab.records.encoding import to_json
-from trimtab.records.models import decisions, runs, studies, units
-from trimtab.records.rows import run_row
-from trimtab.records.transactions import Transactions
+from trimtab.records.store.encoding import to_json
+from trimtab.records.store.models import decisions, runs, studies, units
+from trimtab.records.store.rows import run_row
+from trimtab.records.store.transactions import Transactions
 
 __all__ = ["SPITE", "made_study"]
 

@@ -14,8 +14,8 @@ from tests.postgresql_server import postgres
 from trimtab.core.protocols import Task
 from trimtab.core.registry import make_task
 from trimtab.defaults import shipped_policies
-from trimtab.search.methods import Assignment, Rhythm
-from trimtab.search.starts import StartLaw, generator_for
+from trimtab.search.methods.base import Assignment, Rhythm
+from trimtab.search.methods.starts import StartLaw, generator_for
 
 __all__ = ["Assign", "assign", "folder", "postgres", "quadratic"]
 

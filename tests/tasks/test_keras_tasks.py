@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from trimtab.core.conformance import check_task
 from trimtab.core.errors import MissingDependencyError, UnknownNameError
 from trimtab.core.registry import make_task
 from trimtab.tasks import keras_credit, keras_digits
+from trimtab.tasks.data.splits import SPLITS
 from trimtab.tasks.keras_credit import KerasCredit, read_credit
 from trimtab.tasks.keras_digits import KerasDigits, read_digits
 from trimtab.tasks.pretraining_settings import Pretraining
-from trimtab.tasks.splits import SPLITS
+from trimtab.testing import check_task
 
 TASKS = [KerasDigits, KerasCredit]
 

@@ -13,9 +13,9 @@ from trimtab.core.errors import MissingDependencyError, UnknownNameError
 from trimtab.core.protocols import Task, TrainingRun
 from trimtab.core.registry import make_task
 from trimtab.tasks import solar_cells
-from trimtab.tasks.packages import package_folder
+from trimtab.tasks.data.packages import package_folder
+from trimtab.tasks.data.splits import SPLITS
 from trimtab.tasks.solar_cells import SolarCells
-from trimtab.tasks.splits import SPLITS
 
 
 @pytest.fixture(scope="module")

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from trimtab.core.conformance import check_task
 from trimtab.core.errors import MissingDependencyError, UnknownNameError
 from trimtab.core.registry import make_task
 from trimtab.tasks import adult, letters
 from trimtab.tasks.adult import Adult, read_adult
+from trimtab.tasks.data.splits import SPLITS
 from trimtab.tasks.letters import Letters, read_letters
-from trimtab.tasks.splits import SPLITS
-from trimtab.tasks.tabular import TabularNetwork, standardised
+from trimtab.tasks.torch.tabular import TabularNetwork, standardised
+from trimtab.testing import check_task
 
 TASKS = [Letters, Adult]
 

@@ -10,18 +10,18 @@ import pytest
 import torch
 from torch import nn
 
-from trimtab.core.conformance import check_task
 from trimtab.core.errors import MissingDependencyError, SpecError, UnknownNameError
 from trimtab.core.registry import make_task
 from trimtab.tasks import text_classification
-from trimtab.tasks.splits import SPLITS
+from trimtab.tasks.data.splits import SPLITS
 from trimtab.tasks.text_classification import (
     TextClassification,
     newsgroups,
     read_texts,
     reuters,
 )
-from trimtab.tasks.text_network import TextNetwork, first_layers, last_layers
+from trimtab.tasks.torch.text_network import TextNetwork, first_layers, last_layers
+from trimtab.testing import check_task
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),

@@ -10,21 +10,21 @@ import numpy as np
 import pytest
 import torch
 
-from trimtab.core.conformance import check_task
 from trimtab.core.errors import MissingDependencyError, UnknownNameError
 from trimtab.core.registry import make_task
 from trimtab.tasks import animals, tree_density
 from trimtab.tasks.animals import Animals, PictureNetwork
-from trimtab.tasks.pretraining_settings import Pretraining
-from trimtab.tasks.splits import SPLITS
-from trimtab.tasks.tree_density import TreeDensity, density_classes
-from trimtab.tasks.tree_photographs import (
+from trimtab.tasks.data.splits import SPLITS
+from trimtab.tasks.data.tree_photographs import (
     TEST_SITE,
     TRAINING_SITE,
     read_boxes,
     read_photograph,
     tile_corners,
 )
+from trimtab.tasks.pretraining_settings import Pretraining
+from trimtab.tasks.tree_density import TreeDensity, density_classes
+from trimtab.testing import check_task
 
 TASKS = [Animals, TreeDensity]
 

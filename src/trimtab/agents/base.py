@@ -209,7 +209,7 @@ def make(name: str, env: Any, **settings: Any) -> Agent:
         raise SpecError(
             f"agent {name!r} acts in one environment, not in {env.num_envs} at once; make it with "
             "gymnasium.make(), or train Stable-Baselines3 itself on "
-            "trimtab.agents.library_env.LibraryVecEnv(envs)"
+            "trimtab.agents.sb3.vec_env.LibraryVecEnv(envs)"
         )
     found = action_kind(env)
     if found not in kind.actions:

@@ -17,8 +17,8 @@ from trimtab.core.hyperparameters import Hyperparameter
 from trimtab.core.metrics import FORWARD_CHARGE, Metrics
 from trimtab.core.protocols import Task
 from trimtab.core.spec import window_ends
+from trimtab.envs.batched_runs import Fleet
 from trimtab.envs.batching import decisions_of, require_batchable
-from trimtab.envs.fleet import Fleet
 from trimtab.envs.settings import (
     Begin,
     EnvSettings,

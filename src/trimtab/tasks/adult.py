@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from trimtab.tasks.packages import package_folder
-from trimtab.tasks.pretraining import PretrainedClassification
+from trimtab.tasks.data.packages import package_folder
+from trimtab.tasks.data.splits import first_of_duplicates, scaled_shares, stratified_splits
 from trimtab.tasks.pretraining_settings import Pretraining
-from trimtab.tasks.splits import first_of_duplicates, scaled_shares, stratified_splits
-from trimtab.tasks.tabular import TabularNetwork, standardised
-from trimtab.tasks.torch_classification import LabelledData
+from trimtab.tasks.torch.classification import LabelledData
+from trimtab.tasks.torch.pretraining import PretrainedClassification
+from trimtab.tasks.torch.tabular import TabularNetwork, standardised
 from trimtab.tasks.variants import Variant, recipe
 
 __all__ = ["Adult", "read_adult"]

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from trimtab.tasks.array_stream import read_array
-from trimtab.tasks.packages import package_folder
-from trimtab.tasks.pretraining import HeadedNetwork, PretrainedClassification
+from trimtab.tasks.data.array_stream import read_array
+from trimtab.tasks.data.packages import package_folder
+from trimtab.tasks.data.splits import scaled_shares, stratified_splits
 from trimtab.tasks.pretraining_settings import Pretraining
-from trimtab.tasks.splits import scaled_shares, stratified_splits
-from trimtab.tasks.torch_classification import LabelledData
+from trimtab.tasks.torch.classification import LabelledData
+from trimtab.tasks.torch.pretraining import HeadedNetwork, PretrainedClassification
 from trimtab.tasks.variants import Variant, recipe
 
 __all__ = ["Animals", "PictureNetwork"]

@@ -14,12 +14,12 @@ from types import MappingProxyType
 
 import numpy as np
 
-from trimtab.tasks.efficientnet import EFFICIENTNET_PACKAGES
-from trimtab.tasks.packages import package_folder
-from trimtab.tasks.pictures import resized
-from trimtab.tasks.segmentation import FROZEN_STAGES
-from trimtab.tasks.segmentation_task import SegmentationTask
-from trimtab.tasks.splits import SPLITS
+from trimtab.tasks.data.packages import package_folder
+from trimtab.tasks.data.pictures import resized
+from trimtab.tasks.data.splits import SPLITS
+from trimtab.tasks.torch.efficientnet import EFFICIENTNET_PACKAGES
+from trimtab.tasks.torch.segmentation import FROZEN_STAGES
+from trimtab.tasks.torch.segmentation_task import SegmentationTask
 from trimtab.tasks.variants import Variant, recipe
 
 __all__ = ["BrainTissue", "slice_blocks", "tissue_labels"]
@@ -80,7 +80,7 @@ class BrainTissue(SegmentationTask):
     Attributes:
         hyperparameters: All act: lr, weight_decay, beta1, dropout, label_smoothing, clip.
         monitor: ``"loss"``, the pixels' log-loss in nats; see
-            `trimtab.tasks.segmentation.segmentation_scores` for what is measured with it.
+            `trimtab.tasks.torch.segmentation.segmentation_scores` for what is measured with it.
     """
 
     name = "segmentation/brain-tissue"

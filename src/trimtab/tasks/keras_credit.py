@@ -13,15 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from trimtab.tasks.keras_classification import (
+from trimtab.tasks.data.packages import package_folder, package_versions, require_packages
+from trimtab.tasks.data.splits import first_of_duplicates, scaled_shares, stratified_splits
+from trimtab.tasks.keras.task import (
     KERAS_PACKAGES,
     KerasClassification,
     LabelledArrays,
     pretrained_body,
 )
-from trimtab.tasks.packages import package_folder, package_versions, require_packages
 from trimtab.tasks.pretraining_settings import Pretraining
-from trimtab.tasks.splits import first_of_duplicates, scaled_shares, stratified_splits
 from trimtab.tasks.variants import Variant, recipe
 
 __all__ = ["KerasCredit", "read_credit"]

@@ -13,12 +13,12 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from trimtab.tasks.packages import package_folder
-from trimtab.tasks.pretraining import PretrainedClassification
+from trimtab.tasks.data.packages import package_folder
+from trimtab.tasks.data.splits import scaled_shares, stratified_splits
 from trimtab.tasks.pretraining_settings import Pretraining
-from trimtab.tasks.splits import scaled_shares, stratified_splits
-from trimtab.tasks.tabular import TabularNetwork, standardised
-from trimtab.tasks.torch_classification import LabelledData
+from trimtab.tasks.torch.classification import LabelledData
+from trimtab.tasks.torch.pretraining import PretrainedClassification
+from trimtab.tasks.torch.tabular import TabularNetwork, standardised
 from trimtab.tasks.variants import Variant, recipe
 
 __all__ = ["Letters", "read_letters"]

@@ -16,19 +16,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from trimtab.tasks.efficientnet import EFFICIENTNET_PACKAGES, Tail, trunk_outputs
-from trimtab.tasks.frozen_trunk import FrozenTrunkTask
-from trimtab.tasks.packages import package_folder
-from trimtab.tasks.randomness import RunSeeds
-from trimtab.tasks.splits import (
+from trimtab.tasks.data.batches import RunSeeds
+from trimtab.tasks.data.packages import package_folder
+from trimtab.tasks.data.splits import (
     first_of_duplicates,
     scaled_shares,
     splits_from_arrays,
     splits_to_arrays,
     stratified_splits,
 )
-from trimtab.tasks.torch_classification import LabelledData, classification_parts
-from trimtab.tasks.torch_task import RunParts
+from trimtab.tasks.torch.classification import LabelledData, classification_parts
+from trimtab.tasks.torch.efficientnet import EFFICIENTNET_PACKAGES, Tail, trunk_outputs
+from trimtab.tasks.torch.frozen_trunk import FrozenTrunkTask
+from trimtab.tasks.torch.task import RunParts
 from trimtab.tasks.variants import Variant, recipe
 
 __all__ = ["SolarCells"]

@@ -22,15 +22,15 @@ from torch import nn
 
 from trimtab.core.errors import SpecError
 from trimtab.core.static_choice import StaticChoice
-from trimtab.tasks.cache import cached_arrays
-from trimtab.tasks.packages import package_folder, package_versions
-from trimtab.tasks.pretraining import seeded
-from trimtab.tasks.randomness import RunSeeds
-from trimtab.tasks.splits import splits_from_arrays, splits_to_arrays, stratified_splits
-from trimtab.tasks.text_network import TextNetwork, first_layers, last_layers
-from trimtab.tasks.torch_classification import LabelledData, classification_parts
-from trimtab.tasks.torch_run import TorchRun
-from trimtab.tasks.torch_task import OptimizerMaker, RunParts, TorchTask
+from trimtab.tasks.data.batches import RunSeeds
+from trimtab.tasks.data.cache import cached_arrays
+from trimtab.tasks.data.packages import package_folder, package_versions
+from trimtab.tasks.data.splits import splits_from_arrays, splits_to_arrays, stratified_splits
+from trimtab.tasks.torch.classification import LabelledData, classification_parts
+from trimtab.tasks.torch.pretraining import seeded
+from trimtab.tasks.torch.run import TorchRun
+from trimtab.tasks.torch.task import OptimizerMaker, RunParts, TorchTask
+from trimtab.tasks.torch.text_network import TextNetwork, first_layers, last_layers
 from trimtab.tasks.variants import Variant, recipe
 
 __all__ = ["TextClassification", "newsgroups", "read_texts", "reuters"]
@@ -218,7 +218,7 @@ class TextClassification(TorchTask):
         momentum: float | None = None,
         rank: int = _RANKS[0],
     ) -> TorchRun:
-        """Return a fresh run, see `trimtab.tasks.torch_task.TorchTask.start`.
+        """Return a fresh run, see `trimtab.tasks.torch.task.TorchTask.start`.
 
         Args:
             seed: 0 or more.

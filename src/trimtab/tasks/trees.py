@@ -1,6 +1,6 @@
 """Fine-tuning EfficientNet-Lite0 to put a box around each tree, seen from the air (PyTorch).
 
-Data: `trimtab.tasks.tree_photographs` (package deepforest, MIT). Weights: EfficientNet-Lite0 on
+Data: `trimtab.tasks.data.tree_photographs` (package deepforest, MIT). Weights: EfficientNet-Lite0 on
 ImageNet-1k, Apache-2.0.
 """
 
@@ -13,20 +13,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from trimtab.tasks.detection import FROZEN_STAGES, BoxedImages, Boxes, detection_parts
-from trimtab.tasks.efficientnet import EFFICIENTNET_PACKAGES, trunk_outputs
-from trimtab.tasks.frozen_trunk import FrozenTrunkTask
-from trimtab.tasks.pictures import resized
-from trimtab.tasks.randomness import RunSeeds
-from trimtab.tasks.splits import SPLITS, splits_from_arrays, splits_to_arrays
-from trimtab.tasks.torch_task import RunParts
-from trimtab.tasks.tree_photographs import (
+from trimtab.tasks.data.batches import RunSeeds
+from trimtab.tasks.data.pictures import resized
+from trimtab.tasks.data.splits import SPLITS, splits_from_arrays, splits_to_arrays
+from trimtab.tasks.data.tree_photographs import (
     TEST_SITE,
     TRAINING_SITE,
     TREE_PACKAGES,
     read_photograph,
     tile_corners,
 )
+from trimtab.tasks.torch.detection import FROZEN_STAGES, BoxedImages, Boxes, detection_parts
+from trimtab.tasks.torch.efficientnet import EFFICIENTNET_PACKAGES, trunk_outputs
+from trimtab.tasks.torch.frozen_trunk import FrozenTrunkTask
+from trimtab.tasks.torch.task import RunParts
 from trimtab.tasks.variants import Variant
 
 __all__ = ["Trees", "boxes_in_tile"]
@@ -74,7 +74,7 @@ class Trees(FrozenTrunkTask):
 
     Attributes:
         hyperparameters: All act: lr, weight_decay, beta1, dropout, clip.
-        monitor: ``"loss"``, see `trimtab.tasks.detection.detection_loss`; ``ap`` and ``ap50`` are
+        monitor: ``"loss"``, see `trimtab.tasks.torch.detection.detection_loss`; ``ap`` and ``ap50`` are
             measured with it.
     """
 

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from trimtab.envs.simulators.families.registry import make_family
+from trimtab.envs.simulators.families.supervised import Bank
 from trimtab.envs.simulators.family import FamilyOptions
-from trimtab.envs.simulators.registry import make_family
-from trimtab.envs.simulators.supervised import Bank
 
 
 @cache

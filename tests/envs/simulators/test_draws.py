@@ -11,11 +11,11 @@ from tests.envs.simulators.given import draws, family, pick
 from trimtab.core.errors import SpecError
 from trimtab.envs.simulators.draws import SLOTS
 from trimtab.envs.simulators.events import augmentation
+from trimtab.envs.simulators.families.registry import FAMILIES, make_family
+from trimtab.envs.simulators.families.wide import acting
 from trimtab.envs.simulators.family import FamilyOptions
 from trimtab.envs.simulators.pretraining import pretrained
 from trimtab.envs.simulators.properties import PROPERTIES
-from trimtab.envs.simulators.registry import FAMILIES, make_family
-from trimtab.envs.simulators.wide import acting
 
 N = 1500
 

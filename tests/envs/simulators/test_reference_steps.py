@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.envs.simulators import reference_steps as slow
 from tests.envs.simulators.given import draws, family, pick, raw_bank, started, tuned_rate
-from trimtab.envs.simulators import reference_steps as slow
 
 OFFERED = ("lr", "weight_decay", "momentum", "label_smoothing")
 STEP = 3

@@ -8,10 +8,10 @@ import sys
 import numpy as np
 import pytest
 
-from trimtab.core.conformance import check_task
 from trimtab.core.errors import SpecError, UnknownNameError
 from trimtab.core.registry import make_task
 from trimtab.envs.simulators.tasks import SimulatedTask, quadratic, run_key, task_key
+from trimtab.testing import check_task
 
 
 def test_the_quadratic_keeps_the_promises_of_a_task() -> None:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests.envs.simulators.given import draws, family, pick, raw_bank, rest, started, tuned_rate
-from trimtab.envs.simulators.wide import N_ACTING, acting
+from trimtab.envs.simulators.families.wide import N_ACTING, acting
 
 
 def test_exactly_the_acting_hyperparameters_act():

@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from trimtab.search import study_unit
+from trimtab.search.study import worker as study_unit
 
 DIES_AT = 7  # validations
 

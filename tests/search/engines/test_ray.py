@@ -17,7 +17,7 @@ from trimtab.core.errors import SpecError, StoreError
 from trimtab.search.engines.base import Done, Resources
 from trimtab.search.engines.choose import make_engine
 from trimtab.search.engines.ray import RayEngine
-from trimtab.search.study import tune
+from trimtab.search.study.tune import tune
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("ray")
-from tests.search.chaos import gone_within, require_same_end
+from tests.search.study.chaos import gone_within, require_same_end
 
 DEEDS = {"worker": 6, "coordinator": 1, "disk": 1, "lock": 1}
 SECONDS_TO_END = 40  # Ray takes its time to end the processes of a node

@@ -73,11 +73,11 @@ def compiled_family(name: str, names: tuple[str, ...] | None = None) -> Family:
         UnknownNameError: There is no such family or hyperparameter.
     """
     if name == QUADRATIC:
-        from trimtab.envs.simulators.quadratic import Quadratics
+        from trimtab.envs.simulators.families.quadratic import Quadratics
 
         return cast(Family, Quadratics("jax"))
     try:
-        from trimtab.envs.simulators.registry import make_family
+        from trimtab.envs.simulators.families.registry import make_family
 
         if names is None:
             return make_family(name)
@@ -94,7 +94,7 @@ def compiled_family(name: str, names: tuple[str, ...] | None = None) -> Family:
 def _family(name: str, names: tuple[str, ...] | None = None) -> Family:
     """Return a family to be run one run at a time: the quadratic without JAX."""
     if name == QUADRATIC:
-        from trimtab.envs.simulators.quadratic import Quadratics
+        from trimtab.envs.simulators.families.quadratic import Quadratics
 
         return cast(Family, Quadratics())
     return compiled_family(name, names)

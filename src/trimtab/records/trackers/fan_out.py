@@ -15,7 +15,7 @@ from trimtab.core.errors import (
     unknown_name,
 )
 from trimtab.core.run_info import RunInfo
-from trimtab.records.telling import tell
+from trimtab.core.telling import tell
 
 __all__ = ["Recorders", "check_log_to", "open_trackers", "tell_trackers"]
 

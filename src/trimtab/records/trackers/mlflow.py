@@ -11,7 +11,7 @@ from typing import Any
 from trimtab.core.decision import Decision, Recorder, Summary
 from trimtab.core.errors import StoreError
 from trimtab.core.run_info import RunInfo
-from trimtab.records.trackers import wording
+from trimtab.records.trackers import fields as wording
 
 __all__ = ["MlflowTracker"]
 

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from trimtab.core.decision import Decision, Recorder, Summary
 from trimtab.core.run_info import RunInfo
-from trimtab.records.trackers import wording
+from trimtab.records.trackers import fields as wording
 
 __all__ = ["TensorBoardTracker"]
 

@@ -1,0 +1,9 @@
+"""Steering Keras: inside ``fit``, or in a loop of one's own."""
+
+from __future__ import annotations
+
+from trimtab.adapters.keras.callback import TrimtabCallback
+from trimtab.adapters.keras.controller import KerasController
+from trimtab.adapters.keras.values import SteeredValue
+
+__all__ = ["KerasController", "SteeredValue", "TrimtabCallback"]

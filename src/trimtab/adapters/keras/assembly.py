@@ -1,0 +1,303 @@
+"""A Keras model with hands laid on it for one run: what callback and controller share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from trimtab.adapters.keras.actuators import Actuator, Hands, find_hyperparameters
+from trimtab.adapters.keras.keras_variables import array_of, backend_name, synchronise
+from trimtab.adapters.keras.proofs import MOST_TRIES, FitProof, prove_in_loop
+from trimtab.adapters.keras.schedules import KerasRates, inner_optimizer
+from trimtab.adapters.keras.snapshots import Snapshots
+from trimtab.adapters.keras.state import Validation, load_random_state, random_state
+from trimtab.adapters.keras.steering import Steering
+from trimtab.adapters.keras.values import SteeredValue
+from trimtab.core.errors import AdapterError
+from trimtab.core.hyperparameters import Hyperparameter
+from trimtab.core.run_info import RunInfo
+
+__all__ = ["Options", "SteeredModel", "check_one_device"]
+
+_LEFTOVER = "_trimtab_release"
+
+
+@dataclass(frozen=True)
+class Options:
+    """The keywords that the callback and the controller have in common.
+
+    Attributes:
+        hyperparameters: Names, `Hyperparameter` objects, or values of the user's own.
+        decisions: Number of decisions.
+        policy: Name or path of a policy, a `Controller`, or None to switch it off.
+        reference: A name, a function of progress, a schedule, or None for the optimiser's own.
+        monitor: Key of the watched value.
+        mode: ``"min"`` or ``"max"``.
+        keep_best: Whether the best weights are put back at the end.
+        snapshots: ``"memory"``, ``"cpu"``, ``"disk"`` or ``"none"``.
+        seed: Of the policy.
+        store: Database URL or SQLite file; None keeps no record.
+        log_to: Trackers that are told as well.
+        watch_only: Propose and record, but never change anything.
+    """
+
+    hyperparameters: Iterable[str | Hyperparameter | SteeredValue]
+    decisions: int
+    policy: Any
+    reference: Any
+    monitor: str
+    mode: str
+    keep_best: bool
+    snapshots: str
+    seed: int
+    store: str | None
+    log_to: str | Iterable[str] | None
+    watch_only: bool
+
+    @property
+    def moves(self) -> bool:
+        """Whether values besides the reference may ever change."""
+        is_off = self.policy is None or self.policy in ("reference", "zero")
+        return not self.watch_only and not is_off
+
+
+class SteeredModel:
+    """Lays hands on a model and its optimiser, steers them, and takes the hands off again.
+
+    Args:
+        options: What the user asked for.
+        model: A model with its weights made.
+        optimizer: Its optimiser.
+        losses: Its losses: one, or a nest of them.
+        total_steps: Steps of the run.
+        validate: Returns a loss, or a dict of floats.
+
+    Attributes:
+        steering: The run.
+
+    Raises:
+        AdapterError: Something cannot be steered as it is.
+        SpecError: A number or a start value is out of range.
+        UnknownNameError: A policy, reference, hyperparameter or place has no such name.
+        PolicyFileError: The policy's file cannot be read as one.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        *,
+        model: Any,
+        optimizer: Any,
+        losses: Any,
+        total_steps: int,
+        validate: Callable[[], float | Mapping[str, float]],
+    ) -> None:
+        from trimtab.defaults import controller_for
+
+        leftover = model.__dict__.get(_LEFTOVER)
+        if leftover is not None:  # of a run that an error ended
+            leftover()
+        self._model, self._optimizer, self._options = model, optimizer, options
+        if not optimizer.built:
+            optimizer.build(model.trainable_variables)
+        self._rates = KerasRates(optimizer, options.reference, total_steps)
+        items, self._actuators = find_hyperparameters(
+            options.hyperparameters,
+            optimizer=inner_optimizer(optimizer),
+            model=model,
+            losses=losses,
+            learning_rate=self._rates.start,
+        )
+        spec, policy = controller_for(options.policy, items, decisions=options.decisions)
+        info = RunInfo(
+            task=type(model).__name__,
+            spec=spec,
+            total_steps=total_steps,
+            policy=policy.name,
+            reference=self._rates.name,
+            seed=options.seed,
+            monitor=options.monitor,
+            mode=options.mode,
+            watch_only=options.watch_only,
+            log_to=options.log_to,
+        )
+        self.steering = Steering(
+            info,
+            policy,
+            rates=self._rates,
+            actuators=self._actuators,
+            validation=Validation(
+                self._at_start_smoothing(validate),
+                model,
+                monitor=options.monitor,
+                mode=options.mode,
+            ),
+            snapshots=Snapshots(
+                options.snapshots,
+                needed=not options.watch_only and (options.keep_best or policy.guarded),
+                model=model,
+                optimizer=optimizer,
+                is_steered=self._rates.is_steered_variable,
+            ),
+            keep_best=options.keep_best,
+            store=options.store,
+            before_decision=lambda: synchronise(model),
+            after_restore=self._drop_poisoned_metrics,
+            after_end=self._finalize,
+        )
+        self._tries = 0  # of a proof in a loop of the user's own
+        self._lay_hands()
+        self.steering.snapshots.announce()
+
+    def release(self) -> None:
+        """Give model, optimiser and losses back as they were, with their own values."""
+        synchronise(self._model)
+        self._rates.release()
+        self._hands.release()
+        self._model.__dict__.pop(_LEFTOVER, None)
+
+    def check_that_it_acts(self) -> None:
+        """Tell what the training step, which has run by now, does not read."""
+        if not self._takeover.reads.get("learning_rate", 0):
+            self.steering.warn("lr unread", _LR_UNREAD)
+        for actuator in self._actuators if self._options.moves else []:
+            problem = "" if actuator is None else actuator.unread()
+            if problem:
+                self.steering.warn(problem.partition(":")[0] + " unread", problem)
+
+    def proof(self, function: Callable[..., Any], refuse: Callable[[], None]) -> FitProof | None:
+        """Return what proves, at the first steps of ``fit``, that all that is steered is used.
+
+        Args:
+            function: The model's training function, without a memory guard around it.
+            refuse: Called before an error is raised.
+        """
+        if not self._options.moves:
+            return None
+        return FitProof(
+            self._model,
+            function,
+            actuators=self._actuators,
+            rates=self._rates,
+            refuse=refuse,
+            warn=self.steering.warn,
+        )
+
+    def prove_in_loop(self, gradients: Sequence[Any] | None) -> bool:
+        """Prove in a loop of the user's own that all that is steered is used.
+
+        Returns:
+            Whether that is settled; False where this step's gradients tell nothing.
+
+        Raises:
+            AdapterError: A value is not used.
+        """
+        if not self._options.moves:
+            return True
+        proven = prove_in_loop(
+            self._model,
+            self._optimizer,
+            gradients,
+            actuators=self._actuators,
+            rates=self._rates,
+        )
+        self._tries += 1
+        if not proven and self._tries >= MOST_TRIES:
+            self.steering.warn("proof", _UNPROVEN)
+            return True
+        return proven
+
+    def forget_reads(self) -> None:
+        """Count from now on what the training step reads."""
+        self._hands.forget_reads()
+        self._takeover.reads = dict.fromkeys(self._takeover.reads, 0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the run's state and that of the random generators: arrays and plain values."""
+        synchronise(self._model)
+        return self.steering.state_dict() | {"random": random_state(self._model)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict`, before any step.
+
+        Raises:
+            AdapterError: Steps were done already, or the state is of another model or run.
+            SpecError: The state is of another spec or number of steps.
+        """
+        self.steering.load_state_dict(state)
+        load_random_state(self._model, state["random"])
+
+    # Inside.
+
+    def _lay_hands(self) -> None:
+        moving = [a for a in self._actuators if a is not None] if self._options.moves else []
+        values = [value for actuator in moving for value in actuator.values]
+        self._hands = Hands(self._model, inner_optimizer(self._optimizer), values)
+        held, supplies = self._hands.make()
+        self._takeover = self._rates.install(held, supplies, self._hands.layers)
+        self._hands.attend(self._takeover)
+        self._model.__dict__[_LEFTOVER] = self.release
+
+    def _at_start_smoothing(self, validate: Callable[[], Any]) -> Callable[[], Any]:
+        """Validate with the label smoothing of the start, so that losses stay comparable."""
+        smoothing: list[Actuator] = [
+            a for a in self._actuators if a is not None and a.item.kind == "label_smoothing"
+        ]
+        values = [value for actuator in smoothing for value in actuator.values]
+        if not values or not self._options.moves:
+            return validate
+
+        def validate_at_start() -> Any:
+            now = [value.number for value in values]
+            for value in values:
+                value.write(value.start)
+            try:
+                return validate()
+            finally:
+                synchronise(self._model)
+                for value, number in zip(values, now, strict=True):
+                    value.write(number)
+
+        return validate_at_start
+
+    def _drop_poisoned_metrics(self) -> None:
+        """Begin those running means afresh that a lost step has made nan for the whole epoch."""
+        for metric in self._model.metrics:
+            if not all(np.all(np.isfinite(array_of(v))) for v in metric.variables):
+                metric.reset_state()
+
+    def _finalize(self) -> None:
+        # Where weights are averaged, Keras puts the averages in at the end; so do the best ones'.
+        self._optimizer.finalize_variable_values(self._model.trainable_variables)
+
+
+def check_one_device(model: Any) -> None:
+    """Raise if the model trains on several devices at once.
+
+    Raises:
+        AdapterError: It does; this has not been proved to steer all of them alike.
+    """
+    import keras
+
+    replicas = 1
+    if backend_name() == "tensorflow":
+        replicas = int(model.distribute_strategy.num_replicas_in_sync)
+    if replicas > 1 or keras.distribution.distribution() is not None:
+        raise AdapterError(
+            f"model: it is distributed over several devices ({replicas} replicas); steering is "
+            "proved on one device, so leave the distribution out"
+        )
+
+
+_LR_UNREAD = (
+    "lr: the training step does not read the optimiser's learning rate, so steering changes "
+    "nothing; let train_step use model.optimizer, and compile a step of your own after steering "
+    "has begun"
+)
+_UNPROVEN = (
+    "the first gradients could not show whether what is steered is used, for no weight moved by "
+    "them; look at the first decisions"
+)

@@ -1,0 +1,368 @@
+"""One steered run in Keras: inside ``fit``, or in a ``GradientTape`` loop of the user's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from trimtab.adapters.keras.assembly import Options, SteeredModel, check_one_device
+from trimtab.adapters.keras.controller import KerasController
+from trimtab.adapters.keras.keras_variables import synchronise
+from trimtab.adapters.keras.memory import MemoryGuard
+from trimtab.adapters.keras.proofs import FitProof
+from trimtab.adapters.keras.state import evaluation
+from trimtab.adapters.keras.state_file import before, fingerprint, read_state, write_state
+from trimtab.adapters.keras.statistics import StepLosses
+from trimtab.adapters.keras.values import SteeredValue
+from trimtab.core.decision import Summary
+from trimtab.core.errors import AdapterError, SpecError
+from trimtab.core.hyperparameters import Hyperparameter
+from trimtab.core.spec import ControlSpec, window_ends
+
+__all__ = ["KerasController", "SteeredValue", "TrimtabCallback"]
+
+
+class TrimtabCallback(keras.callbacks.Callback):
+    """Steers the hyperparameters of ``model.fit`` while it runs, on every backend of Keras.
+
+    .. code-block:: python
+
+        steer = TrimtabCallback(validation_data=(x_val, y_val))
+        model.fit(x, y, epochs=5, callbacks=[steer])
+        steer.summary
+
+    The validation data are evaluated before step 1 and after each of ``decisions`` windows; the
+    epoch's metrics, random state and buffers are put back after that. A loss that is not finite
+    ends its window at once and takes weights and optimiser back to the best state, with a lower
+    learning rate; the fourth time the best state is put back for good and the values are frozen.
+    A step that runs out of memory is mended alike (not under JAX), the third in a row is raised.
+    With the policy off (``policy=None``) and with ``watch_only`` nothing of this happens: the
+    weights are bit for bit those of a plain ``fit`` with the same schedule (JAX: to 1e-6).
+
+    At the first batch each hyperparameter is proven to be used, or refused with an `AdapterError`:
+    the training step itself is tried at its lowest and its highest value, and every variable and
+    the random state are put back. New values cost no compilation: they stand in variables that the
+    compiled step reads. A model, optimiser or loss that is saved in mid-run is saved as it would
+    be without us, and all of them are the user's own again when ``fit`` ends. A step is a batch.
+    With ``steps_per_execution=n`` decisions are taken at the borders of executions; the reference
+    moves in every step.
+
+    Args:
+        validation_data: ``(x, y)``, ``(x, y, weights)``, a ``tf.data.Dataset`` or a ``PyDataset``.
+        validate: In its place: returns the validation loss, or a dict of floats.
+        validation_batch_size: For arrays; None for Keras' own, 32.
+        validation_steps: Batches of one validation; None for all.
+        hyperparameters: Names or `Hyperparameter` objects of these kinds: ``lr``,
+            ``weight_decay``, ``momentum``, ``beta1``, ``clip``, ``ema_decay`` (of the optimiser),
+            ``layer_decay``, ``frozen_depth`` (see `trimtab.adapters.keras.depth.LayerRates`),
+            ``dropout`` (of Dropout and SpatialDropout layers), ``label_smoothing`` (of loss
+            objects; validation keeps the start's); and any `SteeredValue` that code of one's own
+            reads, such as the strength of an augmentation. Starts are what the compiled model has.
+        decisions: Number of decisions.
+        policy: Name or path of a policy, a `Controller`, or None to switch it off.
+        reference: ``"warmup-linear"``, ``"cosine"``, ``"one-cycle"``, ``"constant"``, a function
+            of progress in [0, 1), or a ``LearningRateSchedule``. None for the schedule that the
+            optimiser was compiled with, or ``"warmup-linear"`` if it has a number.
+        monitor: Key of the watched value, such as ``"loss"`` or a metric's name.
+        mode: ``"min"`` or ``"max"``: which way it gets better.
+        keep_best: Whether the weights that were best on validation are put back at the end.
+        snapshots: ``"memory"`` (the device), ``"cpu"``, ``"disk"`` or ``"none"``.
+        seed: Of the policy.
+        store: Database URL or SQLite file for the record; None keeps none.
+        log_to: Trackers that are told as well: a folder for TensorBoard, ``mlflow:URI``,
+            ``wandb:PROJECT``, or several of them; None tells none.
+        watch_only: Follow the reference, propose and record, but never change anything.
+        total_steps: Batches of the run; None for epochs times batches an epoch.
+        state_file: Where the state is kept at the end of each epoch, to go on after an
+            interruption beside Keras' own ``BackupAndRestore`` (or with ``initial_epoch`` and a
+            model of ``ModelCheckpoint``); removed when ``fit`` ends. None keeps none.
+
+    Raises:
+        AdapterError: There is nothing to validate on, or two things.
+    """
+
+    def __init__(
+        self,
+        validation_data: Any = None,
+        *,
+        validate: Callable[[], float | Mapping[str, float]] | None = None,
+        validation_batch_size: int | None = None,
+        validation_steps: int | None = None,
+        hyperparameters: Iterable[str | Hyperparameter | SteeredValue] = ("lr",),
+        decisions: int = 20,
+        policy: Any = "trimtab-1",
+        reference: Any = None,
+        monitor: str = "loss",
+        mode: str = "min",
+        keep_best: bool = True,
+        snapshots: str = "cpu",
+        seed: int = 0,
+        store: str | None = None,
+        log_to: str | Iterable[str] | None = None,
+        watch_only: bool = False,
+        total_steps: int | None = None,
+        state_file: str | Path | None = None,
+    ) -> None:
+        super().__init__()
+        if (validation_data is None) == (validate is None):
+            raise AdapterError(
+                "validation_data: "
+                + ("nothing is" if validate is None else "validate= as well is")
+                + " given; pass validation_data=(x, y), which is needed more often than fit "
+                "evaluates, or a function as validate="
+            )
+        self._options = Options(
+            hyperparameters=hyperparameters,
+            decisions=decisions,
+            policy=policy,
+            reference=reference,
+            monitor=monitor,
+            mode=mode,
+            keep_best=keep_best,
+            snapshots=snapshots,
+            seed=seed,
+            store=store,
+            log_to=log_to,
+            watch_only=watch_only,
+        )
+        self._validation_data, self._validate = validation_data, validate
+        self._batch_size, self._validation_steps = validation_batch_size, validation_steps
+        self._total_steps = total_steps
+        self._state_file = None if state_file is None else Path(state_file)
+        self._pending: Mapping[str, Any] | None = None
+        self._run: SteeredModel | None = None
+        self._losses: StepLosses | None = None
+        self._memory: MemoryGuard | None = None
+        self._proof: FitProof | None = None
+        self._proved = False
+        self._summary = Summary()
+
+    # What a user asks.
+
+    @property
+    def summary(self) -> Summary:
+        """The run so far: ``best``, ``schedule``, ``decisions``, ``spent_steps``, ``rollbacks``."""
+        session = None if self._run is None else self._run.steering.session
+        return self._summary if session is None else session.summary
+
+    @property
+    def spec(self) -> ControlSpec:
+        """The `ControlSpec` of the run in progress; its hyperparameters' defaults are the starts.
+
+        Raises:
+            AdapterError: No run is in progress.
+        """
+        return self._run_now.steering.spec
+
+    @property
+    def values(self) -> dict[str, float]:
+        """Each hyperparameter's value at the coming step, reference included.
+
+        Raises:
+            AdapterError: No run is in progress.
+        """
+        run = self._run_now
+        self._take_waiting()
+        return run.steering.values()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is needed to go on in another process, at any step: arrays, plain values.
+
+        It holds the best state and the random generators'; the model is saved by the user.
+
+        Raises:
+            AdapterError: No run is in progress.
+        """
+        run = self._run_now
+        self._take_waiting()
+        return run.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict` in the next ``fit``, whose model is of the same moment."""
+        self._pending = dict(state)
+
+    # What fit calls.
+
+    def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:  # noqa: ARG002
+        """Begin the run at the first epoch: what other callbacks restored is in place by then.
+
+        Raises:
+            AdapterError: The model cannot be steered as it is, or the state is of another moment.
+            MetricError: The validation fails or gives nothing to steer by.
+            SpecError: A number or a start value is out of range.
+            StoreError: The store cannot be opened.
+            UnknownNameError: A policy, reference, hyperparameter or place has no such name.
+        """
+        if self._run is None:
+            self._begin(epoch)
+        if self._losses is not None:
+            self._losses.begin_epoch()
+
+    def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """Take in the losses of the batches just done, and decide where a window ends."""
+        run = self._run_now
+        assert self._losses is not None
+        steps = (self.params or {}).get("steps")
+        lost = self._memory is not None and self._memory.lost
+        may_wait = self._proved and not lost and steps and batch + 1 < steps
+        if may_wait and self._losses.wait(logs, run.steering.remaining - 1):
+            return
+        losses = self._losses.read(logs)
+        if lost:
+            losses = [None] * len(losses)
+        elif not self._proved and (self._proof is None or self._proof.ended):
+            self._proved = True
+            if self._proof is None or not self._proof.proven:
+                run.check_that_it_acts()
+        run.steering.took(losses)
+        if steps and batch + 1 >= steps:  # before any callback's on_epoch_end
+            self._write_state()
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:  # noqa: ARG002
+        """Keep the state where the end of an epoch could not be foreseen."""
+        if not (self.params or {}).get("steps"):
+            self._write_state()
+
+    def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:  # noqa: ARG002
+        """Finish the record, put the best weights back, and give everything back."""
+        if self._run is not None:
+            self._end(None)
+            if self._state_file is not None:
+                for path in (self._state_file, before(self._state_file)):
+                    with suppress(OSError):
+                        path.unlink(missing_ok=True)
+
+    def close(self) -> Summary:
+        """Finish a run whose ``fit`` was left by an error, and give the model back as it was."""
+        if self._run is not None:
+            self._end("failed")
+        return self._summary
+
+    # Inside.
+
+    @property
+    def _run_now(self) -> SteeredModel:
+        if self._run is None:
+            raise AdapterError("no run is in progress; pass this object in fit(callbacks=[...])")
+        return self._run
+
+    def _take_waiting(self) -> None:
+        """Take in the steps whose losses wait to be read together."""
+        if self._run is not None and self._losses is not None and self._losses.waiting:
+            self._run.steering.took(self._losses.waited())
+
+    def _begin(self, epoch: int) -> None:
+        model = self.model
+        check_one_device(model)
+        validate = self._validate or self._evaluation(model)
+        if not model.built or not all(layer.built for layer in model._flatten_layers()):
+            validate()  # one more validation makes the weights
+        state = self._pending
+        if state is None and self._state_file is not None:
+            state = read_state(self._state_file, fingerprint(model.trainable_variables))
+        total = self._length(epoch) if state is None else int(state["session"]["total_steps"])
+        run = SteeredModel(
+            self._options,
+            model=model,
+            optimizer=model.optimizer,
+            losses=model.loss,
+            total_steps=total,
+            validate=validate,
+        )
+        self._run, self._losses, self._pending = run, StepLosses(model), None
+        try:
+            model.make_train_function(force=True)
+            model.make_test_function(force=True)
+            function = model.train_function
+            self._memory = MemoryGuard(model, self._mend)
+            self._proof = run.proof(function, lambda: self._end("failed"))
+            if state is not None:
+                run.load_state_dict(state)
+            run.steering.start()
+        except BaseException:
+            self._end("failed")
+            raise
+        run.forget_reads()
+        self._proved = False
+        self._tell_of_borders(run, total)
+        self._write_state()
+
+    def _end(self, status: str | None) -> None:
+        run, losses = self._run_now, self._losses
+        self._take_waiting()
+        self._run = self._losses = None
+        synchronise(self._model)
+        run.steering.finish(status)
+        session = run.steering.session
+        self._summary = Summary() if session is None else session.summary
+        run.release()
+        if losses is not None:
+            losses.release()
+        if self._proof is not None:
+            self._proof.release()
+            self._proof = None
+        if self._memory is not None:
+            self._memory.release()
+            self._memory = None
+        # What was compiled reads our variables; the next fit compiles the user's own step.
+        self._model.train_function = self._model.test_function = None
+
+    def _mend(self, error: BaseException) -> bool:
+        steps = int(self._model.steps_per_execution)
+        self._take_waiting()
+        return self._run is not None and self._run.steering.mend(error, steps)
+
+    def _evaluation(self, model: Any) -> Callable[[], dict[str, float]]:
+        return evaluation(
+            model,
+            self._validation_data,
+            batch_size=self._batch_size,
+            steps=self._validation_steps,
+        )
+
+    def _length(self, epoch: int) -> int:
+        if self._total_steps is not None:
+            steps: Any = self._total_steps
+        else:
+            an_epoch = (self.params or {}).get("steps")
+            if not an_epoch:
+                raise AdapterError(
+                    "total_steps: the training data do not tell how many batches an epoch has; "
+                    "pass total_steps= to the callback, or steps_per_epoch= to fit"
+                )
+            steps = an_epoch * (self.params["epochs"] - epoch)
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+            raise SpecError(
+                f"total_steps: {steps!r} is not a whole number of at least 1; "
+                "announce how many batches fit will train"
+            )
+        return steps
+
+    def _tell_of_borders(self, run: SteeredModel, total_steps: int) -> None:
+        ends = window_ends(run.steering.spec, total_steps).tolist()
+        shortest = min(b - a for a, b in zip([0, *ends], ends, strict=False))
+        at_once = int(self._model.steps_per_execution)
+        if at_once > shortest:
+            run.steering.warn(
+                "borders",
+                f"steps_per_execution={at_once}: the shortest window has {shortest} steps, so "
+                "decisions are fewer and later; choose a smaller one, or fewer decisions",
+            )
+
+    def _write_state(self) -> None:
+        if self._state_file is None or self._run is None:
+            return
+        synchronise(self._model)
+        weights = fingerprint(self._model.trainable_variables)
+        try:
+            write_state(self._state_file, self._run.state_dict(), weights)
+        except OSError as error:
+            self._run.steering.warn(
+                "state_file",
+                f"state_file: {self._state_file} could not be written ({error}); the run goes on "
+                "and cannot be continued from here, so free the disk or choose another folder",
+            )

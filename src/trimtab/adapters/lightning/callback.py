@@ -1,0 +1,371 @@
+"""A callback that steers the hyperparameters of a Lightning ``Trainer`` while it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor
+from torch import nn
+
+from trimtab.adapters.lightning.memory import StepInParts
+from trimtab.adapters.lightning.trainer import (
+    announced_steps,
+    check_strategy,
+    clipping_place,
+    clips_as,
+    scheduler_period,
+    steered_index,
+)
+from trimtab.adapters.lightning.validation import Capture, validation_batches
+from trimtab.adapters.torch.actuators import entries_of
+from trimtab.adapters.torch.clip_proof import ClipProof
+from trimtab.adapters.torch.distributed import Processes
+from trimtab.adapters.torch.followed_rates import FollowedRates
+from trimtab.adapters.torch.random_state import random_state, restore_random_state
+from trimtab.adapters.torch.steering import Steering
+from trimtab.adapters.torch.trainer import CallbackOptions, drop_gradients, mean_over_batches, steer
+from trimtab.adapters.torch.values import SteeredValue
+from trimtab.core.decision import Summary
+from trimtab.core.errors import AdapterError
+from trimtab.core.hyperparameters import Hyperparameter
+
+__all__ = ["TrimtabCallback"]
+
+
+class TrimtabCallback(Callback):
+    """Steers a Lightning ``Trainer``: ``Trainer(callbacks=[TrimtabCallback()])``.
+
+    Schedulers from ``configure_optimizers`` stay with Lightning and are followed: the learning
+    rate is multiplied for the moment of the optimiser's step, and put back before they step. With
+    the policy off (``policy=None``) the weights are bit for bit those of Lightning alone.
+
+    A loss that is not finite ends its window without an update, and the run goes back to its best
+    weights with a lower learning rate; so does an exploding validation loss. Batches, schedulers
+    that count steps and random state go on. Lightning's checkpoints hold the state of the steering
+    and the random state, so ``fit(ckpt_path=...)`` goes on with the same decisions. Where several
+    processes train together, the first one validates and decides, and the others apply.
+
+    In automatic optimisation and one process, a step whose forward pass runs out of memory is done
+    again in twice as many parts (see `trimtab.adapters.lightning.memory.StepInParts`), and so are
+    later ones; ``summary.memory_retries`` counts.
+
+    **Validation** happens before step 1 and after each window, ``decisions + 1`` times, on the
+    validation data of the fit unless others are given, and apart from Lightning's own: the
+    module's ``validation_step`` is called on each batch, and what it returns or logs is averaged
+    over examples. Nothing of that reaches loggers or other callbacks.
+
+    Args:
+        hyperparameters: Names or `Hyperparameter` objects of the kinds ``lr``, ``weight_decay``
+            (groups at 0 stay at 0), ``momentum``, ``beta1``, ``dropout`` (modules and
+            attention floats), ``label_smoothing`` (a loss module inside the model), ``clip``
+            (``gradient_clip_val``, by norm), ``layer_decay``, ``frozen_depth``,
+            ``adapter_scale`` (LoRA); or a `SteeredValue` that your data or module read. Each is
+            proven to be used before the first update, or refused.
+        decisions: Number of decisions.
+        policy: Name or path of a policy, a `Controller`, or None to switch it off.
+        reference: A name or a function of progress, in the place of the schedulers; None to
+            follow them, or a constant rate where there are none.
+        optimizer: Index of the optimiser that is steered, where the module has several.
+        total_steps: Steps of that optimiser; None to ask Lightning, which counts the steps of all
+            together.
+        validation_data: A ``DataLoader`` or another iterable of batches, in the place of the
+            fit's.
+        validate: A function in its place, which returns a loss or a dict of floats.
+        monitor: Key of the watched value: a name that ``validation_step`` logs, or ``"loss"`` for
+            what it returns (or else logs as ``"val_loss"``).
+        mode: ``"min"`` or ``"max"``.
+        keep_best: Whether the best weights are put back at the end.
+        snapshots: ``"memory"`` (the device), ``"cpu"``, ``"disk"`` or ``"none"``.
+        seed: Of the policy.
+        store: Database URL or SQLite file for the record; None keeps none.
+        log_to: Trackers that are told as well: a folder for TensorBoard, ``mlflow:URI``,
+            ``wandb:PROJECT``, or several of them; None tells none.
+        watch_only: Propose and record, but never change anything.
+        layers: Modules from the input to the output, where depth is steered; None to take the
+            model's longest stack.
+
+    Raises:
+        AdapterError: Both ``validation_data`` and ``validate`` are given.
+    """
+
+    def __init__(
+        self,
+        *,
+        hyperparameters: Iterable[str | Hyperparameter | SteeredValue] = ("lr",),
+        decisions: int = 20,
+        policy: Any = "trimtab-1",
+        reference: str | Callable[[float], float] | None = None,
+        optimizer: int | None = None,
+        total_steps: int | None = None,
+        validation_data: Any = None,
+        validate: Callable[[], float | Mapping[str, float]] | None = None,
+        monitor: str = "loss",
+        mode: str = "min",
+        keep_best: bool = True,
+        snapshots: str = "cpu",
+        seed: int = 0,
+        store: str | None = None,
+        log_to: str | Iterable[str] | None = None,
+        watch_only: bool = False,
+        layers: Sequence[nn.Module] | None = None,
+    ) -> None:
+        if validation_data is not None and validate is not None:
+            raise AdapterError("validation_data and validate are both given; give one of them")
+        self._options = CallbackOptions(
+            hyperparameters=entries_of(hyperparameters),
+            decisions=decisions,
+            policy=policy,
+            reference=reference,
+            monitor=monitor,
+            mode=mode,
+            keep_best=keep_best,
+            snapshots=snapshots,
+            seed=seed,
+            store=store,
+            log_to=log_to,
+            watch_only=watch_only,
+            layers=layers,
+        )
+        self._which, self._total_steps = optimizer, total_steps
+        self._validation_data, self._validate = validation_data, validate
+        self._processes = Processes()
+        self._steering: Steering | None = None
+        self._rates: FollowedRates | None = None
+        self._optimizer: torch.optim.Optimizer | None = None
+        self._scaler: Any = None
+        self._saved: Mapping[str, Any] | None = None  # of the checkpoint that the fit goes on from
+        self._losses: list[torch.Tensor] = []
+        self._manual = False
+        self._pending = False  # the optimiser was stepped, and steering not yet told so
+        self._handle: Any = None
+        self._in_parts: StepInParts | None = None  # stands in the module's training_step
+        self._trainer: Any = None
+        self._given_clip: float | None = None
+        self._clip_proof: ClipProof | None = None
+        self._running = False
+
+    @property
+    def summary(self) -> Summary:
+        """The run so far: ``best``, ``schedule``, ``decisions``, ``spent_steps``, ``rollbacks``."""
+        session = None if self._steering is None else self._steering.session
+        return Summary() if session is None else session.summary
+
+    # Events, in the order of a fit.
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Stand before the monitors of the learning rate, so that they log the one that is used."""
+        del pl_module, stage
+        others = [callback for callback in trainer.callbacks if callback is not self]
+        monitors = [i for i, one in enumerate(others) if isinstance(one, LearningRateMonitor)]
+        if monitors and trainer.callbacks.index(self) > monitors[0]:
+            # A new list, since Lightning is walking along the old one.
+            trainer.callbacks = [*others[: monitors[0]], self, *others[monitors[0] :]]
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Put back the random state of a run that goes on, before the data are shuffled."""
+        del trainer, pl_module
+        if self._saved is not None:
+            restore_random_state(self._saved["random"])
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Check what is there, validate and take the first decision, or go on with a saved run.
+
+        Raises:
+            AdapterError: This training cannot be steered as it is.
+            MetricError: The validation fails or gives nothing to steer by.
+        """
+        self._leave("stopped")
+        self._processes = Processes()
+        optimizer = trainer.optimizers[steered_index(trainer, self._which)]
+        self._optimizer = optimizer
+        self._manual = not pl_module.automatic_optimization
+        self._scaler = getattr(trainer.precision_plugin, "scaler", None)
+        check_strategy(trainer)
+        total_steps = announced_steps(trainer, self._total_steps)
+        configs = [
+            config
+            for config in trainer.lr_scheduler_configs
+            if getattr(config.scheduler, "optimizer", optimizer) is optimizer
+        ]
+        saved, self._saved = self._saved, None
+        done = 0 if saved is None else int(saved["steering"]["session"]["steps_done"])
+        self._rates = FollowedRates(
+            optimizer,
+            [config.scheduler for config in configs],
+            reference=self._options.reference,
+            total_steps=total_steps,
+            steps_done=done + (0 if saved is None else int(saved["steering"]["position"])),
+            period=scheduler_period(trainer, configs, manual=self._manual),
+        )
+        self._trainer, self._given_clip = trainer, trainer.gradient_clip_val
+        self._steering = steer(
+            self._options,
+            optimizer=optimizer,
+            model=pl_module,
+            rates=self._rates,
+            total_steps=total_steps,
+            validate=self._validation(trainer, pl_module),
+            clipping=clipping_place(trainer),
+            scaler=self._scaler,
+            processes=self._processes,
+        )
+        self._clip_proof = ClipProof(self._steering.spec)
+        self._handle = optimizer.register_step_post_hook(self._after_step)
+        if not self._manual and self._processes.count == 1:
+            self._in_parts = StepInParts(pl_module, self._count_retries)
+        self._losses, self._pending, self._running = [], False, True
+        if saved is None:
+            self._steering.start()
+        else:
+            self._steering.load_state_dict(saved["steering"])
+
+    def on_train_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Write the coming step's rates, for those who log them."""
+        del trainer, pl_module, batch, batch_idx
+        self._followed.write()
+
+    def on_before_backward(self, trainer: Any, pl_module: Any, loss: torch.Tensor) -> None:
+        """Take in a micro-batch's loss, weighted as it is trained on."""
+        del trainer, pl_module
+        value = loss.detach().double().sum()
+        self._losses.append(value / float(self._scaler.get_scale()) if self._scaler else value)
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        """Look at the step's loss and gradients, and write its values.
+
+        Raises:
+            AdapterError: No loss went through Lightning's backward pass, or a hyperparameter is
+                not used.
+        """
+        losses, self._losses = self._losses, []
+        if self._optimizer is None or optimizer is not self._optimizer:
+            return
+        if self._pending:  # a step that a gradient scaler left out
+            self._tell()
+        if not losses:
+            raise AdapterError(
+                "no loss was seen before the optimiser's step; in manual optimisation use "
+                "self.manual_backward(loss)"
+            )
+        loss = self._processes.mean(torch.stack(losses).sum())
+        goes_on = self._live.before_update(loss)
+        self._pending = True
+        if self._scaler is not None and not self._gradients_are_finite():
+            self._followed.put_back()  # the scaler leaves the step out; schedulers do step
+            return
+        if not goes_on:
+            drop_gradients(optimizer)
+        elif self._clip_proof is not None and self._clip_proof.open:
+            weights = [weight for group in self._groups() for weight in group["params"]]
+            self._clip_proof.prove(weights, clips_as(trainer, pl_module, optimizer))
+        self._followed.write()
+        self._live.divide_groups()  # the step goes through its groups after this event
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Go on to the next step; at the end of a window validate, decide, roll back."""
+        del trainer, pl_module, outputs, batch, batch_idx
+        if self._pending:
+            self._tell()
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Finish the record, and put the best weights back if that is wanted."""
+        del trainer, pl_module
+        self._leave(None)
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Finish the record of a fit that was interrupted or failed."""
+        del trainer, pl_module
+        self._leave("failed" if isinstance(exception, Exception) else "stopped")
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """End a run that was left open."""
+        del trainer, pl_module, stage
+        self._leave("stopped")
+
+    # Lightning's checkpoints.
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is needed to go on: tensors and plain values."""
+        if not self._running or self._live.session is None:
+            return {}
+        return {"steering": self._live.state_dict(), "random": random_state()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from `state_dict` when the fit begins."""
+        self._saved = state_dict or None
+
+    # Inside.
+
+    @property
+    def _live(self) -> Steering:
+        if self._steering is None:
+            raise AdapterError("TrimtabCallback: the fit has not begun; call trainer.fit(...)")
+        return self._steering
+
+    @property
+    def _followed(self) -> FollowedRates:
+        if self._rates is None:
+            raise AdapterError("TrimtabCallback: the fit has not begun; call trainer.fit(...)")
+        return self._rates
+
+    def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        """Follow PyTorch's optimiser: put the schedulers' rates back right after its step."""
+        del optimizer, args, kwargs
+        self._live.rejoin_groups()
+        self._followed.put_back()
+        if self._manual and self._pending:  # there may be another step in this batch
+            self._tell()
+
+    def _tell(self) -> None:
+        self._pending = False
+        self._live.rejoin_groups()
+        self._live.after_update()
+
+    def _count_retries(self, count: int) -> None:
+        self._live.memory_retries = count
+
+    def _gradients_are_finite(self) -> bool:
+        gradients = [w.grad for g in self._groups() for w in g["params"] if w.grad is not None]
+        if not gradients:
+            return True
+        norms = torch._foreach_norm(gradients)
+        return bool(torch.isfinite(torch.stack([norm.float() for norm in norms])).all())
+
+    def _groups(self) -> list[dict[str, Any]]:
+        return [] if self._optimizer is None else self._optimizer.param_groups
+
+    def _validation(self, trainer: Any, module: Any) -> Callable[[], Any]:
+        """Return what validates: the user's function, or ``validation_step`` over the data."""
+        if self._validate is not None:
+            return self._validate
+        batches = validation_batches(trainer, self._validation_data, module)
+
+        def validate() -> dict[str, float]:
+            with trainer.precision_plugin.val_step_context(), Capture(module) as capture:
+                means = mean_over_batches(module, batches(), capture.measure, module.device)
+                means |= capture.computed()
+            if "loss" not in means and "val_loss" in means:
+                means["loss"] = means["val_loss"]
+            return means
+
+        return validate
+
+    def _leave(self, status: str | None) -> None:
+        """End the run that is open, if there is one, and give back what was borrowed."""
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+        if self._in_parts is not None:
+            self._in_parts.release()
+            self._in_parts = None
+        if self._running:
+            self._running = False
+            self._followed.put_back()
+            self._trainer.gradient_clip_val = self._given_clip
+            self._live.finish(status)

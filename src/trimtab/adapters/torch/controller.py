@@ -1,0 +1,371 @@
+"""One steered run in a PyTorch loop of the user's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import isfinite
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import nn
+
+from trimtab.adapters.torch.actuators import Actuator, entries_of, find_actuators, wants_depth
+from trimtab.adapters.torch.checks import (
+    check_loss,
+    check_model,
+    check_optimizer,
+    check_total_steps,
+)
+from trimtab.adapters.torch.depth import DepthRates
+from trimtab.adapters.torch.distributed import LedController, LedValidation, Processes
+from trimtab.adapters.torch.memory import MicroBatches
+from trimtab.adapters.torch.proofs import Proofs
+from trimtab.adapters.torch.schedules import Rates, make_rates
+from trimtab.adapters.torch.snapshots import Snapshots
+from trimtab.adapters.torch.state import Validation
+from trimtab.adapters.torch.steering import Steering
+from trimtab.adapters.torch.stepping import Stepper
+from trimtab.adapters.torch.values import SteeredValue
+from trimtab.core.decision import Summary
+from trimtab.core.hyperparameters import Hyperparameter
+from trimtab.core.run_info import RunInfo
+from trimtab.core.spec import ControlSpec
+
+__all__ = ["TorchController"]
+
+
+class TorchController:
+    """Steers the hyperparameters of a training loop while it runs.
+
+    `step` stands in the place of ``optimizer.step()``, ``zero_grad()`` and ``scheduler.step()``:
+
+    .. code-block:: python
+
+        with TorchController(
+            optimizer, total_steps=1000, validate=validate, model=model
+        ) as controller:
+            for x, y in batches:
+                loss = loss_fn(model(x), y)
+                loss.backward()
+                controller.step(loss)
+
+    ``validate()`` runs when the block is entered and after each window, ``decisions + 1`` times.
+    Random state (Python, NumPy, torch), buffers and the modules' modes are put back after it.
+
+    A loss that is not finite ends its window at once and takes the run back to its best weights
+    with a lower learning rate; so does a validation loss that explodes. Batches and random state
+    go on, and lost steps count. The fourth time the best weights are put back for good, the values
+    are frozen, and the loop goes on. With the policy off (``policy=None``) and with ``watch_only``
+    nothing of this happens: the weights are bit for bit those of the plain loop.
+
+    Args:
+        optimizer: One ``torch.optim.Optimizer`` that steps without a closure. Each group's ``lr``
+            on entry is its peak; ratios between groups are kept.
+        total_steps: How often `step` will be called. Further steps stay at the last values.
+        validate: Returns the validation loss, or a dict of floats that holds ``monitor``.
+        model: Whose weights and buffers are snapshotted (several: ``nn.ModuleList``).
+        hyperparameters: Names or `Hyperparameter` objects of these kinds: ``lr``,
+            ``weight_decay`` (groups at 0 stay at 0), ``momentum``, ``beta1``, ``dropout`` (modules
+            and attention floats; a compiled model is compiled again for each new rate),
+            ``label_smoothing`` (of ``loss_fn`` or a module of the model), ``clip``,
+            ``layer_decay`` and ``frozen_depth`` (see ``layers``), ``adapter_scale`` (LoRA). Starts
+            are what stands in the loop. Or a `SteeredValue` that the loop reads: augmentation,
+            mix-up, batch size, EMA decay. Each is proven to be used, or refused, before the first
+            update.
+        decisions: Number of decisions.
+        policy: Name or path of a policy, a `Controller`, or None to switch it off.
+        reference: ``"warmup-linear"``, ``"cosine"``, ``"one-cycle"``, ``"constant"``, a function
+            of progress in [0, 1), or the optimiser's own scheduler, which is then stepped here and
+            nowhere else: once per optimiser step; a ``ReduceLROnPlateau`` instead with the
+            monitored value, after the validation that ends a window (not after the first one).
+        monitor: Key of the watched value in what ``validate()`` returns.
+        mode: ``"min"`` or ``"max"``: which way it gets better.
+        clip: Norm at which gradients are clipped; None for no clipping.
+        scaler: The loop's ``torch.amp.GradScaler``; it is unscaled, stepped and updated here.
+        keep_best: Whether the weights that were best on validation are put back at the end.
+        snapshots: ``"memory"`` (the device), ``"cpu"``, ``"disk"`` or ``"none"``.
+        seed: Of the policy.
+        store: Database URL or SQLite file for the record; None keeps none.
+        log_to: Trackers that are told as well: a folder for TensorBoard, ``mlflow:URI``,
+            ``wandb:PROJECT``, or several of them; None tells none.
+        watch_only: Follow the reference, propose and record, but never change anything.
+        loss_fn: The loss module, where ``label_smoothing`` is steered.
+        layers: Modules from the input to the output, where depth is steered; None to take the
+            model's longest stack.
+
+    Where several processes train together (``DistributedDataParallel``, Accelerate), each makes a
+    controller; the first one validates, decides and records, and the others apply what it says.
+
+    Attributes:
+        optimizer: The optimiser.
+        model: The model.
+
+    Raises:
+        AdapterError: Something handed over cannot be steered as it is.
+        SpecError: A number or a start value is out of range.
+        UnknownNameError: A policy, reference, hyperparameter or place has no such name.
+        PolicyFileError: The policy's file cannot be read as one.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        *,
+        total_steps: int,
+        validate: Callable[[], float | Mapping[str, float]],
+        model: nn.Module,
+        hyperparameters: Iterable[str | Hyperparameter | SteeredValue] = ("lr",),
+        decisions: int = 20,
+        policy: Any = "trimtab-1",
+        reference: Any = "warmup-linear",
+        monitor: str = "loss",
+        mode: str = "min",
+        clip: float | None = None,
+        scaler: Any = None,
+        keep_best: bool = True,
+        snapshots: str = "cpu",
+        seed: int = 0,
+        store: str | None = None,
+        log_to: str | Iterable[str] | None = None,
+        watch_only: bool = False,
+        loss_fn: nn.Module | None = None,
+        layers: Sequence[nn.Module] | None = None,
+    ) -> None:
+        from trimtab.defaults import controller_for
+
+        steps = check_total_steps(total_steps)
+        check_optimizer(optimizer)
+        check_model(model)
+        self.optimizer, self.model = optimizer, model
+        self._stepper = Stepper(optimizer, model, clip=clip, scaler=scaler)
+        self._memory = MicroBatches(model)
+        self._processes = processes = Processes()
+        validation: Any = Validation(validate, model, monitor=monitor, mode=mode)
+        wanted = entries_of(hyperparameters)
+        depth = DepthRates(optimizer, model, layers) if wants_depth(wanted) else None
+        rates = make_rates(optimizer, reference, steps)
+        items, actuators = self._found(wanted, rates, depth, loss_fn)
+        spec, chooser = controller_for(policy, items, decisions=decisions)
+        if processes.count > 1:
+            chooser = LedController(chooser, spec, processes)
+            validation = LedValidation(validation, processes)
+        needed = not watch_only and (keep_best or chooser.guarded)
+        kept = self._snapshots(snapshots, rates, needed=needed)
+        self._steering = Steering(
+            RunInfo(
+                task=type(model).__name__,
+                spec=spec,
+                total_steps=steps,
+                policy=chooser.name,
+                reference=reference if isinstance(reference, str) else _name_of(reference),
+                seed=seed,
+                monitor=monitor,
+                mode=mode,
+                watch_only=watch_only,
+                log_to=log_to if processes.leads else None,
+            ),
+            chooser,
+            stepper=self._stepper,
+            rates=rates,
+            actuators=actuators,
+            validation=validation,
+            snapshots=kept,
+            keep_best=keep_best,
+            store=store if processes.leads else None,
+            proofs=Proofs(actuators, optimizer, depth),
+            depth=depth,
+        )
+        self._rates, self._statistics = rates, self._steering.statistics
+        self._clips = clip is not None
+        self._is_plain = scaler is None and depth is None and processes.count == 1
+
+    # What a loop calls.
+
+    def __enter__(self) -> TorchController:
+        """Validate, take the first decision, and write the first values.
+
+        Raises:
+            MetricError: ``validate()`` fails or gives nothing to steer by.
+            StoreError: The store cannot be opened.
+        """
+        self._steering.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Finish the record; put the best weights back unless an error leaves the block."""
+        if kind is None:
+            self._steering.finish()
+        else:
+            self._steering.finish("failed" if issubclass(kind, Exception) else "stopped")
+
+    def step(self, loss: torch.Tensor | float) -> None:
+        """Do one optimiser step with the gradients that are there, and whatever is due after it.
+
+        With gradient accumulation this is called once per optimiser step, after the last backward
+        pass. It clips and unscales, steps the optimiser (through the scaler), clears the gradients
+        and moves on to the next values; where a window ends it validates and decides.
+
+        Args:
+            loss: Mean loss of the step, one number, not scaled.
+
+        Raises:
+            AdapterError: The run is closed, the loss is not one number, or, at the first step, a
+                hyperparameter is not used.
+        """
+        # An ordinary step goes a short way that touches few objects: after a training step of 5 ms
+        # all are out of the processor's caches, and the long way was measured to take 11 us more.
+        statistics = self._statistics
+        losses = statistics.losses
+        if len(losses) < statistics.ordinary_until and self._is_plain:
+            value = loss.item() if isinstance(loss, torch.Tensor) else float(loss)
+            if isfinite(value):
+                losses.append(value)
+                rates, optimizer = self._rates, self.optimizer
+                if not rates.intact():
+                    self._steering.tell_overwritten()
+                if self._clips:
+                    self._stepper.update()
+                else:
+                    optimizer.step()
+                optimizer.zero_grad()
+                rates.advance()
+                return
+        steering = self._steering
+        if steering.at_window_start:
+            check_loss(loss)
+            steering.start()
+        if self._clips or not self._is_plain:
+            self._update(loss)
+        elif steering.before_update(loss):
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        steering.after_update()
+
+    def backward(self, loss_of: Callable[[Any], torch.Tensor], batch: Any) -> torch.Tensor:
+        """Do a batch's forward and backward pass, in smaller parts where memory runs out.
+
+        ``loss = controller.backward(lambda b: loss_fn(model(b[0]), b[1]), (x, y))`` stands in the
+        place of computing the loss and ``loss.backward()``; then comes ``controller.step(loss)``.
+        A batch that runs out of memory is rolled back and done again in twice as many parts, and
+        so are later ones; ``summary.memory_retries`` counts. One that fits is done as without this.
+        Of several processes each would cut for itself, so there the error is left to the user.
+
+        Args:
+            loss_of: Returns the mean loss of a batch, or of a part of it.
+            batch: Tensors, or mappings and sequences of them, with examples in front.
+
+        Raises:
+            RuntimeError: Memory ran out with one example a part.
+        """
+        scaler = self._stepper.scaler
+
+        def done(part: Any, share: float) -> torch.Tensor:
+            loss = loss_of(part)
+            weighted = loss if share == 1.0 else loss * share
+            (weighted if scaler is None else scaler.scale(weighted)).backward()
+            return weighted.detach()
+
+        if self._processes.count > 1:
+            return done(batch, 1.0)
+        loss = self._memory.run(batch, done)
+        self._steering.memory_retries = self._memory.retries
+        return loss
+
+    def close(self) -> Summary:
+        """End the run as leaving the block does, and return the summary."""
+        self._steering.finish()
+        return self.summary
+
+    @property
+    def summary(self) -> Summary:
+        """The run so far: ``best``, ``schedule``, ``decisions``, ``spent_steps``, ``rollbacks``."""
+        session = self._steering.session
+        return Summary() if session is None else session.summary
+
+    @property
+    def spec(self) -> ControlSpec:
+        """The `ControlSpec` of this run; its hyperparameters' defaults are the starts."""
+        return self._steering.spec
+
+    @property
+    def values(self) -> dict[str, float]:
+        """Each hyperparameter's value at the coming step, reference included."""
+        return self._steering.values()
+
+    @property
+    def snapshot_bytes(self) -> int:
+        """Size of one snapshot, 0 for none; also told in the log ``trimtab`` at the beginning."""
+        return self._steering.snapshots.bytes
+
+    def _update(self, loss: torch.Tensor | float) -> None:
+        """Do the update of a step that is scaled, clipped, divided by depth, or one of several."""
+        steering = self._steering
+        if steering.looks_at_gradients:
+            self._stepper.unscale()
+        if steering.before_update(self._processes.mean(loss)):
+            steering.divide_groups()
+            self._stepper.update()
+            steering.rejoin_groups()
+        else:
+            self._stepper.skip()
+
+    # What the controller is made of.
+
+    def _found(
+        self, wanted: list[Any], rates: Rates, depth: DepthRates | None, loss_fn: nn.Module | None
+    ) -> tuple[list[Hyperparameter], list[Actuator | None]]:
+        return find_actuators(
+            wanted,
+            optimizer=self.optimizer,
+            model=self.model,
+            learning_rate=rates.starts[rates.lead],
+            loss_fn=loss_fn,
+            clipping=self._stepper.clipping(),
+            depth=depth,
+            cycled=rates.cycled,
+        )
+
+    def _snapshots(self, place: str, rates: Rates, *, needed: bool) -> Snapshots:
+        return Snapshots(
+            place,
+            needed=needed,
+            model=self.model,
+            optimizer=self.optimizer,
+            scaler=self._stepper.scaler,
+            clock=(rates.snapshot, rates.restore),
+        )
+
+    # Resuming.
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is needed to go on in another process, at any step.
+
+        Tensors and plain values only, so that ``torch.load(..., weights_only=True)`` reads it. It
+        holds the best snapshot and the adopted scheduler; the model's, the optimiser's and the
+        scaler's own states are saved by the user.
+
+        Raises:
+            AdapterError: The run has not begun.
+        """
+        return self._steering.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict`, before the first `step`; best before the block is entered.
+
+        Load the model, the optimiser and the scaler first, from the same moment.
+
+        Raises:
+            AdapterError: Steps were done already, or the state is of other hyperparameters.
+            SpecError: The state is of another spec or number of steps.
+        """
+        self._steering.load_state_dict(state)
+
+
+def _name_of(reference: Any) -> str:
+    return str(getattr(reference, "__name__", type(reference).__name__))

@@ -1,0 +1,333 @@
+"""Proving, once a run, that the framework uses what is written: nothing may be silently ignored."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from trimtab.adapters.torch.depth import DepthRates
+from trimtab.adapters.torch.state import left_as_it_was
+from trimtab.adapters.torch.values import SteeredValue
+from trimtab.core.errors import AdapterError
+from trimtab.core.hyperparameters import Hyperparameter
+
+__all__ = ["Proofs", "Replay", "changes_update"]
+
+_MOST_REPLAYS = 8  # of each kind; their inputs are held until the first step's update
+
+_IN_UPDATE = frozenset({"weight_decay", "momentum", "beta1", "layer_decay", "frozen_depth"})
+"""Kinds that show in what the optimiser does to a weight."""
+
+
+class Replay:
+    """The first training call of something that reads a value, to be done again at others.
+
+    Args:
+        owner: The module whose ``forward`` is recorded; None where `remember` is called instead.
+        model: What is left as it was: modes, buffers, random state; None for the owner.
+
+    Attributes:
+        waits: Whether a call is waited for.
+    """
+
+    def __init__(self, owner: nn.Module | None, model: nn.Module | None = None) -> None:
+        self._owner = owner
+        self._model = model or owner or nn.Module()
+        self._call: Callable[[], Any] | None = None
+        self._autocast: Any = None
+        self._handle: Any = None
+        self.waits = False
+
+    def listen(self) -> None:
+        """Wait for the call."""
+        self.waits = True
+        if self._owner is not None:
+            self._handle = self._owner.register_forward_pre_hook(self._hear, with_kwargs=True)
+
+    def forget(self) -> None:
+        """Stop waiting, and let go of what was recorded."""
+        self._call, self.waits = None, False
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+
+    @property
+    def was_called(self) -> bool:
+        """Whether there is a call to do again."""
+        return self._call is not None
+
+    def remember(self, call: Callable[[], Any]) -> None:
+        """Keep a call, unless there is one."""
+        if self._call is None:
+            self._call = call
+            device = "cuda" if torch.is_autocast_enabled("cuda") else "cpu"
+            if torch.is_autocast_enabled(device):
+                self._autocast = torch.autocast(device, torch.get_autocast_dtype(device))
+
+    def stand_in(self) -> None:
+        """Make up a call, where a compiled model hides the real ones from hooks."""
+        if isinstance(self._owner, nn.modules.dropout._DropoutNd):
+            last = type(self._owner).__name__[-2:]
+            n_dims = {"1d": 3, "2d": 4, "3d": 5}.get(last, 2)
+            owner, ones = self._owner, torch.ones([8] * n_dims)
+            self.remember(lambda: owner.forward(ones))
+        elif isinstance(self._owner, nn.CrossEntropyLoss):
+            loss, logits, labels = self._owner, torch.eye(3), torch.arange(3)
+            self.remember(lambda: loss.forward(logits, labels))
+
+    @torch.no_grad()
+    def outputs(self, write: Callable[[], None]) -> list[torch.Tensor]:
+        """Return the call's tensors after ``write()``, always with the same random numbers."""
+        assert self._call is not None
+        with left_as_it_was(self._model), _awake_adapters(self._owner):
+            for module in self._model.modules():
+                module.training = True
+            torch.manual_seed(0)
+            write()
+            if self._autocast is None:
+                outputs = self._call()
+            else:
+                with self._autocast:
+                    outputs = self._call()
+            values = list(outputs.values()) if isinstance(outputs, Mapping) else outputs
+            return [x.clone() for x in tree_leaves(values) if isinstance(x, torch.Tensor)]
+
+    def _hear(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if torch.compiler.is_compiling() or not module.training or not torch.is_grad_enabled():
+            return
+        if self._call is None:
+            given = tree_map(_apart, (args, kwargs))
+            self.remember(lambda: module.forward(*given[0], **given[1]))
+
+
+class Proofs:
+    """Proves each kind once: at the beginning what the update shows, at step 1 what outputs show.
+
+    The run's weights, buffers, optimiser state, groups and random state are bit for bit what they
+    were: the optimiser steps on two small weights of our own, and a module's call is done again
+    without gradients, with modes, buffers and random state put back.
+
+    Args:
+        actuators: What writes each hyperparameter; None where there is nothing to prove.
+        optimizer: The optimiser.
+        depth: What divides its groups by depth, or None.
+
+    Raises:
+        AdapterError: A kind does not show in the optimiser's update.
+    """
+
+    def __init__(
+        self,
+        actuators: Sequence[Any],
+        optimizer: torch.optim.Optimizer,
+        depth: DepthRates | None = None,
+    ) -> None:
+        self._open = [a for a in actuators if a is not None and a.item.kind not in _IN_UPDATE]
+        for actuator in actuators:
+            if actuator is not None and actuator.item.kind in _IN_UPDATE:
+                _prove_update(actuator, optimizer, depth)
+        self._replays = [r for a in self._open for r in _replays(a)]
+        for replay in self._replays:
+            replay.listen()
+
+    def finish(self) -> None:
+        """Prove what outputs show, before the first update.
+
+        Raises:
+            AdapterError: Nothing that was trained on reads a value.
+        """
+        if not self._open:
+            return
+        waiting, self._open = self._open, []
+        try:
+            for actuator in waiting:
+                problem = _unproven(actuator)
+                if problem:
+                    raise AdapterError(f"{actuator.item.name}: {problem}")
+        finally:
+            for replay in self._replays:
+                replay.forget()
+            self._replays = []
+
+
+def _replays(actuator: Any) -> list[Replay]:
+    return [p.owner for p in actuator.places if isinstance(p.owner, Replay)][:_MOST_REPLAYS]
+
+
+def _unproven(actuator: Any) -> str:
+    """Return why a kind is not proven to be used, or an empty string."""
+    owners = [place.owner for place in actuator.places]
+    values = [owner for owner in owners if isinstance(owner, SteeredValue)]
+    if values:
+        return "" if any(v.reads for v in values) else _NOT_READ.format(name=actuator.item.name)
+    if not any(isinstance(owner, Replay) for owner in owners):
+        return ""  # written into what we use ourselves
+    called = False
+    for place in actuator.places:
+        replay = place.owner
+        if isinstance(replay, Replay):
+            if not replay.was_called and _something_was_compiled():
+                replay.stand_in()
+            called |= replay.was_called
+            if replay.was_called and _changes_output(place, replay, actuator.item):
+                return ""
+    return _SAME_OUTPUT if called else _NOT_CALLED
+
+
+def _changes_output(place: Any, replay: Replay, item: Hyperparameter) -> bool:
+    before = place.read()
+    try:
+        low, high = (
+            replay.outputs(lambda value=value: place.write(value))  # type: ignore[misc]
+            for value in (item.low, item.high)
+        )
+    except Exception:  # noqa: BLE001 - any module of the user's own; then another may prove it
+        return False
+    finally:
+        place.write(before)
+    return _differ(low, high)
+
+
+def _differ(low: Sequence[torch.Tensor], high: Sequence[torch.Tensor]) -> bool:
+    return any(
+        a.shape != b.shape or not torch.equal(a.nan_to_num(), b.nan_to_num())
+        for a, b in zip(low, high, strict=True)
+    )
+
+
+def _prove_update(actuator: Any, optimizer: Any, depth: DepthRates | None) -> None:
+    name, kind = type(optimizer).__name__, actuator.item.name
+    try:
+        changed = changes_update(actuator, optimizer, depth)
+    except Exception as error:
+        raise AdapterError(
+            f"{kind}: {name} could not be tried on a small weight "
+            f"({type(error).__name__}: {error}), so nothing proves that it uses the value; leave "
+            f"{kind!r} out of hyperparameters="
+        ) from error
+    if not changed:
+        raise AdapterError(
+            f"{kind}: {name} makes the same update at {actuator.item.low:g} and at "
+            f"{actuator.item.high:g}, so it does not use the value; leave {kind!r} out of "
+            "hyperparameters=, or use an optimiser that does"
+        )
+
+
+def changes_update(
+    actuator: Any, optimizer: torch.optim.Optimizer, depth: DepthRates | None = None
+) -> bool:
+    """Return whether two steps on small weights end elsewhere at the lowest and highest value.
+
+    The optimiser itself steps, through the same writing that steers it; its groups, state and step
+    hooks are exchanged for that time, and its own are not touched.
+    """
+    ends = []
+    for value in (actuator.item.low, actuator.item.high):
+        with _small_weights(optimizer, depth) as weights:
+            before = [place.read() for place in actuator.places]
+            try:
+                for place in actuator.places:
+                    place.write(value)
+                for sign in (1.0, -0.5):
+                    for weight in weights:
+                        weight.grad = sign * torch.ones_like(weight)
+                    if depth is not None:
+                        depth.divide()
+                    type(optimizer).step(optimizer)  # type: ignore[call-arg, unused-ignore]
+                    if depth is not None:
+                        depth.rejoin()
+            finally:
+                if depth is not None:
+                    depth.rejoin()
+                for place, kept in zip(actuator.places, before, strict=True):
+                    place.write(kept)
+            ends.append([weight.detach().clone() for weight in weights])
+    return _differ(*ends)
+
+
+@contextmanager
+def _small_weights(optimizer: Any, depth: DepthRates | None) -> Iterator[list[torch.Tensor]]:
+    """Let the optimiser hold one small weight for each group and layer."""
+    names = ("param_groups", "state", "_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
+    kept = {name: getattr(optimizer, name) for name in names if hasattr(optimizer, name)}
+    layers = {} if depth is None else dict(depth.layer)
+    weights: list[torch.Tensor] = []
+    groups = []
+    for group in kept["param_groups"]:
+        theirs = {layers.get(id(weight), -1): weight for weight in group["params"]}
+        mine = []
+        for layer, weight in theirs.items():
+            shape = [min(size, 2) for size in weight.shape]
+            mine.append(torch.full(shape, 2.0, device=weight.device, requires_grad=True))
+            if depth is not None and layer >= 0:
+                depth.layer[id(mine[-1])] = layer
+        weights += mine
+        small = type(group)(group)
+        for key in list(group):
+            if key != "params":  # rates and betas may be tensors, which are filled in place
+                small[key] = copy.deepcopy(group[key])
+        small["params"] = mine
+        if isinstance(small["lr"], torch.Tensor):
+            small["lr"].fill_(0.5)
+        else:
+            small["lr"] = 0.5
+        groups.append(small)
+    try:
+        optimizer.param_groups, optimizer.state = groups, defaultdict(dict)
+        for name in names[2:]:
+            if name in kept:
+                setattr(optimizer, name, OrderedDict())
+        yield weights
+    finally:
+        for name, value in kept.items():
+            setattr(optimizer, name, value)
+        if depth is not None:
+            depth.layer = layers
+
+
+@contextmanager
+def _awake_adapters(owner: nn.Module | None) -> Iterator[None]:
+    """Let a LoRA layer whose second matrix is still zero say something."""
+    matrices: list[torch.Tensor] = []
+    with suppress(AttributeError):
+        matrices = [w for m in owner.lora_B.values() for w in m.parameters()]  # type: ignore[union-attr, operator]
+    kept = [weight.detach().clone() for weight in matrices]
+    try:
+        for weight in matrices:
+            weight.fill_(0.5)
+        yield
+    finally:
+        for weight, value in zip(matrices, kept, strict=True):
+            weight.copy_(value)
+
+
+def _apart(value: Any) -> Any:
+    return value.detach() if isinstance(value, torch.Tensor) else value
+
+
+def _something_was_compiled() -> bool:
+    dynamo = sys.modules.get("torch._dynamo.utils")
+    return dynamo is not None and bool(dynamo.counters["frames"]["ok"])
+
+
+_NOT_READ = (
+    "SteeredValue({name!r}) was not read before the first step, so steering it would do nothing; "
+    "call it where the batch is made, in this process (num_workers=0)"
+)
+_NOT_CALLED = (
+    "nothing that holds it was called in the first training step, so steering it would do nothing; "
+    "use the very object that the loop calls, or leave it out of hyperparameters= (inside a "
+    "compiled model only PyTorch's own dropout layers and cross entropy can be proven)"
+)
+_SAME_OUTPUT = (
+    "what holds it gives the same output at its lowest and its highest value, so it is not used; "
+    "leave it out of hyperparameters="
+)

@@ -1,0 +1,259 @@
+"""What one window of training tells about itself, measured on PyTorch tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from trimtab.adapters.torch.sample import Room, Sample
+from trimtab.adapters.window import loss_statistics
+from trimtab.core.errors import SpecError
+from trimtab.core.metrics import Metrics
+
+__all__ = ["CHECK_EVERY", "WindowStatistics"]
+
+CHECK_EVERY = 4
+"""On an accelerator, steps between two looks at the losses; each look waits for the device."""
+
+
+class _Weights(NamedTuple):
+    """Sampled weights, what they are copies of, and where each tensor began in memory then."""
+
+    sampled: torch.Tensor
+    chosen: list[torch.Tensor | None]
+    places: list[int] | None
+
+
+class WindowStatistics:
+    """Loss and gradient statistics of one window of optimiser steps.
+
+    Gradients and weights are touched on the window's last two steps only, and of a model with
+    more than `trimtab.adapters.torch.sample.SAMPLED_ENTRIES` weights only a fixed sample of them,
+    stratified by tensor (see `trimtab.adapters.torch.sample.Sample`): the features look at changes
+    against the run's own past, for which the same entries each time serve as well as all. The last
+    but one step copies the sample of the gradients; the last one takes their product with its own,
+    and copies the sample of the weights before and after its update. All other steps cost the
+    reading of one loss; on an accelerator the losses stay there and are read every `CHECK_EVERY`
+    steps.
+
+    With e_i the gradient's i-th sampled entry, n_i the entries it stands for (1 if all are looked
+    at), p_i that of the step before, w_i the weight and u_i its change: ``grad_norm`` is
+    sqrt(sum n e^2), ``grad_cosine`` sum n e p / sqrt(sum n e^2 sum n p^2), ``update_ratio``
+    sqrt(sum n u^2 / sum n w^2).
+
+    One window is ``begin``, then ``before_step`` and ``after_step`` around each optimiser step,
+    then ``finish``:
+
+    >>> weight = torch.tensor([3.0, 4.0], requires_grad=True)
+    >>> optimizer = torch.optim.SGD([weight], lr=0.1)
+    >>> statistics = WindowStatistics()
+    >>> statistics.begin(2)
+    >>> for _ in range(2):
+    ...     optimizer.zero_grad()
+    ...     loss = 0.5 * weight.square().sum()
+    ...     loss.backward()
+    ...     if not statistics.before_step(loss, [weight]):
+    ...         break
+    ...     optimizer.step()
+    ...     statistics.after_step([weight])
+    >>> metrics = statistics.finish()
+    >>> metrics.train_loss_first, round(metrics.grad_norm, 6), round(metrics.update_ratio, 6)
+    (12.5, 4.5, 0.1)
+
+    Attributes:
+        losses: The step losses read so far; a loop may append those of its ordinary steps itself.
+        ordinary_until: A step is ordinary as long as ``losses`` is shorter than this: nothing is
+            due in it but to append its loss, which is finite. 0 before the window's first step.
+    """
+
+    def __init__(self) -> None:
+        self._sample: Sample | None = None
+        self._rooms: tuple[Room, Room] | None = None
+        self.begin(1)
+
+    def begin(self, window_steps: int) -> None:
+        """Forget the last window and expect one of ``window_steps`` optimiser steps.
+
+        Raises:
+            SpecError: ``window_steps`` is below 1.
+        """
+        if window_steps < 1:
+            raise SpecError(f"window_steps: {window_steps} is below 1; give at least one step")
+        self._window_steps = int(window_steps)
+        self._finite = True
+        self._waits: bool | None = None  # whether losses stay on their device for some steps
+        self.losses: list[float] = []
+        self.ordinary_until = 0
+        self._unread: list[torch.Tensor] = []
+        self._gradients: torch.Tensor | None = None  # sampled at the last but one step
+        self._weights: _Weights | None = None  # before the last step's update, until after it
+        self._sums: dict[str, torch.Tensor] = {}
+        self._sampled: Sequence[torch.Tensor] | None = None  # fit the sample in this window
+
+    @property
+    def steps(self) -> int:
+        """How many losses were taken in; there is one for each step."""
+        return len(self.losses) + len(self._unread)
+
+    def before_step(self, loss: torch.Tensor | float, parameters: Sequence[torch.Tensor]) -> bool:
+        """Take in a step's loss and gradients; return whether training may go on.
+
+        To be called after the backward pass, with gradients unscaled and not yet clipped, before
+        the optimiser's step.
+
+        Args:
+            loss: Mean loss of the step, one number.
+            parameters: All trainable weights, in the same order each time.
+
+        Returns:
+            False once a loss was not finite: the window has to end without this step's update.
+            On a CPU that is this very step; elsewhere at most ``CHECK_EVERY - 1`` steps later.
+        """
+        if self._waits is None:  # asked once a window: the answer costs as much as the reading
+            self._waits = isinstance(loss, torch.Tensor) and loss.device.type != "cpu"
+            self.ordinary_until = 0 if self._waits else self._window_steps - 2
+        if self._waits and isinstance(loss, torch.Tensor):
+            self._take_later(loss)
+        else:
+            value = float(loss.item() if isinstance(loss, torch.Tensor) else loss)
+            self.losses.append(value)
+            if not math.isfinite(value):
+                self._finite = False
+        if not self._finite:
+            self._gradients = self._weights = None
+            return False
+        if self.steps >= self._window_steps - 1:
+            with torch.no_grad():
+                self._look(parameters)
+        return True
+
+    @torch.no_grad()
+    def after_step(self, parameters: Sequence[torch.Tensor]) -> None:
+        """Measure the window's last update; to be called after the optimiser's step.
+
+        Args:
+            parameters: The same as for `before_step`.
+        """
+        if self._weights is None:
+            return
+        sample, (room, _) = self._places(parameters)
+        (before, chosen, places), self._weights = self._weights, None
+        self._sums["weights"] = sample.weighted(before).dot(before)
+        # An optimiser that gives weights new memory leaves the views of a moment ago behind.
+        if places is None or places != _places_in_memory(parameters):
+            chosen = room.chosen(parameters)
+        change = room.copy(chosen).sub_(before)
+        self._sums["update"] = sample.weighted(change).dot(change)
+
+    def finish(self) -> Metrics:
+        """Return the window's metrics; validation and charge are left to the caller.
+
+        ``steps`` counts every batch that was taken in, also the one whose loss was not finite.
+        ``train_loss_change`` leaves the middle step of an odd window out, and is nan for a window
+        of one step, as is ``grad_cosine``. Gradient statistics are nan if the window ended early.
+        ``train_loss_std`` is the population's standard deviation. Computed in float64.
+        """
+        self._read_losses()
+        self._gradients = self._weights = None
+        losses = np.asarray(self.losses, np.float64)
+        fields: dict[str, float] = {"steps": float(self.steps)}
+        fields["finite"] = 1.0 if self._finite else 0.0
+        if losses.size:
+            fields |= loss_statistics(losses)
+        if self._sums and self._finite:
+            fields |= _from_sums(self._read_sums())
+        return Metrics(**fields)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the open window, to go on with it later: plain values and tensors."""
+        self._read_losses()
+        return {
+            "window_steps": self._window_steps,
+            "step": self.steps,
+            "finite": self._finite,
+            "losses": list(self.losses),
+            "gradients": None if self._gradients is None else self._gradients.clone(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with the window of `state_dict`, between two steps."""
+        self.begin(int(state["window_steps"]))
+        self._finite, self._gradients = bool(state["finite"]), state["gradients"]
+        self.losses = list(state["losses"])
+
+    def _take_later(self, loss: torch.Tensor) -> None:
+        # A copy, for a compiled step may write the next loss into the same memory.
+        self._unread.append(loss.detach().reshape(()).clone())
+        if len(self._unread) >= CHECK_EVERY:
+            self._read_losses()
+
+    def _read_losses(self) -> None:
+        if self._unread:
+            values = torch.stack([loss.double() for loss in self._unread]).tolist()
+            self._unread = []
+            self.losses += values
+            self._finite = self._finite and all(math.isfinite(value) for value in values)
+
+    def _read_sums(self) -> dict[str, float]:
+        """Return the sums as numbers, with one wait for the device."""
+        sums = self._sums
+        if sums["gradients"].device.type == "cpu":
+            return {name: value.item() for name, value in sums.items()}
+        return dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True))
+
+    def _look(self, parameters: Sequence[torch.Tensor]) -> None:
+        """Take in the gradients of one of the last two steps, and the weights of the last."""
+        sample, (mine, other) = self._places(parameters)
+        gradients = [parameter.grad for parameter in parameters]
+        if self.steps < self._window_steps:
+            self._gradients = other.take(gradients)
+            return
+        now, before = mine.take(gradients), self._gradients
+        weighted = sample.weighted(now)
+        self._sums["gradients"] = weighted.dot(now)
+        if before is not None and before.numel() == now.numel():
+            before = before.to(now.device, now.dtype)  # a state that was loaded is elsewhere
+            self._sums["product"] = weighted.dot(before)
+            self._sums["gradients before"] = sample.weighted(before).dot(before)
+        self._gradients = None
+        chosen = other.chosen(parameters)
+        self._weights = _Weights(other.copy(chosen), chosen, _places_in_memory(parameters))
+
+    def _places(self, parameters: Sequence[torch.Tensor]) -> tuple[Sample, tuple[Room, Room]]:
+        """Return the sample for these weights, and room for two of them."""
+        known = parameters is self._sampled
+        if (
+            self._sample is None
+            or self._rooms is None
+            or not (known or self._sample.fits(parameters))
+        ):
+            self._sample = Sample(parameters)
+            self._rooms = self._sample.room(), self._sample.room()
+        self._sampled = parameters
+        return self._sample, self._rooms
+
+
+def _places_in_memory(tensors: Sequence[torch.Tensor]) -> list[int] | None:
+    """Return where each tensor begins in memory, or None if one has none of its own."""
+    try:
+        return [tensor.data_ptr() for tensor in tensors]
+    except RuntimeError:
+        return None
+
+
+def _from_sums(sums: dict[str, float]) -> dict[str, float]:
+    """Return the statistics from the sums over sampled entries."""
+    squared = sums["gradients"]
+    fields = {"grad_norm": math.sqrt(squared)}
+    before = sums.get("gradients before", math.nan)
+    lengths = math.sqrt(squared) * math.sqrt(before)
+    if lengths > 0:
+        fields["grad_cosine"] = min(max(sums["product"] / lengths, -1.0), 1.0)
+    weights = sums.get("weights", math.nan)
+    if weights > 0:
+        fields["update_ratio"] = math.sqrt(sums["update"] / weights)
+    return fields

@@ -1,0 +1,7 @@
+"""Steering a Transformers ``Trainer``."""
+
+from __future__ import annotations
+
+from trimtab.adapters.transformers.callback import TrimtabCallback
+
+__all__ = ["TrimtabCallback"]

@@ -1,0 +1,1 @@
+"""What a policy is worth on tasks that it was not trained on."""

@@ -1,0 +1,1 @@
+"""Meta-training: how a policy that ships is learned."""

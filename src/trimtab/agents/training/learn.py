@@ -1,0 +1,353 @@
+"""Meta-training: from nothing to a policy, on simulated fine-tuning runs (`trimtab learn`)."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from trimtab.agents.training.imitation import (
+    Imitator,
+    Lessons,
+    begin_imitation,
+    imitate,
+    lessons_of,
+    read_lessons,
+    remembered_by,
+    unseen_cost,
+    write_lessons,
+)
+from trimtab.agents.training.imitation_settings import ImitationSettings
+from trimtab.agents.training.policy_network import init_critic, init_policy
+from trimtab.agents.training.ppo import Learner, optimiser, update
+from trimtab.agents.training.returns import learning_batch, paid, return_figures
+from trimtab.agents.training.rollout import STEERING, Episodes, columns_of, rollout
+from trimtab.agents.training.settings import LearnSettings
+from trimtab.agents.training.shipping import spread_of, write_trained
+from trimtab.agents.training.starts import TunedRates, start_values
+from trimtab.agents.training.task_sampling import (
+    Drawn,
+    all_buckets,
+    control_spec,
+    count_properties,
+    draw_iteration,
+    family_of,
+)
+from trimtab.controllers.learned import read_policy
+from trimtab.core.errors import SpecError
+from trimtab.core.features import GLOBAL_FEATURES, TOKEN_FEATURES
+from trimtab.core.hyperparameters import KINDS
+
+__all__ = [
+    "Progress",
+    "control_spec",
+    "family_of",
+    "learn",
+]
+
+
+@dataclass
+class Progress:
+    """What one iteration brought, for display and curves.
+
+    Attributes:
+        iteration: From 1.
+        of: Iterations in all.
+        seconds: Since learning began, earlier sessions included.
+        runs: Runs simulated so far.
+        steps: Inner training steps simulated so far.
+        figures: Mean return in nats, return by start, entropy and so on.
+    """
+
+    iteration: int
+    of: int
+    seconds: float
+    runs: int
+    steps: int
+    figures: dict[str, float]
+
+
+def _initial(settings: LearnSettings, n_properties: int) -> Learner | Imitator:
+    n_token = len(TOKEN_FEATURES) + len(KINDS)
+    inputs = len(GLOBAL_FEATURES) + n_token + n_properties + 4
+    policy = init_policy(settings.seed, settings.width)
+    if settings.imitation is not None:
+        return begin_imitation(policy)
+    critic = init_critic(settings.seed + 1, inputs)
+    moments = optimiser(settings.ppo).init((policy, critic))
+    return Learner(policy, critic, moments, policy)
+
+
+def _runs(settings: LearnSettings, drawn: Drawn, policy: Any, mode: str) -> Episodes:
+    """Return the runs of an iteration, steered by the policy as it is."""
+
+    def start(fair: np.ndarray) -> np.ndarray:
+        rates = fair if drawn.tuned is None else drawn.tuned.rate
+        share = settings.default_share
+        return start_values(drawn.offered, rates, drawn.decades, drawn.rng, share)
+
+    return rollout(
+        drawn.bucket,
+        drawn.spec,
+        policy,
+        drawn.task_keys,
+        drawn.run_keys,
+        start,
+        drawn.total_steps,
+        seed=int(drawn.rng.integers(2**31)),
+        mode=mode,
+        missing=drawn.missing,
+        centre=settings.start_centre,
+        columns=columns_of(drawn.spec, drawn.offered),
+    )
+
+
+def _reinforced(
+    settings: LearnSettings, learner: Learner, drawn: Drawn, iteration: int
+) -> tuple[Learner, dict[str, float], Episodes]:
+    """Return the learner after one batch of runs, by PPO."""
+    episodes = _runs(settings, drawn, learner.policy, "sample")
+    batch, figures = learning_batch(settings, learner, episodes, drawn.decades)
+    remaining = 1.0 - iteration / settings.iterations
+    updated, seen = update(
+        learner, settings.ppo, batch, seed=(settings.seed, iteration, 7), remaining=remaining
+    )
+    if iteration < settings.critic_first:
+        updated = updated._replace(policy=learner.policy, average=learner.average)
+    return updated, {**figures, **seen}, episodes
+
+
+def _imitated(
+    settings: LearnSettings,
+    learner: Imitator,
+    drawn: Drawn,
+    memory: list[Lessons],
+    iteration: int,
+) -> tuple[Imitator, dict[str, float], Episodes]:
+    """Return the imitator after one batch of runs, which joins the memory."""
+    how = settings.imitation
+    assert how is not None
+    assert drawn.tuned is not None
+    episodes = _runs(settings, drawn, learner.policy, STEERING)
+    lessons = lessons_of(
+        episodes,
+        drawn.spec,
+        total_steps=drawn.total_steps,
+        tuned=drawn.tuned,
+        decades=drawn.decades,
+        first=learner.first,
+        pad_to=max(settings.decisions),
+    )
+    unseen = unseen_cost(learner, how, lessons)
+    memory.append(lessons)
+    del memory[: -how.memory]
+    updated, seen = imitate(
+        learner,
+        how,
+        memory,
+        seed=(settings.seed, iteration, 9),
+        remaining=1.0 - iteration / settings.iterations,
+        iteration=iteration,
+    )
+    reward, _ = paid(episodes)
+    if iteration % settings.reuse == 0:  # else the tasks were learned from already
+        seen["cost_unseen"] = unseen
+    return updated, return_figures(episodes, reward.sum(0), drawn.decades) | seen, episodes
+
+
+def _begin_from(
+    place: Path, settings: LearnSettings, fresh: Any
+) -> tuple[Any, dict[str, Any], np.ndarray]:
+    """Return learner, counts and feature statistics of a training's folder or a policy file."""
+    from trimtab.agents.training.checkpoints import load_checkpoint
+
+    if place.is_file():
+        return _begin_from_policy(place, settings, fresh)
+    earlier = load_checkpoint(place, fresh)
+    if earlier is None:
+        raise SpecError(
+            f"{place} holds no training to begin from; name its --out folder or a policy file"
+        )
+    stage = earlier.learner._replace(moments=fresh.moments)
+    if settings.imitation is not None:
+        stage = begin_imitation(earlier.learner.average)
+    return stage, earlier.counts, earlier.statistics
+
+
+def _begin_from_policy(
+    file: Path, settings: LearnSettings, fresh: Any
+) -> tuple[Any, dict[str, Any], np.ndarray]:
+    policy = read_policy(file)
+    made_for = control_spec(settings, policy.spec.hyperparameters, policy.spec.decisions)
+    # What the guard undoes may differ: this training teaches the policy to live with it.
+    made_for.require_compatible(replace(policy.spec, undo=made_for.undo))
+    shapes = {name: array.shape for name, array in policy.parameters.items()}
+    if shapes != {name: array.shape for name, array in fresh.policy.items()}:
+        own = policy.parameters["token_b"].shape[0]
+        raise SpecError(f"width: {settings.width} is not the {own} of {file}; set width = {own}")
+    if policy.spec.undo and "undo" not in settings.spec:
+        raise SpecError(
+            f"spec.undo: {file} was made with {policy.spec.undo:g}, these settings name none; "
+            f"say undo = {policy.spec.undo:g} under [spec] to keep it, or 0 to learn without"
+        )
+    arrays = {name: jnp.asarray(array) for name, array in policy.parameters.items()}
+    about = policy.about
+    counts = {
+        "runs": int(about.get("runs", 0)),
+        "steps": int(about.get("inner_steps", 0)),
+        "seconds": 60.0 * float(about.get("minutes", 0)),
+    }
+    statistics = np.zeros((2, len(GLOBAL_FEATURES)))
+    if policy.novelty:
+        mean = policy.novelty["novelty_mean"].astype(float)
+        statistics = np.stack([mean, mean**2 + spread_of(policy.novelty["novelty_scale"]) ** 2])
+    if settings.imitation is not None:
+        return begin_imitation(arrays), counts, statistics
+    return fresh._replace(policy=arrays, average=arrays), counts, statistics
+
+
+def _check_folder(place: Path, now: dict[str, Any], *, resume: bool) -> None:
+    """Raise if a folder holds a training with other settings, or one that is not to go on."""
+    kept = place / "settings.json"
+    if kept.exists() and not _is_same(json.loads(kept.read_text()), now):
+        raise SpecError(f"{place} holds a training with other settings; choose another --out")
+    if (place / "checkpoint.json").exists() and not resume:
+        raise SpecError(f"{place} holds a training already; --resume continues it")
+
+
+def _begun(
+    resumed: Path | None,
+    settings: LearnSettings,
+    fresh: Any,
+    initial: str | Path | None,
+    remember: Sequence[str | Path],
+) -> tuple[Any, int, dict[str, Any], np.ndarray, list[Lessons]]:
+    """Return learner, iterations done, counts, feature statistics and memory at the beginning.
+
+    A checkpoint in ``resumed`` comes first: what the training began from is in it.
+    """
+    from trimtab.agents.training.checkpoints import load_checkpoint
+
+    state = None if resumed is None else load_checkpoint(resumed, fresh)
+    if state is not None:
+        memory = read_lessons(state.memory)
+        return state.learner, state.iteration, state.counts, state.statistics, memory
+    learner, statistics = fresh, np.zeros((2, len(GLOBAL_FEATURES)))
+    counts: dict[str, Any] = {"runs": 0, "steps": 0, "seconds": 0.0}
+    if initial is not None:
+        learner, counts, statistics = _begin_from(Path(initial), settings, fresh)
+        counts["seconds_before"] = counts["seconds"]
+    return learner, 0, counts, statistics, remembered_by(settings, remember)
+
+
+def learn(
+    settings: LearnSettings,
+    folder: str | Path,
+    *,
+    resume: bool = False,
+    initial: str | Path | None = None,
+    remember: Sequence[str | Path] = (),
+    minutes: float | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    checkpoint_every: int = 20,
+) -> Path:
+    """Train a policy and return the file that it was written to.
+
+    The folder gets ``settings.json``, ``curves.jsonl`` (a line an iteration), ``checkpoint`` files
+    and ``NAME.safetensors``. A killed training is continued from its last checkpoint with
+    ``resume`` and ends with the same arrays as an uninterrupted one.
+
+    Args:
+        settings: What to train.
+        folder: Where to keep it; made if missing.
+        resume: Continue what is there.
+        initial: What this training begins from, as a second stage with settings of its own: the
+            folder of an earlier one of the same kind (its policy and critic; imitation takes the
+            averaged policy) or a policy file (its policy, with a fresh critic; see
+            ``critic_first``; ``undo`` may differ from its own). Its runs and seconds are counted
+            in.
+        remember: Folders of trainings by imitation whose remembered runs this one begins with.
+            What it learns is limited by how many tasks it has seen, not by the network. A
+            training that is resumed has them already and does not look at this.
+        minutes: Stop after this time, over all sessions, that of ``initial`` left out; None: after
+            ``settings.iterations``.
+        on_progress: Told after each iteration.
+        checkpoint_every: Iterations between checkpoints.
+
+    Raises:
+        SpecError: The folder holds a training with other settings, or one and not ``resume``;
+            ``initial`` holds nothing to begin from, or a policy of another contract; a folder of
+            ``remember`` holds no runs, or runs that these settings do not fit.
+    """
+    from trimtab.agents.training.checkpoints import save_checkpoint
+
+    place = Path(folder)
+    place.mkdir(parents=True, exist_ok=True)
+    written = json.dumps(asdict(settings), sort_keys=True, default=list)
+    kept = place / "settings.json"
+    _check_folder(place, json.loads(written), resume=resume)
+    buckets = all_buckets(settings)
+    fresh = _initial(settings, count_properties(buckets[0]))
+    learner, first, counts, statistics, memory = _begun(
+        place if resume else None, settings, fresh, initial, remember
+    )
+    kept.write_text(written)  # not before all that may be refused
+    before = counts.get("seconds_before")
+    began = time.monotonic() - counts["seconds"]
+    tuned = TunedRates()
+    for iteration in range(first, settings.iterations):
+        drawn = draw_iteration(settings, buckets, iteration, tuned)
+        if isinstance(learner, Imitator):
+            learner, figures, episodes = _imitated(settings, learner, drawn, memory, iteration)
+        else:
+            learner, figures, episodes = _reinforced(settings, learner, drawn, iteration)
+        statistics = _follow(statistics, episodes.observation, iteration, before is not None)
+        counts["runs"] += settings.tasks * settings.siblings
+        counts["steps"] += drawn.total_steps * settings.tasks * settings.siblings
+        counts["seconds"] = time.monotonic() - began
+        row = Progress(
+            iteration + 1,
+            settings.iterations,
+            counts["seconds"],
+            counts["runs"],
+            counts["steps"],
+            figures,
+        )
+        line = {"iteration": iteration + 1, "seconds": counts["seconds"], **figures}
+        with (place / "curves.jsonl").open("a") as curves:
+            curves.write(f"{json.dumps(line)}\n")
+        if on_progress is not None:
+            on_progress(row)
+        over = minutes is not None and counts["seconds"] - (before or 0.0) > minutes * 60
+        if over or (iteration + 1) % checkpoint_every == 0 or iteration + 1 == settings.iterations:
+            remembered = write_lessons(memory)
+            save_checkpoint(place, learner, iteration + 1, counts, statistics, remembered)
+            write_trained(settings, learner.average, statistics, counts, place)
+        if over:
+            break
+    return place / f"{settings.name}.safetensors"
+
+
+def _is_same(kept: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Return whether kept settings are those of now; what is newer than they counts as left out."""
+    usual = json.loads(json.dumps(asdict(LearnSettings()), default=list))
+    whole = {**usual, **kept}
+    if whole["imitation"] is not None:
+        whole["imitation"] = {**asdict(ImitationSettings()), **whole["imitation"]}
+    return whole == now
+
+
+def _follow(
+    statistics: np.ndarray, observation: np.ndarray, iteration: int, known: bool
+) -> np.ndarray:
+    """Return running mean and mean square (2, n) of the global features, recent ones heavier."""
+    flat = observation[..., : len(GLOBAL_FEATURES)].reshape(-1, len(GLOBAL_FEATURES)).astype(float)
+    now = np.stack([flat.mean(0), (flat**2).mean(0)])
+    weight = 0.02 if known else max(1.0 / (iteration + 1), 0.02)
+    return np.asarray(statistics + weight * (now - statistics))

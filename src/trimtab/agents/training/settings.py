@@ -1,0 +1,193 @@
+"""Everything that a policy depends on, in one TOML file."""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from trimtab.agents.training.imitation_settings import ImitationSettings
+from trimtab.agents.training.ppo import PPOSettings
+from trimtab.core.errors import SpecError, unknown_name
+
+__all__ = ["FamilyShare", "LearnSettings", "read_settings"]
+
+
+_LEAST_GRID = 4
+_IMITATED = ("lr",)
+_SHARES = ("near_share", "tuned_share", "far_share", "default_share", "withheld")
+
+
+@dataclass(frozen=True)
+class FamilyShare:
+    """A family of simulated runs and how often it is drawn.
+
+    Attributes:
+        name: Such as ``"simulated/mlp"``.
+        share: Relative frequency among iterations.
+        variants: Shape buckets; empty: all.
+        options: Keywords of the family's options.
+        begin: Share of all iterations after which it is first drawn.
+        subsets: Hyperparameters that a batch of runs may steer, one of these drawn a batch; what
+            is not steered stays at its start. Empty: all that are offered.
+    """
+
+    name: str
+    share: float = 1.0
+    variants: tuple[int, ...] = ()
+    options: dict[str, Any] = field(default_factory=dict)
+    begin: float = 0.0
+    subsets: tuple[tuple[str, ...], ...] = ()
+
+
+@dataclass(frozen=True)
+class LearnSettings:
+    """Everything that a policy depends on; reads from and writes to TOML.
+
+    Attributes:
+        name: Of the policy.
+        seed: Of everything.
+        iterations: Batches of runs learned from.
+        critic_first: Iterations at the start from which the critic alone learns, for a training
+            that begins from a policy file.
+        tasks: Tasks in a batch.
+        siblings: Runs of each task, with common random numbers, other starts and actions.
+        decisions: Numbers of decisions that are drawn from.
+        steps_per_decision: Range of the mean window length, drawn log-uniformly.
+        start_centre: Decades above the family's usual rate at which a fair start lies, by
+            optimiser; 0 for those that are not named.
+        near_share: Share of the starts that are drawn within 0.3 decades of a fair one.
+        tuned_share: Share of the starts that lie at the task's own tuned rate. Above 0, and in
+            imitation, all starts are counted from that rate, which a grid of reference runs finds
+            for each task.
+        grid_decades: The grid lies up to so many decades off the fair rate, either way.
+        reuse: Iterations in a row that train on the same tasks, with other data orders.
+        start_decades: Starts are drawn up to this many decades off a fair one, either way.
+        far_share: Share of the starts that are drawn from 1.7 times that range.
+        default_share: Share of the other hyperparameters that start at their default.
+        aversion: Weight of what a run ends below the mean of its siblings, beyond the loss itself.
+        withheld: Share of runs whose gradient statistics are withheld.
+        width: Of the policy's layers.
+        families: What is trained on.
+        ppo: Of the update, where there is no imitation.
+        imitation: Of learning by imitation of tuned rates, in the place of PPO; None: PPO.
+        spec: Fields of the `ControlSpec`, hyperparameters by name.
+
+    Raises:
+        SpecError: A value is not allowed, or means nothing beside the others.
+    """
+
+    name: str = "policy"
+    seed: int = 0
+    iterations: int = 600
+    critic_first: int = 0
+    tasks: int = 32
+    siblings: int = 8
+    decisions: tuple[int, ...] = (12, 20, 30)
+    steps_per_decision: tuple[float, float] = (5.0, 14.0)
+    start_centre: dict[str, float] = field(default_factory=dict)
+    near_share: float = 0.0
+    tuned_share: float = 0.0
+    grid_decades: float = 1.75
+    reuse: int = 1
+    start_decades: float = 2.4
+    far_share: float = 0.15
+    default_share: float = 0.5
+    aversion: float = 1.0
+    withheld: float = 0.15
+    width: int = 64
+    families: tuple[FamilyShare, ...] = (FamilyShare("simulated/mlp"),)
+    ppo: PPOSettings = field(default_factory=PPOSettings)
+    imitation: ImitationSettings | None = None
+    spec: dict[str, Any] = field(default_factory=lambda: {"hyperparameters": ["lr"]})
+
+    def __post_init__(self) -> None:
+        for name in _SHARES:
+            share = getattr(self, name)
+            if not 0 <= share <= 1:
+                raise SpecError(f"{name}: {share!r} is outside 0..1; give a share of the runs")
+        if self.reuse < 1:
+            raise SpecError(f"reuse: {self.reuse} is below 1; use 1 for new tasks every iteration")
+        if not self.grid_decades > 0:
+            raise SpecError(f"grid_decades: {self.grid_decades!r} is not above 0; give decades")
+        if not math.isfinite(self.grid_decades):
+            raise SpecError(f"grid_decades: {self.grid_decades!r} is not finite; give decades")
+        if self.imitation is not None:
+            self._check_imitation()
+        if (self.tuned_share or self.imitation) and self.siblings < _LEAST_GRID:
+            raise SpecError(
+                f"siblings: {self.siblings} is below {_LEAST_GRID}, the points of the grid that "
+                "finds tuned rates; take more, or tuned_share = 0 and no imitation"
+            )
+
+    def _check_imitation(self) -> None:
+        """Raise unless runs of one learning rate are all there is, and PPO is left alone."""
+        steered = tuple(self.spec["hyperparameters"])
+        if steered != _IMITATED:
+            raise SpecError(
+                f"hyperparameters: {list(steered)} cannot be learned by "
+                'imitation, which knows tuned learning rates; name ["lr"] or leave [imitation] out'
+            )
+        for item in self.families:
+            offered = tuple(item.options.get("hyperparameters", _IMITATED))
+            if offered != _IMITATED or any(tuple(names) != _IMITATED for names in item.subsets):
+                raise SpecError(
+                    f"families: {item.name} offers {list(offered)} in subsets {item.subsets}; "
+                    "imitation takes lr alone, so leave both out"
+                )
+        if self.imitation is not None and self.imitation.probe and not self.spec.get("undo"):
+            raise SpecError(
+                f"imitation.probe: {self.imitation.probe:g} leads above the tuned rate, in windows "
+                "that nothing undoes; say undo = 0.005 under [spec], or leave probe out"
+            )
+        for name, unused in (("ppo", PPOSettings()), ("critic_first", 0), ("aversion", 1.0)):
+            if getattr(self, name) != unused:
+                raise SpecError(
+                    f"{name}: {getattr(self, name)!r} means nothing to imitation; leave it out, "
+                    "or leave [imitation] out"
+                )
+
+
+def _imitation(given: dict[str, Any]) -> ImitationSettings:
+    known = [item.name for item in fields(ImitationSettings)]
+    for name in given:
+        if name not in known:
+            raise unknown_name("setting of [imitation]", name, known)
+    return ImitationSettings(**given)
+
+
+def read_settings(path: str | Path) -> LearnSettings:
+    """Return the settings in a TOML file.
+
+    Raises:
+        SpecError: The file cannot be read, or holds a setting that does not exist or cannot be.
+        UnknownNameError: ``[imitation]`` holds a setting that does not exist.
+    """
+    try:
+        found = tomllib.loads(Path(path).read_text())
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise SpecError(f"settings {path}: {error}; name a readable TOML file") from error
+    try:
+        found["families"] = tuple(
+            FamilyShare(
+                **{
+                    **item,
+                    "variants": tuple(item.get("variants", ())),
+                    "subsets": tuple(tuple(names) for names in item.get("subsets", ())),
+                }
+            )
+            for item in found.pop("families")
+        )
+        found["ppo"] = PPOSettings(**found.pop("ppo", {}))
+        if "imitation" in found:
+            found["imitation"] = _imitation(found["imitation"])
+        for name in ("decisions", "steps_per_decision"):
+            if name in found:
+                found[name] = tuple(found[name])
+        return LearnSettings(**found)
+    except (KeyError, TypeError) as error:
+        raise SpecError(
+            f"settings {path}: {error}; see the file beside a shipped policy"
+        ) from error

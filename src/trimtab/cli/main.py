@@ -1,0 +1,173 @@
+"""The command line: what `trimtab COMMAND` does, and how it ends.
+
+Every command takes ``--json``: one JSON document on standard output, progress on standard error.
+Exit status 0: done; 2: what was asked for is wrong (an option, a name, a value, a policy file);
+1: it failed on the way; 130: interrupted with Ctrl-C. An error is one line on standard error;
+``--debug`` anywhere on the line adds the traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from trimtab.cli import (
+    compare as cli_comparing,
+)
+from trimtab.cli import (
+    demo as cli_demo,
+)
+from trimtab.cli import (
+    exporting as cli_exporting,
+)
+from trimtab.cli import (
+    learn as cli_learning,
+)
+from trimtab.cli import (
+    lists as cli_lists,
+)
+from trimtab.cli import (
+    report as cli_reporting,
+)
+from trimtab.cli import (
+    run as cli_running,
+)
+from trimtab.cli import (
+    tune as cli_tuning,
+)
+from trimtab.cli import (
+    watching as cli_watching,
+)
+from trimtab.core.errors import (
+    PolicyFileError,
+    SpecError,
+    TrimtabError,
+    UnknownNameError,
+    noted_task,
+)
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="trimtab",
+    help="Steer the hyperparameters of a fine-tuning run while it goes on.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+app.command("run", short_help="Fine-tune once, steered or not.")(cli_running.run)
+app.command("compare", short_help="Compare methods at equal compute.")(cli_comparing.compare)
+app.command("tune", short_help="Spend the budget of several runs.")(cli_tuning.tune)
+app.command("studies", short_help="List the studies of a store.")(cli_tuning.studies)
+app.command("resume", short_help="Go on with a study.")(cli_tuning.resume)
+app.command("watch", short_help="Show a study while it goes on.")(cli_watching.watch)
+app.command("gc", short_help="Remove snapshots that nothing needs.")(cli_tuning.gc)
+app.command("report", short_help="Write the report of a run or study.")(cli_reporting.report)
+app.command("export", short_help="Write a run's schedule as plain code.")(cli_exporting.export)
+app.command("demo", short_help="Fine-tune twice from a wrong start.")(cli_demo.demo)
+app.command("tasks", short_help="List tasks, metrics and licences.")(cli_lists.tasks)
+app.command("methods", short_help="List the ways to choose hyperparameters.")(cli_comparing.methods)
+app.command("policies", short_help="List the policies that ship with trimtab.")(cli_lists.policies)
+app.command("doctor", short_help="Say what this installation has.")(cli_lists.doctor)
+app.command("learn", short_help="Meta-train a policy on simulated runs.")(cli_learning.learn)
+app.command("evaluate", short_help="Find out what a policy is worth.")(cli_learning.evaluate)
+
+# Typer brings its own copy of Click in newer versions, so the class is found by its name.
+_ClickError = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+_WRONG_REQUEST = (SpecError, UnknownNameError, PolicyFileError)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from trimtab import __version__
+
+        typer.echo(f"trimtab {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Steer the hyperparameters of a fine-tuning run while it goes on."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command line and exit with its status.
+
+    Args:
+        arguments: Without the program's name; None for those of this process.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    command = typer.main.get_command(app)
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            status = command.main(
+                args=[item for item in given if item != "--debug"],
+                prog_name="trimtab",
+                standalone_mode=False,
+            )
+        except BaseException as error:
+            if debug and not isinstance(error, SystemExit):
+                raise
+            status = _status_of(error)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _status_of(error: BaseException) -> int:
+    """Say in one line what went wrong, and return the exit status."""
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else 1
+    if isinstance(error, KeyboardInterrupt | typer.Abort):
+        _say("interrupted")
+        return 130
+    if isinstance(error, BrokenPipeError):
+        # Whoever read the output has left; let nothing be flushed into the closed pipe at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    if isinstance(error, _ClickError):
+        return _usage(error)
+    if isinstance(error, TrimtabError):
+        _say(str(error))
+        return 2 if isinstance(error, _WRONG_REQUEST) else 1
+    words = " ".join(str(error).split()) or "no message"
+    task = noted_task(error)
+    where = "" if task is None else f"task {task!r}: "
+    _say(f"{where}{type(error).__name__}: {words} (--debug shows where)")
+    return 1
+
+
+def _usage(error: Any) -> int:
+    """Report a mistake on the command line as Click words it."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        typer.echo(error.ctx.get_help())
+        return 0
+    words = error.format_message().rstrip(".")
+    context = getattr(error, "ctx", None)
+    where = context.command_path if context is not None else "trimtab"
+    _say(f"{words[:1].lower()}{words[1:]}; see {where} --help")
+    return 2
+
+
+def _say(words: str) -> None:
+    typer.echo(f"trimtab: {' '.join(words.split())}", err=True)
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    _say(f"warning: {message}")

@@ -1,0 +1,244 @@
+"""`trimtab run`: one fine-tuning run, steered or not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from trimtab.cli.output import (
+    JSON_HELP,
+    STORE_HELP,
+    assignments,
+    find_task,
+    is_given,
+    names,
+    number,
+    one_thread,
+    print_json,
+    print_table,
+    say,
+    say_fewer_decisions,
+    start_values,
+    store_or_none,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from trimtab.core.protocols import Task
+    from trimtab.core.spec import ControlSpec
+    from trimtab.tasks.run import Progress, RunResult
+
+__all__ = ["Request", "execute", "run", "watched_metric"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked to be run; plain data, so that another process can be handed it.
+
+    Attributes:
+        task: Registered name or ``module:factory``.
+        variant: Variant of the task; None for its usual one.
+        policy: Shipped policy's name, policy file, or ``"none"``.
+        hyperparameters: Names of what is steered.
+        start: Start by name.
+        start_scale: Factor between the task's tuned learning rate and the start.
+        decisions: Number of decisions.
+        reference: Name of the reference schedule.
+        seed: Seed of the run.
+        store: Store of the record; None to keep none.
+        watch_only: Propose and record, but never change anything.
+        log_to: Trackers that are told as well: folders, ``mlflow:URI``, ``wandb:PROJECT``.
+    """
+
+    task: str
+    variant: str | None = None
+    policy: str = "none"
+    hyperparameters: tuple[str, ...] = ("lr",)
+    start: dict[str, float] = field(default_factory=dict)
+    start_scale: float | None = None
+    decisions: int = 20
+    reference: str = "warmup-linear"
+    seed: int = 0
+    store: str | None = None
+    watch_only: bool = False
+    log_to: tuple[str, ...] = ()
+
+
+def watched_metric(task: Task) -> str:
+    """Return the key of the metric that the task watches."""
+    return str(task.monitor)
+
+
+def execute(
+    request: Request,
+    task: Task,
+    *,
+    begun: Callable[[ControlSpec], None] | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> RunResult:
+    """Run a request; everything that can be wrong with it is found before any training.
+
+    Args:
+        request: What was asked for.
+        task: The task that it names.
+        begun: Told the run's spec when nothing was found wrong, before the training.
+        progress: Told after each window.
+
+    Raises:
+        TrimtabError: The request cannot be run, or the store cannot be opened.
+    """
+    from trimtab.core.errors import SpecError
+    from trimtab.core.references import reference_multipliers
+    from trimtab.core.run_info import RunInfo
+    from trimtab.core.spec import window_ends
+    from trimtab.defaults import controller_for, recorder_for
+    from trimtab.tasks.run import RunSettings, run_task
+
+    if request.seed < 0:
+        raise SpecError(f"--seed: {request.seed} is below 0; give a whole number from 0")
+    items, held = start_values(task, request.hyperparameters, request.start, request.start_scale)
+    policy = None if request.policy.lower() == "none" else request.policy
+    spec, controller = controller_for(policy, items, decisions=request.decisions)
+    window_ends(spec, task.total_steps)
+    reference_multipliers(request.reference, task.total_steps)
+    notice = getattr(task, "notice", "")
+    info = RunInfo(
+        task=task.name,
+        spec=spec,
+        total_steps=task.total_steps,
+        policy=controller.name,
+        reference=request.reference,
+        seed=request.seed,
+        variant=str(request.variant or getattr(task, "variant", "") or ""),
+        monitor=task.monitor,
+        mode=task.mode,
+        start_scale=request.start_scale,
+        watch_only=request.watch_only,
+        notices={"data": str(notice)} if notice else {},
+        log_to=request.log_to or None,
+    )
+    recorder = recorder_for(request.store, info, awaits_figures=True)
+    settings = RunSettings(
+        seed=request.seed,
+        reference=request.reference,
+        watch_only=request.watch_only,
+        held=held,
+    )
+    if begun is not None:
+        begun(spec)
+    return run_task(task, controller, spec, settings, recorder=recorder, progress=progress)
+
+
+def run(
+    context: typer.Context,
+    task: Annotated[str, typer.Argument(help="A task's name (trimtab tasks) or module:factory.")],
+    variant: Annotated[
+        str | None, typer.Option(help="Size of the task: tiny, small or default.")
+    ] = None,
+    policy: Annotated[
+        str, typer.Option(help="A shipped policy's name, a policy file, or none.")
+    ] = "trimtab-1",
+    hyperparameters: Annotated[
+        str, typer.Option(help="What is steered, separated by commas.")
+    ] = "lr",
+    start: Annotated[
+        list[str] | None,
+        typer.Option(help="Start values, such as lr=1e-5; may be repeated."),
+    ] = None,
+    start_scale: Annotated[
+        float | None,
+        typer.Option(help="Start at this factor times the task's tuned learning rate."),
+    ] = None,
+    decisions: Annotated[int, typer.Option(help="How often the policy decides.")] = 20,
+    reference: Annotated[
+        str, typer.Option(help="warmup-linear, cosine, one-cycle or constant.")
+    ] = "warmup-linear",
+    seed: Annotated[int, typer.Option(help="Moves initialisation and data order.")] = 0,
+    store: Annotated[
+        str, typer.Option(help=STORE_HELP, envvar="TRIMTAB_STORE")
+    ] = "sqlite:///trimtab.db",
+    watch_only: Annotated[
+        bool, typer.Option("--watch-only", help="Propose and record, but change nothing.")
+    ] = False,
+    log_to: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Tell a tracker: a TensorBoard folder, mlflow:URI or wandb:PROJECT; repeatable."
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
+) -> None:
+    """Fine-tune once, steered by a policy or by its reference schedule alone."""
+    one_thread()
+    found = find_task(task, variant)
+    request = Request(
+        task=task,
+        variant=variant,
+        policy=policy,
+        hyperparameters=tuple(names(hyperparameters)),
+        start=assignments(start or []),
+        start_scale=start_scale,
+        decisions=decisions,
+        reference=reference,
+        seed=seed,
+        store=store_or_none(store),
+        watch_only=watch_only,
+        log_to=tuple(log_to or ()),
+    )
+    result = _executed_in_sight(request, found, is_rhythm_given=is_given(context, "decisions"))
+    if as_json:
+        print_json(result.to_dict())
+    else:
+        _print_result(result, request.store)
+
+
+def _executed_in_sight(request: Request, task: Task, *, is_rhythm_given: bool) -> RunResult:
+    """Run a request with a display of how it goes; leave with status 130 when interrupted."""
+    from trimtab.cli.display import Display
+
+    if notice := getattr(task, "notice", ""):
+        say(str(notice))
+    name = f"{task.name} · {request.policy}"
+
+    def begun(spec: ControlSpec) -> None:
+        if is_rhythm_given:
+            say_fewer_decisions(request.decisions, [(request.task, spec, task.total_steps)])
+
+    try:
+        with Display({name: watched_metric(task)}) as display:
+            return execute(
+                request, task, begun=begun, progress=lambda now: display.update(name, now)
+            )
+    except KeyboardInterrupt:
+        kept = "" if request.store is None else "; trimtab report latest shows what had run"
+        say(f"trimtab: interrupted{kept}")
+        raise typer.Exit(130) from None
+
+
+def _print_result(result: RunResult, store: str | None) -> None:
+    from trimtab.core.guard import count_undone
+
+    rows: list[tuple[Any, ...]] = [
+        (name, number(result.best.get(name)), number(result.test.get(name)))
+        for name in dict.fromkeys([*result.best, *result.test])
+        if name not in ("step", "examples")
+    ]
+    print_table(("metric", "validation", "test"), rows, f"Best weights, of step {_step(result)}")
+    undone = count_undone(item.reason for item in result.decisions)
+    lost = f", {undone} short window{'s' * (undone > 1)} undone" if undone else ""
+    lost += f", {result.rollbacks} rolled back" if result.rollbacks else ""
+    given_up = ", given up after too many divergences" if result.diverged else ""
+    typer.echo(
+        f"{result.spent_steps} steps{lost}{given_up}, {result.spent:.2f} whole runs, "
+        f"{result.seconds:.1f} s"
+    )
+    if result.run is not None:
+        where = "" if store in (None, "sqlite:///trimtab.db") else f" --store {store}"
+        typer.echo(f"trimtab report {result.run}{where}")
+
+
+def _step(result: RunResult) -> str:
+    return number(result.best.get("step"))

@@ -1,0 +1,1 @@
+"""Families of simulated tasks, one file each."""

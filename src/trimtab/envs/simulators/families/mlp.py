@@ -1,0 +1,178 @@
+"""``simulated/mlp``: fine-tuning of small fully connected networks of many shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+
+from trimtab.envs.simulators.datasets import FEATURES, MAX_CLASSES
+from trimtab.envs.simulators.draws import Draw, Pool
+from trimtab.envs.simulators.families.supervised import SupervisedFamily
+from trimtab.envs.simulators.family import FamilyOptions
+from trimtab.envs.simulators.layouts import Layout, Tensor
+from trimtab.envs.simulators.networks import (
+    ACTIVATIONS,
+    Dropout,
+    dropped,
+    fan_in_normal,
+    layer_norm,
+    table_pool,
+    transformed,
+)
+
+__all__ = ["HELD_OUT_SHAPES", "SHAPES", "Perceptrons", "Shape", "mlp_family"]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One shape of network.
+
+    Attributes:
+        widths: Of the hidden layers.
+        activation: A name in `ACTIVATIONS`.
+        norm: ``"none"``, ``"layer"``, or ``"batch"`` (statistics of the batch at hand, in
+            evaluation of the split at hand).
+        residual: Whether hidden layers after the first add to their input (equal widths).
+        adapter_rank: Above 0: hidden matrices stay, low-rank adapters are trained.
+        drops_before_head: Whether the head's layer has a dropout of its own, on its input.
+    """
+
+    widths: tuple[int, ...]
+    activation: str = "relu"
+    norm: str = "none"
+    residual: bool = False
+    adapter_rank: int = 0
+    drops_before_head: bool = False
+
+
+SHAPES: tuple[Shape, ...] = (
+    Shape((32, 32)),
+    Shape((64,), "tanh"),
+    Shape((16, 16, 16), "relu", "layer", residual=True),
+    Shape((32,), "gelu", "layer"),
+    Shape((64, 32)),
+    Shape((32, 32, 32), "silu", "layer", residual=True),
+    Shape((16, 16), "tanh"),
+    Shape((32, 32), "relu", "batch"),
+    Shape((40, 40), "gelu", residual=True),
+    Shape((56, 40), "silu", "batch"),
+    Shape((32, 32), "relu", adapter_rank=4),
+    Shape((64, 32), "gelu", "layer", adapter_rank=2),
+)
+"""Shapes that policies are trained on; all inputs have 64 features, all heads 10 outputs."""
+
+HELD_OUT_SHAPES: tuple[Shape, ...] = (
+    Shape((24, 24)),
+    Shape((48,), "tanh"),
+    Shape((48, 24), "gelu", "layer"),
+    Shape((24, 24, 24), "silu", "layer", residual=True),
+    Shape((48, 48), "relu", "batch"),
+    Shape((24, 24), "relu", adapter_rank=4),
+)
+"""Shapes of `FamilyOptions.held_out`: widths 24 and 48 only."""
+
+
+@cache
+def _layout(shape: Shape) -> Layout:
+    tensors, before = [], FEATURES
+    for index, width in enumerate(shape.widths):
+        tensors.append(Tensor(f"{index}.weight", (before, width), index))
+        tensors.append(Tensor(f"{index}.bias", (width,), index, decays=False))
+        if shape.norm != "none":
+            tensors.append(Tensor(f"{index}.gain", (width,), index, decays=False))
+        before = width
+    head = len(shape.widths)
+    tensors.append(Tensor("head.weight", (before, MAX_CLASSES), head))
+    tensors.append(Tensor("head.bias", (MAX_CLASSES,), head, decays=False))
+    return Layout(tuple(tensors))
+
+
+@dataclass(frozen=True)
+class Perceptrons:
+    """Fully connected networks; an `Architecture`.
+
+    Attributes:
+        shapes: One a variant.
+        rank: Above 0, overrides every shape's adapter rank.
+    """
+
+    shapes: tuple[Shape, ...] = SHAPES
+    rank: int = 0
+
+    @property
+    def n_variants(self) -> int:
+        """Number of shapes."""
+        return len(self.shapes)
+
+    def pool(self, *, held_out: bool) -> Pool:
+        """Return the 64-feature data sets and the usual optimisers."""
+        return table_pool(held_out=held_out)
+
+    def inputs(self, rows: jax.Array, draw: Draw) -> jax.Array:
+        """Return (B, 64) features as the task bends them."""
+        return transformed(rows, draw)
+
+    def layout(self, variant: int) -> Layout:
+        """Return the tensors of the whole network."""
+        return _layout(self.shapes[variant])
+
+    def adapter_rank(self, variant: int) -> int:
+        """Return the rank of the trained adapters; 0: the matrices themselves are trained."""
+        return self.rank or self.shapes[variant].adapter_rank
+
+    def initial(self, variant: int, key: jax.Array) -> dict[str, jax.Array]:
+        """Return random tensors: He weights, biases 0, gains 1."""
+        tensors = {}
+        for index, tensor in enumerate(self.layout(variant).tensors):
+            if len(tensor.shape) == 2:
+                value = fan_in_normal(jax.random.fold_in(key, index), tensor.shape)
+            else:
+                value = jnp.full(tensor.shape, float(tensor.name.endswith("gain")), jnp.float32)
+            tensors[tensor.name] = value
+        return tensors
+
+    def logits(
+        self,
+        variant: int,
+        tensors: Mapping[str, jax.Array],
+        inputs: jax.Array,
+        weights: jax.Array,
+        dropout: Dropout | None,
+    ) -> jax.Array:
+        """Return (B, 10) float32 scores; see `Architecture.logits`."""
+        shape = self.shapes[variant]
+        activation = ACTIVATIONS[shape.activation]
+        hidden = inputs
+        for index in range(len(shape.widths)):
+            bias = tensors[f"{index}.bias"]
+            new = hidden @ tensors[f"{index}.weight"]
+            if shape.norm == "layer":
+                new = layer_norm(new, tensors[f"{index}.gain"], bias)
+            elif shape.norm == "batch":
+                new = _batch_norm(new, tensors[f"{index}.gain"], bias, weights)
+            else:
+                new = new + bias[None, :]
+            new = dropped(activation(new), index, dropout)
+            hidden = hidden + new if shape.residual and index else new
+        if shape.drops_before_head:
+            hidden = dropped(hidden, len(shape.widths), dropout)
+        return hidden @ tensors["head.weight"] + tensors["head.bias"][None, :]
+
+
+def _batch_norm(
+    values: jax.Array, gain: jax.Array, bias: jax.Array, weights: jax.Array
+) -> jax.Array:
+    share = (weights / weights.sum())[None, :]
+    centred = values - share @ values
+    variance = share @ (centred * centred)
+    return centred * jax.lax.rsqrt(variance + 1e-5) * gain[None, :] + bias[None, :]
+
+
+def mlp_family(options: FamilyOptions) -> SupervisedFamily:
+    """Return ``simulated/mlp`` with options."""
+    shapes = HELD_OUT_SHAPES if options.held_out else SHAPES
+    return SupervisedFamily("simulated/mlp", Perceptrons(shapes, options.adapter_rank), options)

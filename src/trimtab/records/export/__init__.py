@@ -1,0 +1,1 @@
+"""A recorded schedule, in the form of each framework."""

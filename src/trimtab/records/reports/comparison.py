@@ -1,0 +1,191 @@
+"""A comparison's report: one HTML file that asks the network for nothing."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from trimtab.records.reports.comparison_charts import comparison_charts
+from trimtab.records.reports.page import page
+from trimtab.records.reports.run_charts import require_report_extra
+from trimtab.records.store.provenance import command_line
+
+__all__ = ["COST_HEADS", "cost_cells", "write_comparison_report"]
+
+Row = Mapping[str, Any]
+
+COST_HEADS: tuple[str, ...] = (
+    "method",
+    "whole runs to end as well",
+    "examples saved",
+    "seconds saved",
+    "meta-training paid for after",
+)
+"""Heads of the columns of `cost_cells`."""
+
+
+def write_comparison_report(
+    path: Path,
+    rows: Sequence[Row],
+    figures: Mapping[str, Any],
+    about: Mapping[str, str],
+    left_out: Iterable[tuple[str, str, str]] = (),
+) -> None:
+    """Write a comparison's report to a file, replacing it.
+
+    Args:
+        path: The HTML file.
+        rows: One a result: task, method, budget, seed, start_scale, validation, test, spent.
+        figures: As a comparison's JSON has them.
+        about: What results depend on: versions and the like.
+        left_out: Task, method and reason of what could not be run.
+
+    Raises:
+        MissingDependencyError: The extra ``report`` is not installed.
+    """
+    require_report_extra()
+    tasks = figures["tasks"]
+    title = f"{len(figures['methods'])} methods on {len(tasks)} task{'s' * (len(tasks) != 1)}"
+    above = (
+        '<header><div class="mark">trimtab · comparison at equal compute</div>'
+        f"<h1>{_text(title)}</h1><p>{_text(', '.join(tasks))}.</p></header>"
+    )
+    below = (
+        f"{_cost(figures)}<h2>Methods</h2>{_methods(figures)}<h2>Tasks</h2>{_tasks(figures)}"
+        f"{_left_out(left_out)}<h2>The comparison</h2>{_about(about)}"
+    )
+    path.write_text(page(title, above, comparison_charts(rows, figures), below), encoding="utf-8")
+
+
+def _text(value: Any) -> str:
+    return html.escape(str(value), quote=True)
+
+
+def _number(value: Any) -> str:
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{value:.4g}"
+
+
+def _interval(found: Mapping[str, float] | None) -> str:
+    if found is None:
+        return "–"
+    return f"{found['value']:.2f} ({found['low']:.2f} … {found['high']:.2f})"
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table whose first column is text and whose others are numbers; cells are HTML."""
+    first, *others = heads
+    columns = f"<th>{_text(first)}</th>" + "".join(
+        f'<th class="n">{_text(head)}</th>' for head in others
+    )
+    body = "".join(
+        f"<tr><td>{cells[0]}</td>" + "".join(f'<td class="n">{cell}</td>' for cell in cells[1:])
+        for cells in rows
+    )
+    return f'<div class="sheet"><table><thead><tr>{columns}</tr></thead>{body}</table></div>'
+
+
+def cost_cells(row: Row) -> tuple[str, ...]:
+    """Return what a method needs to end as well as one steered run, as words under `COST_HEADS`.
+
+    Args:
+        row: One method's, as the ``cost`` of a comparison's figures has them.
+    """
+    reaches = row["reaches"]
+    needs = {"yes": "", "beyond": "more than ", "below": "at most "}[reaches]
+    saves = {"yes": "", "beyond": "at least ", "below": "at most "}[reaches]
+
+    def cell(field: str, form: str, words: str) -> str:
+        value = row[field]
+        return "–" if value is None else f"{words}{value:{form}}"
+
+    saved, count = row["saved_seconds"], row["paid_back_after"]
+    paid = "–"
+    if count is not None:
+        paid = f"{'at most ' if reaches == 'beyond' else ''}{count:,} run{'s' * (count != 1)}"
+    elif reaches == "below" or (saved is not None and saved <= 0):
+        paid = "never at this quality"
+    is_lost = row["saved_runs"] is None and row["runs"] is not None
+    return (
+        str(row["method"]),
+        "not in one run" if is_lost else cell("runs", ".1f", needs),
+        cell("saved_examples", ",.0f", saves),
+        cell("saved_seconds", ".3g", saves),
+        paid,
+    )
+
+
+def _cost(figures: Mapping[str, Any]) -> str:
+    """Return the cost answer: its sentence, and a row a method; empty without steered runs."""
+    cost = figures.get("cost")
+    if not cost:
+        return ""
+    rows = [tuple(_text(word) for word in cost_cells(row)) for row in cost["methods"]]
+    table = _table(COST_HEADS, rows) if rows else ""
+    return f"<h2>What one steered run costs, and saves</h2><p>{_text(cost['sentence'])}</p>{table}"
+
+
+def _methods(figures: Mapping[str, Any]) -> str:
+    def order(label: str) -> float:
+        found = figures["regret"].get(label)
+        return math.inf if found is None else float(found["value"])
+
+    heads = ("method", "whole runs", "regret", "n*", "at the cap", "trimtab is better", "seconds")
+    return _table(
+        heads,
+        [
+            (
+                _text(label),
+                _number(figures["spent"][label]),
+                _interval(figures["regret"].get(label)),
+                _interval(figures["n_star"].get(label)),
+                _number(figures["capped"].get(label)),
+                _interval(figures["probability_of_improvement"].get(label)),
+                _number(figures["seconds"][label]),
+            )
+            for label in sorted(figures["methods"], key=order)
+        ],
+    )
+
+
+def _tasks(figures: Mapping[str, Any]) -> str:
+    heads = ("task", "metric", "tuned lr", "loss when tuned", "median loss", "pool", "flagged")
+    return _table(
+        heads,
+        [
+            (
+                _text(name),
+                _text(task["metric"]),
+                _number(task["tuned_lr"]),
+                _number(task["tuned"]),
+                _number(task["median"]),
+                _text(task["pool"]),
+                _flag(task),
+            )
+            for name, task in figures["tasks"].items()
+        ],
+    )
+
+
+def _flag(task: Mapping[str, Any]) -> str:
+    if task["pool"] and not math.isfinite(task["median"]):
+        return "no n*, no regret: no run of its pool has a finite test loss"
+    return "yes: under 3 standard errors apart" if task["flagged"] else "no"
+
+
+def _left_out(left_out: Iterable[tuple[str, str, str]]) -> str:
+    rows = [tuple(_text(word) for word in one) for one in left_out]
+    if not rows:
+        return ""
+    return "<h2>Left out</h2>" + _table(("task", "method", "reason"), rows)
+
+
+def _about(about: Mapping[str, str]) -> str:
+    items = [("command", f"<code>{_text(command_line())}</code>")]
+    items += [(_text(name), f"<code>{_text(value)}</code>") for name, value in about.items()]
+    listed = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in items)
+    return f'<div class="sheet"><dl>{listed}</dl></div>'

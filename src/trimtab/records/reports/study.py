@@ -1,0 +1,327 @@
+"""A study's report: one HTML file that holds all it shows, of a study that is over or goes on."""
+
+from __future__ import annotations
+
+import html
+import math
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from trimtab.records.reports.importance import Importance, importance_of
+from trimtab.records.reports.page import decisions_table, draw, page, sheet_of, write_file
+from trimtab.records.reports.run_charts import charts_of, require_report_extra
+from trimtab.records.reports.study_charts import study_charts
+from trimtab.records.reports.study_tree import tree_rows, tree_svg
+from trimtab.records.reports.study_view import StudyRun, StudyView, read_view
+from trimtab.records.reports.words import choices_of, figure, path_in_words, why_in_words
+from trimtab.records.store.encoding import to_json
+from trimtab.records.store.rows import RunRecord
+from trimtab.records.store.store import Store
+
+__all__ = [
+    "StudyReport",
+    "read_study_report",
+    "study_figures",
+    "study_report_html",
+    "write_study_picture",
+    "write_study_report",
+]
+
+
+@dataclass(frozen=True)
+class StudyReport:
+    """What a study's report shows.
+
+    Attributes:
+        view: The study as it stood.
+        importance: Of its static choices.
+        winner: The best run so far with the decisions of its forebears; None if there is none, or
+            nothing was decided in it.
+    """
+
+    view: StudyView
+    importance: Importance
+    winner: RunRecord | None
+
+
+def read_study_report(name: str, store: str | Path) -> StudyReport:
+    """Return what the report of a study shows; decisions are read of the best path only.
+
+    Raises:
+        UnknownNameError: There is no study of that name.
+        StoreError: The store cannot be read.
+    """
+    with Store(store) as opened:
+        view = read_view(opened, name)
+        return StudyReport(view, importance_of(view), _winner(opened, view))
+
+
+def write_study_report(path: Path, report: StudyReport) -> None:
+    """Write a study's report to a file, replacing it.
+
+    Raises:
+        MissingDependencyError: The extra ``report`` is not installed.
+        SpecError: The file cannot be written.
+    """
+    write_file(path, study_report_html(report).encode())
+
+
+def write_study_picture(path: Path, report: StudyReport) -> None:
+    """Write the charts of a study's report as one picture on white.
+
+    Args:
+        path: File that ends in ``.png`` or ``.svg``.
+        report: What it shows.
+
+    Raises:
+        MissingDependencyError: The extra ``report`` is not installed.
+        SpecError: The ending is another one, the file cannot be written, or there is nothing to
+            draw yet.
+    """
+    from trimtab.core.errors import SpecError
+
+    require_report_extra()
+    charts = _charts(report)
+    if not charts:
+        raise SpecError(
+            f"study {report.view.record.name!r} has no run that is over, so there is nothing to "
+            "draw; wait for the first one, or leave --png out"
+        )
+    draw(path, sheet_of(charts))
+
+
+def study_figures(report: StudyReport) -> dict[str, Any]:
+    """Return what a study came to so far, as plain data."""
+    view, best = report.view, report.view.best
+    found = None
+    if best is not None:
+        found = {
+            "unit": best.unit,
+            "run": best.run,
+            "validation": best.validation,
+            "test": dict(best.test),
+            "choices": dict(best.choices),
+            "path": [run.label for run in view.best_path],
+        }
+    return {
+        "study": view.record.name,
+        "status": view.status,
+        "runs": len(view.runs),
+        "over": sum(run.is_over for run in view.runs),
+        "spent": view.spent,
+        "budget": view.record.budget,
+        "best": found,
+        "importance": {"method": report.importance.method, "shares": report.importance.shares},
+    }
+
+
+def study_report_html(report: StudyReport) -> str:
+    """Return the page; every name that a user chose is escaped.
+
+    Raises:
+        MissingDependencyError: The extra ``report`` is not installed.
+    """
+    require_report_extra()
+    view = report.view
+    style = (Path(__file__).with_name("assets") / "study.css").read_text(encoding="utf-8")
+    above = f"{_header(view)}{_cards(view)}{_tree(view)}{_told(report)}"
+    decisions = ""
+    if report.winner is not None:
+        decisions = f"<h2>Decisions of the best run</h2>{decisions_table(report.winner)}"
+    below = f"{decisions}<h2>Runs</h2>{_runs(view)}<h2>The study</h2>{_about(report)}"
+    return page(f"study {view.record.name}", above, _charts(report), below, style=style)
+
+
+def _charts(report: StudyReport) -> list[dict[str, Any]]:
+    charts = study_charts(report.view, report.importance)
+    best = report.view.best
+    if report.winner is None or best is None:
+        return charts
+    own = charts_of(report.winner)
+    for chart in own:
+        chart["title"]["text"] = f"Unit {best.label}: {chart['title']['text']}"
+    return charts + own
+
+
+def _winner(store: Store, view: StudyView) -> RunRecord | None:
+    """Return the best run whole: what was decided before it was forked comes first."""
+    records = [store.run(run.run) for run in view.best_path if run.run is not None]
+    if not records:
+        return None
+    decisions: tuple[Any, ...] = ()
+    for record in records:
+        begins = record.head["fork_decision"]
+        if begins is not None:
+            decisions = tuple(item for item in decisions if item.decision <= begins)
+        first = record.decisions[0].decision if record.decisions else math.inf
+        decisions = tuple(item for item in decisions if item.decision < first) + record.decisions
+    last = records[-1]
+    if not decisions:
+        return None
+    head = {**last.head, "start": records[0].head["start"]}
+    return replace(last, head=head, decisions=decisions)
+
+
+# HTML.
+
+
+def _text(value: Any) -> str:
+    return html.escape(str(value), quote=True)
+
+
+def _duration(seconds: float) -> str:
+    """Return a length of time as people say it.
+
+    >>> _duration(41.2), _duration(200), _duration(8000)
+    ('41 s', '3 min', '2.2 h')
+    """
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def _header(view: StudyView) -> str:
+    record = view.record
+    began = time.strftime("%d %B %Y, %H:%M UTC", time.gmtime(record.created_at))
+    variant = record.settings.get("variant")
+    task = f"{record.task} ({variant})" if variant else record.task
+    words = [
+        task,
+        f"method {record.method}",
+        f"{figure(record.budget)} whole runs to spend",
+        f"seed {record.seed}",
+    ]
+    return (
+        f'<header><div class="mark">trimtab · study · {began}</div>'
+        f"<h1>{_text(record.name)}"
+        f'<span class="badge {_text(view.status)}">{_text(view.status)}</span></h1>'
+        f"<p>{_text('; '.join(words))}.</p></header>"
+    )
+
+
+def _cards(view: StudyView) -> str:
+    best, counted = view.best, Counter(run.status for run in view.runs)
+    over = sum(run.is_over for run in view.runs)
+    cards = [
+        (
+            f"best {view.monitor or 'value'}",
+            figure(best.validation if best else None),
+            "validation",
+        ),
+        (
+            "test",
+            figure(best.test.get(view.monitor) if best else None),
+            "of those weights",
+        ),
+        ("best run", best.label if best else "–", best.kind if best else ""),
+        (
+            "whole runs",
+            figure(round(view.spent, 3)),
+            f"of {figure(view.record.budget)}",
+        ),
+        ("runs", f"{over}", "over" if over == len(view.runs) else f"over of {len(view.runs)}"),
+    ]
+    for status in ("stopped", "diverged", "failed"):
+        if counted[status]:
+            cards.append((status, str(counted[status]), ""))
+    seconds = math.fsum(run.seconds for run in view.runs)
+    cards.append(("trained for", _duration(seconds), "over all workers"))
+    if view.seconds_left is not None:
+        cards.append(("left", _duration(view.seconds_left), "about"))
+    return '<section class="figures">{}</section>'.format(
+        "".join(
+            f'<div class="figure"><div class="name">{_text(name)}</div>'
+            f'<div class="value">{_text(value)}</div><div class="beside">{_text(note)}</div></div>'
+            for name, value, note in cards
+        )
+    )
+
+
+def _tree(view: StudyView) -> str:
+    shown = len(tree_rows(view))
+    words = "A bar is a run over the share of its steps, a fork hangs below what it came from."
+    if shown < len(view.runs):
+        words = f"{words} {shown} of {len(view.runs)} runs: the best path and the best others."
+    return (
+        f'<section class="charts"><div class="chart drawn wide"><h3>Runs and forks</h3>'
+        f"<p>{words}</p>{tree_svg(view)}</div></section>"
+    )
+
+
+def _told(report: StudyReport) -> str:
+    """Return the best run's path in words, and why it is the best."""
+    best = report.view.best
+    if best is None:
+        return '<div class="sheet told"><p>No run has given a value yet.</p></div>'
+    verb = "won" if report.view.status == "finished" else "leads"
+    steps = "".join(
+        f"<li>{_text(words)}</li>" for words in path_in_words(report.view, report.winner)
+    )
+    return (
+        f"<h2>Why unit {_text(best.label)} {verb}</h2>"
+        f'<div class="sheet told"><ol>{steps}</ol><p>{_text(why_in_words(report.view))}</p></div>'
+    )
+
+
+def _runs(view: StudyView) -> str:
+    labels: dict[int | None, str] = {r.run: r.label for r in view.runs if r.run is not None}
+    best = {run.label for run in view.best_path}
+    heads = ("unit", "kind", "status", "forked from", "choices", "validation", "test", "spent")
+    numbers = ("validation", "test", "spent")
+    columns = "".join(
+        f'<th class="n">{head}</th>' if head in numbers else f"<th>{head}</th>" for head in heads
+    )
+    body = "".join(_run_row(view, run, labels, run.label in best) for run in view.runs)
+    body = body or f'<tr><td colspan="{len(heads)}">none yet</td></tr>'
+    return f'<div class="sheet"><table><thead><tr>{columns}</tr></thead>{body}</table></div>'
+
+
+def _run_row(
+    view: StudyView, run: StudyRun, labels: Mapping[int | None, str], is_best: bool
+) -> str:
+    parent = ""
+    if run.parent is not None:
+        parent = f"{labels.get(run.parent, '?')} at {100 * run.begins:.0f} %, {run.change}"
+    choices = run.error or choices_of(run.choices)
+    cells = (run.label, run.kind, run.status, parent, choices)
+    line = "".join(f"<td>{_text(cell)}</td>" for cell in cells)
+    figures: Sequence[Any] = (run.validation, run.test.get(view.monitor), run.spent)
+    line += "".join(f'<td class="n">{figure(value)}</td>' for value in figures)
+    return f"<tr{' class=best' if is_best else ''}>{line}</tr>"
+
+
+def _about(report: StudyReport) -> str:
+    record, importance = report.view.record, report.importance
+    rows = [
+        ("settings", f"<code>{_text(to_json(dict(record.settings)))}</code>"),
+        (
+            "importance",
+            _text(importance.method or "not told: it takes four runs that differ in a choice"),
+        ),
+        (
+            "regret",
+            "the best loss so far less the lowest that this study found; the lowest one possible "
+            "is not known here",
+        ),
+        (
+            "whole runs",
+            "the charge of one run with the reference schedule; a fork pays for its part",
+        ),
+    ]
+    if report.winner is not None:
+        head = report.winner.head
+        versions = ", ".join(f"{name} {version}" for name, version in head["versions"].items())
+        rows += [
+            (f"notice ({_text(name)})", _text(words)) for name, words in head["notices"].items()
+        ]
+        rows += [
+            ("versions", _text(versions)),
+            ("commit", f"<code>{_text(head['git_commit'] or '–')}</code>"),
+            ("host of the best run", _text(head["host"])),
+        ]
+    items = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in rows)
+    return f'<div class="sheet"><dl>{items}</dl></div>'

@@ -1,0 +1,204 @@
+"""What a comparison is asked for, and the pieces of work that this takes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from trimtab.controllers.learned import read_policy_header
+from trimtab.core.errors import SpecError
+from trimtab.core.hyperparameters import resolve_hyperparameters
+from trimtab.core.protocols import Task
+from trimtab.core.registry import make_task
+from trimtab.search.comparison.units import Unit, tuning_seeds, usual_pool
+from trimtab.search.methods.base import Method, Rhythm, find_method
+from trimtab.search.methods.starts import StartLaw
+
+__all__ = ["Frame", "Plan", "Refusal", "frames_of", "policy_of", "require_some", "rhythm_of"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which methods are compared on which tasks.
+
+    Attributes:
+        tasks: Registered names or ``module:factory``.
+        methods: Methods with their budgets in whole runs.
+        seeds: Seeds of the methods.
+        variant: Size of the tasks; None for the usual one.
+        starts: Factors of the tuned learning rate to start from; None: one drawn a seed.
+        hyperparameters: What is steered and searched.
+        rhythm: When every run is validated.
+        pool: Runs in each task's pool; None for the usual number, 0 for none.
+        policy: File of the policy, and digits that name its content.
+    """
+
+    tasks: tuple[str, ...]
+    methods: tuple[tuple[Method, int], ...]
+    seeds: tuple[int, ...]
+    variant: str | None = None
+    starts: tuple[float, ...] | None = None
+    hyperparameters: tuple[str, ...] = ("lr",)
+    rhythm: Rhythm = field(default_factory=Rhythm)
+    pool: int | None = None
+    policy: tuple[str, str] = ("", "")
+
+
+def rhythm_of(policy: Path, decisions: int = 20) -> Rhythm:
+    """Return the rhythm that a policy asks for, for all methods of a comparison.
+
+    Raises:
+        PolicyFileError: The file is no policy.
+    """
+    spec = read_policy_header(policy)["spec"]
+    return Rhythm(decisions, spec.front_windows, spec.front_share, spec.least_steps)
+
+
+def policy_of(path: Path) -> tuple[str, str]:
+    """Return what a plan names a policy by: its file, and digits of its content."""
+    return str(path), hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+class Refusal(NamedTuple):
+    """A method that a task cannot be run by, and why."""
+
+    task: str
+    method: str
+    reason: str
+
+
+@dataclass
+class Frame:
+    """One task of one plan, with the units that it takes.
+
+    Attributes:
+        plan: What is asked for.
+        name: The task as it was named.
+        task: The task.
+        refusals: Methods that it cannot be run by.
+    """
+
+    plan: Plan
+    name: str
+    task: Task
+    refusals: list[Refusal] = field(default_factory=list)
+
+    @property
+    def rate(self) -> str:
+        """Name of the learning rate that is steered."""
+        offered = {item.name: item for item in self.task.hyperparameters}
+        items = resolve_hyperparameters(self.plan.hyperparameters, offered)
+        return StartLaw(items, 1.0).rate
+
+    def unit(self, kind: str, seed: int, **fields: Any) -> Unit:
+        """Return a unit of this task."""
+        plan = self.plan
+        return Unit(
+            kind, self.name, plan.variant, plan.hyperparameters, plan.rhythm, seed, **fields
+        )
+
+    def preparing(self) -> list[Unit]:
+        """Return what finds the tuned learning rate."""
+        return [self.unit("tuned", seed) for seed in range(tuning_seeds(self.task))]
+
+    def pool(self) -> list[Unit]:
+        """Return the runs of the pool."""
+        size = usual_pool(self.task) if self.plan.pool is None else self.plan.pool
+        return [self.unit("pool", number) for number in range(size)]
+
+    def of(self, method: Method, budget: int) -> list[Unit]:
+        """Return the units of one method."""
+        plan = self.plan
+        scales = plan.starts if plan.starts is not None and method.uses_start else (None,)
+        policy = plan.policy if _follows_policy(method) else ("", "")
+        return [
+            self.unit(
+                "method",
+                seed,
+                method=method.name,
+                budget=budget,
+                start_scale=scale,
+                policy=policy,
+            )
+            for scale in scales
+            for seed in plan.seeds
+        ]
+
+    def methods(self) -> list[tuple[Method, int]]:
+        """Return the methods that the task can be run by, noting the others."""
+        self.refusals.clear()
+        taken = []
+        for method, budget in self.plan.methods:
+            reason = self._reason_against(method, budget)
+            if reason is None:
+                taken.append((method, budget))
+            else:
+                self.refusals.append(Refusal(self.name, method.name, reason))
+        return taken
+
+    def hidden(self) -> list[tuple[Method, int]]:
+        """Return the steered runs that others are told of, where nobody asks for them."""
+        methods = self.methods()
+        is_needed = any(method.told_of == "trimtab" for method, _ in methods)
+        is_there = any(method.name == "trimtab" and budget == 1 for method, budget in methods)
+        return [(find_method("trimtab"), 1)] if is_needed and not is_there else []
+
+    def count(self) -> int:
+        """Return the number of units."""
+        methods = self.methods() + self.hidden()
+        own = sum(len(self.of(method, budget)) for method, budget in methods)
+        return len(self.preparing()) + len(self.pool()) + own
+
+    def _reason_against(self, method: Method, budget: int) -> str | None:
+        plan = self.plan
+        if method.told_of == "pool" and budget > len(self.pool()):
+            return f"a budget of {budget} is more than the pool's {len(self.pool())} runs"
+        if method.told_of == "trimtab" and len(plan.seeds) < 2:
+            return "it is told of other seeds' runs; compare over 2 seeds or more"
+        if method.name == "open-loop" and plan.starts is None:
+            return "it replays the mean path of one start factor; give --starts"
+        return method.reason_against(self.task)
+
+
+def _follows_policy(method: Method) -> bool:
+    return method.name == "trimtab" or method.told_of == "trimtab"
+
+
+def frames_of(plans: Iterable[Plan]) -> list[Frame]:
+    """Return a frame for each task of each plan.
+
+    Raises:
+        SpecError: A task does not have what is to be steered, or cannot be validated so often.
+        UnknownNameError: A task does not exist.
+    """
+    frames = []
+    for plan in plans:
+        for name in plan.tasks:
+            task = make_task(name, variant=plan.variant, default_member=0)
+            offered = {item.name for item in task.hyperparameters}
+            missing = [item for item in plan.hyperparameters if item not in offered]
+            if missing:
+                raise SpecError(
+                    f"task {name!r} has no hyperparameter {missing[0]!r} "
+                    f"(has: {', '.join(sorted(offered))}); name those with --hyperparameters"
+                )
+            plan.rhythm.ends(task.total_steps)
+            frame = Frame(plan, name, task)
+            if frame.rate:  # asked for now, since it refuses what steers no learning rate
+                frames.append(frame)
+    return frames
+
+
+def require_some(frames: Sequence[Frame]) -> None:
+    """Check that each method can be run on one task at least.
+
+    Raises:
+        SpecError: A method can be run on none.
+    """
+    taken = {method.name for frame in frames for method, _ in frame.methods()}
+    for refusal in (one for frame in frames for one in frame.refusals):
+        if refusal.method not in taken:
+            raise SpecError(f"method {refusal.method!r}: {refusal.task}: {refusal.reason}")

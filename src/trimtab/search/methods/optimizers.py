@@ -1,0 +1,171 @@
+"""Optimisers that need no tuned learning rate, or no schedule, in the place of the task's own."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from trimtab.core.protocols import Task
+from trimtab.core.references import reference_multipliers
+from trimtab.search.methods.base import Assignment, Method, Outcome
+from trimtab.search.methods.starts import Start
+from trimtab.search.methods.trial import Trial
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["DOG", "PRODIGY", "SCHEDULE_FREE", "averaged"]
+
+_WARMUP_SHARE = 0.05
+Make = Callable[[list[dict[str, Any]]], "torch.optim.Optimizer"]
+
+
+def _keeps_its_own(task: Task) -> str | None:
+    """Say why a task cannot train with another optimiser, if it cannot."""
+    if "optimizer" not in inspect.signature(task.start).parameters:
+        return "the task's start() takes no optimizer=, so it keeps its own"
+    return None
+
+
+def _train(
+    assignment: Assignment, make: Make, rate: float, schedule: str, **others: float
+) -> Trial:
+    """Train once with another optimiser along a schedule of its learning rate."""
+    task, law = assignment.task, assignment.law
+    trial = Trial(task, seed=assignment.seed, rhythm=assignment.rhythm, optimizer=make)
+    offered = {item.name for item in task.hyperparameters}
+    values = {name: value for name, value in others.items() if name in offered}
+    multipliers = reference_multipliers(schedule, task.total_steps)
+    while not trial.finished:
+        trial.follow({**values, law.rate: rate}, multipliers, rate=law.rate)
+    return trial
+
+
+def _nowhere(assignment: Assignment) -> Start:
+    """Return the start of a method to which the task's learning rate means nothing."""
+    return Start({assignment.law.rate: 1.0}, math.nan)
+
+
+def _prodigy(assignment: Assignment) -> Outcome:
+    """Train with Prodigy at rate 1 under a cosine, as its authors advise."""
+    from prodigyopt import Prodigy
+
+    def make(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        optimizer: torch.optim.Optimizer = Prodigy(groups, lr=1.0)
+        return optimizer
+
+    trial = _train(assignment, make, 1.0, "cosine")
+    return Outcome((trial.result(_nowhere(assignment)),), 0)
+
+
+def _schedule_free(assignment: Assignment) -> Outcome:
+    """Train with schedule-free AdamW from the start's learning rate, with its own warm-up."""
+    from schedulefree import AdamWScheduleFree
+
+    rate = float(assignment.start.values[assignment.law.rate])
+    warmup = max(1, round(_WARMUP_SHARE * assignment.task.total_steps))
+
+    def make(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        optimizer: torch.optim.Optimizer = AdamWScheduleFree(groups, lr=rate, warmup_steps=warmup)
+        return optimizer
+
+    others = {
+        name: value
+        for name, value in assignment.start.values.items()
+        if name != assignment.law.rate
+    }
+    trial = _train(assignment, make, rate, "constant", **others)
+    return Outcome((trial.result(assignment.start),), 0)
+
+
+def _dog(assignment: Assignment) -> Outcome:
+    """Train with DoG and its iterate averaging, which the authors call crucial."""
+    from dog import DoG, PolynomialDecayAverager
+
+    def make(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        return averaged(DoG(groups), PolynomialDecayAverager)
+
+    # Weight decay is left at DoG's own default of none.
+    trial = _train(assignment, make, 1.0, "constant", weight_decay=0.0)
+    return Outcome((trial.result(_nowhere(assignment)),), 0)
+
+
+def averaged(optimizer: torch.optim.Optimizer, averager: Any) -> torch.optim.Optimizer:
+    """Return an optimiser that shows averaged weights between ``eval()`` and ``train()``.
+
+    Args:
+        optimizer: Takes the steps; it is changed in place.
+        averager: Class that averages the weights of a module, with ``step``, ``averaged_model``,
+            ``state_dict`` and ``load_state_dict``.
+    """
+    import torch
+
+    parameters = [item for group in optimizer.param_groups for item in group["params"]]
+    average = averager(torch.nn.ParameterList(parameters))
+    step, state_dict = optimizer.step, optimizer.state_dict
+    load_state_dict = optimizer.load_state_dict
+    own: list[torch.Tensor] = []
+
+    def take_step(*arguments: Any, **keywords: Any) -> Any:
+        result = step(*arguments, **keywords)
+        average.step()
+        return result
+
+    @torch.no_grad()
+    def show_average() -> None:
+        if average.t == 1 or own:  # nothing was averaged yet
+            return
+        own.extend(item.detach().clone() for item in parameters)
+        for item, mean in zip(parameters, average.averaged_model, strict=True):
+            item.copy_(mean)
+
+    @torch.no_grad()
+    def show_own() -> None:
+        for item, kept in zip(parameters, own, strict=False):
+            item.copy_(kept)
+        own.clear()
+
+    def state() -> dict[str, Any]:
+        return {**state_dict(), "average": average.state_dict()}
+
+    def load(given: dict[str, Any]) -> None:
+        average.load_state_dict(given["average"])
+        load_state_dict({name: value for name, value in given.items() if name != "average"})
+
+    changes: dict[str, Any] = {
+        "step": take_step,
+        "eval": show_average,
+        "train": show_own,
+        "state_dict": state,
+        "load_state_dict": load,
+    }
+    for name, function in changes.items():
+        setattr(optimizer, name, function)
+    return optimizer
+
+
+PRODIGY = Method(
+    "prodigy",
+    "the optimiser Prodigy, which estimates its learning rate",
+    _prodigy,
+    uses_start=False,
+    needs=("torch", "prodigyopt"),
+    refuses=_keeps_its_own,
+)
+SCHEDULE_FREE = Method(
+    "schedule-free",
+    "schedule-free AdamW, which averages instead of decaying",
+    _schedule_free,
+    needs=("torch", "schedulefree"),
+    refuses=_keeps_its_own,
+)
+DOG = Method(
+    "dog",
+    "the optimiser DoG: distance over gradients, averaged",
+    _dog,
+    uses_start=False,
+    needs=("torch", "dog"),
+    refuses=_keeps_its_own,
+)

@@ -1,0 +1,148 @@
+"""One run, steered or not, and the methods that train once: schedules, the documented recipe."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from trimtab.controllers.fixed import ReferenceController
+from trimtab.controllers.learned import LearnedController, PolicyFile, read_policy
+from trimtab.core.protocols import Controller, Task
+from trimtab.core.spec import ControlSpec
+from trimtab.search.methods.base import Assignment, Method, Outcome, Rhythm, SingleRun
+from trimtab.search.methods.starts import Start, StartLaw
+from trimtab.tasks.run import RunResult, RunSettings, run_task
+
+__all__ = [
+    "CONSTANT",
+    "COSINE",
+    "MANUAL",
+    "ONE_CYCLE",
+    "REFERENCE",
+    "ZERO",
+    "policy_file",
+    "reference_run",
+    "single_run",
+    "steered_run",
+]
+
+
+@cache
+def policy_file(path: str) -> PolicyFile:
+    """Return the policy in a file, read once a process."""
+    return read_policy(path)
+
+
+def reference_run(
+    task: Task,
+    law: StartLaw,
+    rhythm: Rhythm,
+    start: Start,
+    *,
+    seed: int,
+    reference: str | Callable[[float], float] = "warmup-linear",
+    held: Mapping[str, float] | None = None,
+) -> SingleRun:
+    """Run a schedule once, as ``trimtab run --policy none`` does."""
+    spec = rhythm.spec(hyperparameters=law.starting(start))
+    settings = RunSettings(seed=seed, reference=reference, held=dict(held or {}))
+    result = run_task(task, ReferenceController(spec), spec, settings)
+    return single_run(task, start, seed, result)
+
+
+def steered_run(assignment: Assignment, wrap: Callable[[Controller], Controller]) -> SingleRun:
+    """Run the policy once, as ``trimtab run --policy`` does, behind a wrapper."""
+    policy = policy_file(assignment.policy)
+    fields = vars(policy.spec) | {
+        "hyperparameters": assignment.law.starting(assignment.start),
+        "decisions": assignment.rhythm.decisions,
+    }
+    controller = wrap(LearnedController(policy))
+    settings = RunSettings(seed=assignment.seed)
+    result = run_task(assignment.task, controller, ControlSpec(**fields), settings)
+    trace = {
+        "steps": [decision.step for decision in result.decisions],
+        "offsets": [np.asarray(d.offset, float).tolist() for d in result.decisions],
+        "observations": [np.asarray(d.observation, float).tolist() for d in result.decisions],
+    }
+    return single_run(assignment.task, assignment.start, assignment.seed, result, trace=trace)
+
+
+def single_run(task: Task, start: Start, seed: int, result: RunResult, **fields: Any) -> SingleRun:
+    """Return a finished run as a row."""
+    return SingleRun(
+        seed=seed,
+        start=dict(start.values),
+        start_scale=start.scale,
+        validation=result.best.get(task.monitor, math.nan),
+        test=result.test.get(task.monitor, math.nan),
+        spent=result.spent,
+        seconds=result.seconds,
+        steps=result.spent_steps,
+        best_step=int(result.best.get("step", 0)),
+        rollbacks=result.rollbacks,
+        diverged=result.diverged,
+        tested=result.test,
+        **fields,
+    )
+
+
+def _scheduled(reference: str) -> Callable[[Assignment], Outcome]:
+    def run(assignment: Assignment) -> Outcome:
+        row = reference_run(
+            assignment.task,
+            assignment.law,
+            assignment.rhythm,
+            assignment.start,
+            seed=assignment.seed,
+            reference=reference,
+        )
+        return Outcome((row,), 0)
+
+    return run
+
+
+def _recipe_missing(task: Task) -> str | None:
+    recipe = getattr(task, "manual", None)
+    if not isinstance(recipe, Mapping) or "values" not in recipe:
+        return "the task documents no recipe of its own (attribute manual)"
+    return None
+
+
+def _manual(assignment: Assignment) -> Outcome:
+    """Run the task's documented values and schedule."""
+    law = assignment.law
+    recipe: Any = getattr(assignment.task, "manual", {})
+    values = {name: float(value) for name, value in recipe["values"].items()}
+    own = {item.name: item.default for item in law.items}
+    start = law.start({name: values.get(name, default) for name, default in own.items()})
+    row = reference_run(
+        assignment.task,
+        law,
+        assignment.rhythm,
+        start,
+        seed=assignment.seed,
+        reference=str(recipe.get("reference", "constant")),
+        held={name: value for name, value in values.items() if name not in own},
+    )
+    return Outcome((row,), 0)
+
+
+REFERENCE = Method(
+    "reference", "5 % warm-up, then linear decay to zero", _scheduled("warmup-linear")
+)
+CONSTANT = Method("constant", "the start value throughout", _scheduled("constant"))
+COSINE = Method("cosine", "half a cosine from the start to zero", _scheduled("cosine"))
+ONE_CYCLE = Method("one-cycle", "rise over 30 % of the steps, then fall", _scheduled("one-cycle"))
+ZERO = Method("zero", "control: the policy switched off", _scheduled("warmup-linear"))
+MANUAL = Method(
+    "manual",
+    "the recipe that the task documents",
+    _manual,
+    uses_start=False,
+    refuses=_recipe_missing,
+)

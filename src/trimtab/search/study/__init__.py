@@ -1,0 +1,1 @@
+"""A study: one task, a budget of several runs, kept in a store."""

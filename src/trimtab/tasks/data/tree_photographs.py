@@ -1,0 +1,96 @@
+"""Aerial photographs of woods with a box around each tree, cut into tiles.
+
+Data: four photographs of the National Ecological Observatory Network's sites, about 10 cm a pixel,
+annotated by hand; Weinstein et al., "Individual tree-crown detection in RGB imagery using
+semi-supervised deep learning neural networks", Remote Sensing 11 (2019); out of the package
+deepforest, MIT licence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from xml.etree import ElementTree as Xml
+
+import numpy as np
+
+from trimtab.tasks.data.packages import package_folder
+
+__all__ = [
+    "TEST_SITE",
+    "TRAINING_SITE",
+    "TREE_PACKAGES",
+    "Photograph",
+    "read_boxes",
+    "read_photograph",
+    "tile_corners",
+]
+
+TREE_PACKAGES: Mapping[str, str] = MappingProxyType({"deepforest": "deepforest", "PIL": "pillow"})
+"""What `read_photograph` needs: importable module -> package."""
+
+TRAINING_SITE = "2019_YELL_2_528000_4978000_image_crop2"
+"""2,299 x 2,472 pixels, 574 trees."""
+TEST_SITE = "2019_YELL_2_541000_4977000_image_crop"
+"""1,249 x 1,035 pixels, 279 trees, 13 km away."""
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """A photograph and the trees in it.
+
+    Attributes:
+        pixels: (height, width, 3) uint8, red, green, blue.
+        boxes: (n, 4) float32, left, top, right, bottom, in pixels.
+    """
+
+    pixels: np.ndarray
+    boxes: np.ndarray
+
+
+def read_photograph(task: str, name: str) -> Photograph:
+    """Return one of the package's photographs.
+
+    Args:
+        task: Who needs it, for the message of an error.
+        name: `TRAINING_SITE` or `TEST_SITE`.
+
+    Raises:
+        MissingDependencyError: A package is not installed.
+    """
+    folder: Path = package_folder(task, "deepforest", TREE_PACKAGES["deepforest"]) / "data"
+    from PIL import Image
+
+    with Image.open(folder / f"{name}.png") as image:
+        pixels = np.asarray(image.convert("RGB"))
+    return Photograph(pixels, read_boxes((folder / f"{name}.xml").read_text(encoding="utf-8")))
+
+
+def read_boxes(text: str) -> np.ndarray:
+    """Return the boxes of an annotation in Pascal VOC's form, (n, 4) float32.
+
+    >>> text = "<bndbox><xmin>1</xmin><ymin>2</ymin><xmax>5</xmax><ymax>4</ymax></bndbox>"
+    >>> read_boxes(f"<annotation><object>{text}</object></annotation>").tolist()
+    [[1.0, 2.0, 5.0, 4.0]]
+    """
+    sides = ("xmin", "ymin", "xmax", "ymax")
+    boxes = [
+        [float(box.findtext(side, "nan")) for side in sides]
+        for box in Xml.fromstring(text).iter("bndbox")
+    ]
+    return np.array(boxes, np.float32).reshape(-1, 4)
+
+
+def tile_corners(height: int, width: int, size: int) -> np.ndarray:
+    """Return the top left corners of the tiles that fit side by side, (n, 2) int64: top, left.
+
+    Tiles come row by row; what is left at the right and at the bottom belongs to none.
+
+    >>> tile_corners(5, 7, 3).tolist()
+    [[0, 0], [0, 3]]
+    """
+    tops, lefts = np.arange(height // size) * size, np.arange(width // size) * size
+    grid = np.stack(np.meshgrid(tops, lefts, indexing="ij"), axis=-1)
+    return grid.reshape(-1, 2).astype(np.int64)

@@ -1,0 +1,340 @@
+"""A training run of any PyTorch model, in the form that controllers steer."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from trimtab.adapters.torch.statistics import WindowStatistics
+from trimtab.core.errors import SpecError
+from trimtab.core.metrics import Metrics
+from trimtab.tasks.data.batches import ShuffledBatches
+from trimtab.tasks.data.splits import SPLITS
+from trimtab.tasks.torch import plain as torch_plain
+from trimtab.tasks.windows import checked_split, validated, values_by_step
+
+__all__ = ["ShuffledBatches", "TorchRun", "TorchSetup", "adamw", "decay_groups"]
+
+ParameterGroups = list[dict[str, Any]]
+
+
+def decay_groups(model: nn.Module) -> ParameterGroups:
+    """Return the trainable weights in two groups: matrices decay, biases and norms do not."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [item for item in trainable if item.ndim > 1], "decay": True},
+        {"params": [item for item in trainable if item.ndim <= 1], "decay": False},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def adamw(groups: ParameterGroups) -> torch.optim.Optimizer:
+    """Return PyTorch's AdamW over the groups, in its fused form, which is fastest on a CPU too."""
+    return torch.optim.AdamW(groups, fused=True)
+
+
+@dataclass(frozen=True)
+class TorchSetup:
+    """What a `TorchRun` is made of.
+
+    Attributes:
+        model: Belongs to the run from now on. Weights with ``requires_grad`` are trained.
+        loss: ``loss(model, indices, values)`` returns the mean loss of the training examples with
+            these indices, (n,) int64, as a () tensor with its graph. ``values`` holds the current
+            value of every hyperparameter, for those that act in the loss or on the data
+            (``label_smoothing``, ``mixup``, ...). Randomness comes from torch's global generator.
+        batches: Endless index batches of the training split, see `ShuffledBatches`.
+        evaluate: ``evaluate(model, split)`` returns at least ``"loss"`` and ``"examples"``. It is
+            called with the model in evaluation mode and gradients off.
+        defaults: Value of each hyperparameter where `TorchRun.advance` is given none.
+        groups: Parameter groups for the optimiser; None for `decay_groups`. Two keys of our own:
+            ``lr_ratio`` (1.0 if missing) multiplies the learning rate in this group, and weight
+            decay reaches only groups whose ``decay`` is not False.
+        optimizer: Makes the optimiser from the groups.
+        actuators: For hyperparameters that act on neither optimiser, dropout layers, clipping,
+            batch size nor loss: name -> function that takes the value before each step.
+        splits: The splits that ``evaluate`` knows.
+        monitor: Which of the evaluated values is ``val_loss``.
+        mode: ``"min"`` or ``"max"`` of it; to be maximised, it enters as one minus its value.
+        seed: Seeds dropout and whatever else draws from torch's global generator.
+    """
+
+    model: nn.Module
+    loss: Callable[[nn.Module, np.ndarray, Mapping[str, float]], torch.Tensor]
+    batches: Iterator[np.ndarray]
+    evaluate: Callable[[nn.Module, str], dict[str, float]]
+    defaults: Mapping[str, float]
+    groups: ParameterGroups | None = None
+    optimizer: Callable[[ParameterGroups], torch.optim.Optimizer] = adamw
+    actuators: Mapping[str, Callable[[float], None]] = field(default_factory=dict)
+    splits: tuple[str, ...] = SPLITS
+    monitor: str = "loss"
+    mode: str = "min"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class _Snapshot:
+    weights: list[torch.Tensor]
+    buffers: list[torch.Tensor]
+    optimizer: dict[str, Any]
+
+
+class TorchRun:
+    """A `trimtab.core.protocols.TrainingRun` of a PyTorch model.
+
+    Hyperparameters act by name: ``lr``, ``weight_decay``, ``momentum`` and ``beta1`` in the
+    optimiser, ``dropout`` in every ``nn.Dropout``, ``clip`` on the gradient's norm, ``batch_size``
+    on the batches, all others through `TorchSetup.actuators` or in the loss. The run has a random
+    stream of its own: runs in one process do not disturb each other or the caller.
+
+    Attributes:
+        model: The model being trained.
+        optimizer: Its optimiser.
+        measured: What validation gave after the last window that did not diverge; empty before.
+        measure_selection: Whether each window also evaluates the selection split, if there is
+            one, for ``reward_loss``. False, since a live run takes no reward from it; environments
+            set it.
+    """
+
+    def __init__(self, setup: TorchSetup) -> None:
+        """Build the optimiser; nothing is trained yet.
+
+        Raises:
+            SpecError: The model has no trainable weight.
+        """
+        self.model = setup.model
+        self._setup = setup
+        groups = decay_groups(setup.model) if setup.groups is None else setup.groups
+        self._parameters = [item for group in groups for item in group["params"]]
+        if not self._parameters:
+            raise SpecError("model: none of its weights requires a gradient; unfreeze some")
+        self.optimizer = setup.optimizer(groups)
+        self.measured: dict[str, float] = {}
+        self.measure_selection = False
+        self._device = self._parameters[0].device
+        self._statistics = WindowStatistics()
+        self._dropouts = [item for item in self.model.modules() if isinstance(item, nn.Dropout)]
+        self._setters = self._find_setters()
+        self._acting = {*self._setters, *setup.actuators}
+        self._random_state = torch.Generator().manual_seed(setup.seed).get_state()
+        self._device_random_state: torch.Tensor | None = None
+        if self._device.type == "cuda":
+            device_generator = torch.Generator(self._device).manual_seed(setup.seed)
+            self._device_random_state = device_generator.get_state()
+
+    @property
+    def setup(self) -> TorchSetup:
+        """What the run was made of, for those who write a loop of their own around its model."""
+        return self._setup
+
+    def advance(self, values: Mapping[str, np.ndarray], steps: int) -> Metrics:
+        """Train ``steps`` optimiser steps; see `trimtab.core.protocols.TrainingRun.advance`.
+
+        Hyperparameters that are not in ``values`` are at the task's defaults. ``steps`` in the
+        metrics, and the charge, count every batch taken, also the one whose loss was not finite
+        (its update is not done). ``finite`` is 0.0 also when the validation loss is not finite.
+        After a diverged window nothing is evaluated: ``val_loss`` is nan.
+
+        Raises:
+            SpecError: ``steps`` is below 1, or an array does not hold one value a step.
+            UnknownNameError: A name in ``values`` is no hyperparameter of this run.
+        """
+        columns = values_by_step(values, steps, {*self._setup.defaults, *self._acting})
+        self._statistics.begin(steps)
+        examples = 0
+        with self._own_random_stream():
+            self.model.train()
+            for step in range(steps):
+                now = {name: float(column[step]) for name, column in columns.items()}
+                current = dict(self._setup.defaults) | now
+                self._actuate(current)
+                indices = next(self._setup.batches)
+                examples += len(indices)
+                if not self._step(indices, current):
+                    break
+        metrics = self._statistics.finish()._replace(charge=float(examples))
+        return self._validated(metrics) if metrics.finite else metrics
+
+    def evaluate(self, split: str) -> dict[str, float]:
+        """Return the metrics of a split; weights, buffers and random state stay untouched.
+
+        Raises:
+            UnknownNameError: The task has no such split.
+        """
+        checked_split(split, self._setup.splits)
+        modes = [(module, module.training) for module in self.model.modules()]
+        devices = [self._device] if self._device.type == "cuda" else []
+        with torch.random.fork_rng(devices), torch.no_grad(), self._optimizer_in_evaluation():
+            self.model.eval()
+            try:
+                return self._setup.evaluate(self.model, split)
+            finally:
+                for module, training in modes:
+                    module.training = training
+
+    def snapshot(self) -> _Snapshot:
+        """Return copies of trainable weights, buffers and optimiser state, on their devices."""
+        return _Snapshot(
+            weights=[parameter.detach().clone() for parameter in self._parameters],
+            buffers=[buffer.detach().clone() for buffer in self.model.buffers()],
+            optimizer=copy.deepcopy(self.optimizer.state_dict()),
+        )
+
+    @torch.no_grad()
+    def restore(self, snapshot: _Snapshot) -> None:
+        """Put back weights, buffers and optimiser; data order and random stream go on.
+
+        The snapshot can be restored any number of times.
+        """
+        for parameter, weight in zip(self._parameters, snapshot.weights, strict=True):
+            parameter.copy_(weight)
+        for buffer, kept in zip(self.model.buffers(), snapshot.buffers, strict=True):
+            buffer.copy_(kept)
+        # load_state_dict keeps references; without a copy the next step would write into them.
+        self.optimizer.load_state_dict(copy.deepcopy(snapshot.optimizer))
+
+    def to_plain(self, snapshot: _Snapshot) -> dict[str, Any]:
+        """Return a snapshot as nested plain data and NumPy arrays.
+
+        Raises:
+            SpecError: The optimiser keeps something that is neither tensor nor plain.
+        """
+        plain: dict[str, Any] = torch_plain.to_plain(vars(snapshot))
+        return plain
+
+    def from_plain(self, plain: Mapping[str, Any]) -> _Snapshot:
+        """Return the snapshot that `to_plain` made plain, in this process or another."""
+        return _Snapshot(**torch_plain.from_plain(plain))
+
+    def position(self) -> dict[str, Any]:
+        """Return where the order of data and the random stream stand; a snapshot holds neither.
+
+        Raises:
+            SpecError: The batches are of the task's own and have no ``state_dict``.
+        """
+        kept = getattr(self._setup.batches, "state_dict", None)
+        if kept is None:
+            raise SpecError(
+                f"batches: {type(self._setup.batches).__name__} has no state_dict(); give it "
+                "state_dict() and load_state_dict(), or use ShuffledBatches"
+            )
+        streams = {"cpu": self._random_state, "device": self._device_random_state}
+        return {"batches": kept(), "streams": torch_plain.to_plain(streams)}
+
+    def set_position(self, position: Mapping[str, Any]) -> None:
+        """Go on from a position."""
+        batches: Any = self._setup.batches
+        batches.load_state_dict(position["batches"])
+        streams = torch_plain.from_plain(position["streams"])
+        self._random_state, self._device_random_state = streams["cpu"], streams["device"]
+
+    def _step(self, indices: np.ndarray, values: Mapping[str, float]) -> bool:
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self._setup.loss(self.model, indices, values)
+        loss.backward()
+        if not self._statistics.before_step(loss, self._parameters):
+            return False
+        if "clip" in values:
+            nn.utils.clip_grad_norm_(self._parameters, values["clip"])
+        self.optimizer.step()
+        self._statistics.after_step(self._parameters)
+        return True
+
+    def _validated(self, metrics: Metrics) -> Metrics:
+        ended, self.measured = validated(
+            metrics,
+            self.evaluate,
+            monitor=self._setup.monitor,
+            mode=self._setup.mode,
+            with_selection=self.measure_selection and "selection" in self._setup.splits,
+        )
+        return ended
+
+    def _actuate(self, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            if name in self._setup.actuators:
+                self._setup.actuators[name](value)
+            elif name in self._setters:
+                self._setters[name](self, value)
+
+    def _find_setters(self) -> dict[str, Callable[[TorchRun, float], None]]:
+        # Not bound to this run, which would then hold itself, and its weights, in a cycle.
+        found: dict[str, Callable[[TorchRun, float], None]] = {}
+        group = self.optimizer.param_groups[0]
+        if "lr" in group:
+            found["lr"] = TorchRun._set_lr
+        if "weight_decay" in group:
+            found["weight_decay"] = TorchRun._set_weight_decay
+        if "betas" in group:
+            found["beta1"] = TorchRun._set_beta1
+        if "momentum" in group:
+            found["momentum"] = TorchRun._set_momentum
+        if self._dropouts:
+            found["dropout"] = TorchRun._set_dropout
+        if isinstance(self._setup.batches, ShuffledBatches):
+            found["batch_size"] = TorchRun._set_batch_size
+        return found
+
+    def _set_lr(self, value: float) -> None:
+        for group in self.optimizer.param_groups:
+            scaled = value * group.get("lr_ratio", 1.0)
+            if isinstance(group["lr"], torch.Tensor):
+                group["lr"].fill_(scaled)
+            else:
+                group["lr"] = scaled
+
+    def _set_weight_decay(self, value: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["weight_decay"] = value if group.get("decay", True) else 0.0
+
+    def _set_beta1(self, value: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["betas"] = (value, *group["betas"][1:])
+
+    def _set_momentum(self, value: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["momentum"] = value
+
+    def _set_dropout(self, value: float) -> None:
+        for module in self._dropouts:
+            module.p = value
+
+    def _set_batch_size(self, value: float) -> None:
+        if isinstance(self._setup.batches, ShuffledBatches):
+            self._setup.batches.batch_size = max(1, round(value))
+
+    @contextmanager
+    def _own_random_stream(self) -> Iterator[None]:
+        devices = [self._device] if self._device_random_state is not None else []
+        with torch.random.fork_rng(devices):
+            torch.set_rng_state(self._random_state)
+            if self._device_random_state is not None:
+                torch.cuda.set_rng_state(self._device_random_state, self._device)
+            try:
+                yield
+            finally:
+                self._random_state = torch.get_rng_state()
+                if self._device_random_state is not None:
+                    self._device_random_state = torch.cuda.get_rng_state(self._device)
+
+    @contextmanager
+    def _optimizer_in_evaluation(self) -> Iterator[None]:
+        """Let averaging optimisers such as schedule-free show the weights they would deploy."""
+        enter = getattr(self.optimizer, "eval", None)
+        leave = getattr(self.optimizer, "train", None)
+        if callable(enter) and callable(leave):
+            enter()
+            try:
+                yield
+            finally:
+                leave()
+        else:
+            yield

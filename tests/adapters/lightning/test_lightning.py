@@ -1,0 +1,385 @@
+"""The callback for a Lightning Trainer, against Lightning alone and loops written by hand."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from tests.adapters.tiny_training import Net, Still, are_equal, examples, weights
+from trimtab.core.errors import AdapterError, MetricError
+
+pytest.importorskip("lightning")
+
+from lightning.pytorch import LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import (
+    Callback,
+    LearningRateMonitor,
+    ModelCheckpoint,
+)
+from lightning.pytorch.loggers import CSVLogger
+
+from trimtab.adapters.lightning import TrimtabCallback
+
+logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+pytestmark = [
+    pytest.mark.framework,
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+VALIDATION = examples(32, seed=1)
+STEPS_AN_EPOCH = 12
+
+
+class Module(LightningModule):
+    """Optimised by Lightning, with AdamW in two groups and a schedule."""
+
+    def __init__(self, *, dropout: float = 0.1, lr: float = 1e-2, schedule: str = "step") -> None:
+        super().__init__()
+        self.net, self.lr, self.schedule = Net(dropout), lr, schedule
+
+    def training_step(self, batch: Any, index: int) -> torch.Tensor:
+        return self.net(**batch)["loss"]
+
+    def validation_step(self, batch: Any, index: int) -> None:
+        outputs = self.net(**batch)
+        hits = (outputs["logits"].argmax(1) == batch["labels"]).float()
+        self.log("val_loss", outputs["loss"])
+        self.log_dict({"accuracy": hits.mean()})
+
+    def configure_optimizers(self) -> Any:
+        optimizer = adamw(self.net, self.lr)
+        if self.schedule == "none":
+            return optimizer
+        if self.schedule == "plateau":
+            scheduler: Any = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0)
+            config = {"scheduler": scheduler, "monitor": "val_loss"}
+        elif self.schedule == "epoch":
+            scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+            config = {"scheduler": scheduler, "interval": "epoch"}
+        else:
+            scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 36)
+            config = {"scheduler": scheduler, "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": config}
+
+
+class Manual(Module):
+    """Steps its optimiser itself."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, index: int) -> None:
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(self.net(**batch)["loss"])
+        optimizer.step()
+        self.lr_schedulers().step()
+
+
+class Pair(LightningModule):
+    """Trains two networks, each with its own optimiser."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.first, self.second = Net(0.0), Net(0.0)
+
+    def training_step(self, batch: Any, index: int) -> None:
+        nets = (self.first, self.second)
+        for net, optimizer in zip(nets, self.optimizers(), strict=True):
+            optimizer.zero_grad()
+            self.manual_backward(net(**batch)["loss"])
+            optimizer.step()
+
+    def validation_step(self, batch: Any, index: int) -> torch.Tensor:
+        return self.second(**batch)["loss"]
+
+    def configure_optimizers(self) -> Any:
+        return adamw(self.first, 1e-2), adamw(self.second, 1e-2)
+
+
+def adamw(net: nn.Module, lr: float) -> torch.optim.Optimizer:
+    named = dict(net.named_parameters())
+    groups = [
+        {"params": [w for name, w in named.items() if "bias" not in name], "weight_decay": 0.1},
+        {"params": [w for name, w in named.items() if "bias" in name], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=lr)
+
+
+def fit(
+    module: Any,
+    callbacks: list[Any],
+    *,
+    data: Any = None,
+    resume: Path | None = None,
+    shuffle: bool = False,
+    validation: Any = VALIDATION,
+    **settings: Any,
+) -> Any:
+    seed_everything(3, verbose=False)
+    usual = {
+        "accelerator": "cpu",
+        "max_epochs": 3,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    trainer = Trainer(callbacks=callbacks, **(usual | settings))
+    training = DataLoader(data or examples(48, seed=0), batch_size=4, shuffle=shuffle)
+    validating = None if validation is None else DataLoader(validation, batch_size=16)
+    trainer.fit(module, training, validating, ckpt_path=resume, weights_only=False)
+    return trainer
+
+
+def by_hand(accumulated: int) -> nn.Module:
+    """Train as Lightning does: AdamW, clipping at 0.5, cosine annealing a step."""
+    data, net = examples(48, seed=0), Net(dropout=0.0)
+    optimizer = adamw(net, 1e-2)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 36)
+    for batch_index in range(36):
+        first = batch_index * 4 % 48
+        rows = data[first : first + 4]
+        batch = {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+        (net(**batch)["loss"] / accumulated).backward()
+        if (batch_index + 1) % accumulated == 0:
+            nn.utils.clip_grad_norm_([w for g in optimizer.param_groups for w in g["params"]], 0.5)
+            optimizer.step()
+            optimizer.zero_grad()
+            scheduler.step()
+    return net
+
+
+@pytest.mark.parametrize("accumulated", [1, 3])
+def test_policy_off_is_bit_for_bit_the_loop_written_by_hand(accumulated: int) -> None:
+    module, callback = Module(dropout=0.0), TrimtabCallback(policy=None, keep_best=False)
+    fit(module, [callback], gradient_clip_val=0.5, accumulate_grad_batches=accumulated)
+    assert are_equal(weights(module), weights(by_hand(accumulated)))
+    assert callback.summary.spent_steps == 36 // accumulated
+    assert callback.summary.finished
+
+
+@pytest.mark.parametrize("schedule", ["step", "epoch", "plateau", "none"])
+def test_policy_off_leaves_a_shuffled_run_untouched(schedule: str) -> None:
+    alone, steered = Module(schedule=schedule), Module(schedule=schedule)
+    fit(alone, [], shuffle=True)
+    callback = TrimtabCallback(policy=None, keep_best=False)
+    fit(steered, [callback], shuffle=True)
+    assert are_equal(weights(alone), weights(steered))
+    assert len(callback.summary.decisions) == 9
+
+
+@pytest.mark.parametrize("schedule", ["step", "epoch", "plateau"])
+def test_schedulers_do_not_compound_with_what_is_written(schedule: str) -> None:
+    used: list[float] = []
+
+    class Spy(Callback):
+        def on_before_optimizer_step(self, trainer: Any, module: Any, optimizer: Any) -> None:
+            used.append(optimizer.param_groups[0]["lr"])
+
+    callback = TrimtabCallback(policy="random", decisions=6, keep_best=False)
+    trainer = fit(Module(schedule=schedule), [callback, Spy()])
+    assert used == pytest.approx([row["lr"] for row in callback.summary.schedule])
+    assert used != pytest.approx([used[0]] * 36)
+    left = trainer.optimizers[0].param_groups[0]["lr"]
+    if schedule == "step":
+        assert left == pytest.approx(0.0, abs=1e-12)
+    elif schedule == "epoch":
+        assert left == pytest.approx(1e-2 * 0.5**3)
+    else:
+        assert left in [pytest.approx(1e-2 * 0.1**n) for n in range(4)]
+
+
+def test_manual_optimisation_is_steered_and_off_it_is_untouched() -> None:
+    alone, off = Manual(), Manual()
+    fit(alone, [])
+    callback = TrimtabCallback(policy=None, keep_best=False)
+    fit(off, [callback])
+    assert are_equal(weights(alone), weights(off))
+    steered = TrimtabCallback(policy="random")
+    fit(Manual(), [steered])
+    assert steered.summary.finished
+    assert len({row["lr"] for row in steered.summary.schedule}) > 5
+
+
+def test_of_several_optimisers_the_one_that_is_said_is_steered() -> None:
+    alone, off, steered = Pair(), Pair(), Pair()
+    fit(alone, [])
+    fit(off, [TrimtabCallback(policy=None, optimizer=1, total_steps=36, keep_best=False)])
+    assert are_equal(weights(alone), weights(off))
+    callback = TrimtabCallback(policy="random", optimizer=1, total_steps=36, keep_best=False)
+    fit(steered, [callback])
+    assert are_equal(weights(alone.first), weights(steered.first))
+    assert not are_equal(weights(alone.second), weights(steered.second))
+    assert callback.summary.finished
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"total_steps": 36}, r"2 optimisers \(0: AdamW, 1: AdamW\); say which"),
+        ({"optimizer": 2, "total_steps": 36}, r"optimizer=2: the module has 0: AdamW"),
+        ({"optimizer": 1}, r"total_steps=None with 2 optimisers"),
+    ],
+)
+def test_which_optimiser_is_not_guessed(settings: dict[str, Any], said: str) -> None:
+    module = Pair()
+    before = weights(module)
+    with pytest.raises(AdapterError, match=said):
+        fit(module, [TrimtabCallback(policy=None, **settings)])
+    assert are_equal(before, weights(module))
+
+
+def test_weight_decay_is_not_given_to_the_group_without() -> None:
+    seen: list[tuple[float, float]] = []
+
+    class Spy(Callback):
+        def on_before_optimizer_step(self, trainer: Any, module: Any, optimizer: Any) -> None:
+            seen.append(tuple(group["weight_decay"] for group in optimizer.param_groups))
+
+    callback = TrimtabCallback(policy="random", hyperparameters=("lr", "weight_decay"))
+    fit(Module(), [callback, Spy()])
+    assert {other for _, other in seen} == {0.0}
+    scheduled = [row["weight_decay"] for row in callback.summary.schedule]
+    assert [decayed for decayed, _ in seen] == pytest.approx(scheduled)
+    assert len(set(scheduled)) > 2
+
+
+def test_the_clipping_norm_is_steered_and_given_back() -> None:
+    callback = TrimtabCallback(policy="random", hyperparameters=("clip",))
+    trainer = fit(Module(), [callback], gradient_clip_val=0.5)
+    assert len({row["clip"] for row in callback.summary.schedule}) > 2
+    assert trainer.gradient_clip_val == 0.5
+
+
+def test_the_monitored_learning_rate_is_the_one_that_was_used(tmp_path: Path) -> None:
+    callback = TrimtabCallback(policy="random", decisions=6)
+    logger = CSVLogger(tmp_path)
+    monitor = LearningRateMonitor(logging_interval="step")
+    fit(Module(), [monitor, callback], logger=logger, log_every_n_steps=1)
+    with Path(logger.log_dir, "metrics.csv").open() as file:
+        logged = [row["lr-AdamW/pg1"] for row in csv.DictReader(file)]
+    used = [row["lr"] for row in callback.summary.schedule]
+    assert [float(rate) for rate in logged if rate] == pytest.approx(used, rel=1e-5)
+
+
+def test_metrics_that_the_validation_step_logs_can_be_watched() -> None:
+    callback = TrimtabCallback(policy=None, monitor="accuracy", mode="max")
+    module = Module()
+    fit(module, [callback])
+    best = callback.summary.best
+    net = module.net.eval()
+    batch = {key: torch.stack([row[key] for row in VALIDATION]) for key in VALIDATION[0]}
+    hits = (net(**batch)["logits"].argmax(1) == batch["labels"]).float().mean()
+    assert best["accuracy"] == pytest.approx(float(hits))
+    assert "log" not in vars(module)
+
+
+@pytest.mark.parametrize("kind", [Module, Manual])
+def test_a_nan_batch_is_rolled_back_and_reported(kind: Any) -> None:
+    module, callback = kind(), TrimtabCallback(policy=Still(), decisions=6)
+    fit(module, [callback], data=examples(144, seed=0, nan_at=50), max_epochs=1)
+    assert all(torch.isfinite(weight).all() for weight in weights(module))
+    summary = callback.summary
+    assert (summary.rollbacks, summary.finished, summary.diverged) == (1, True, False)
+    assert [decision.step for decision in summary.decisions if decision.restored] == [13]
+
+
+def test_an_exploding_learning_rate_is_rolled_back_and_the_run_finished() -> None:
+    batch = {key: torch.stack([row[key] for row in VALIDATION]) for key in VALIDATION[0]}
+    module = Module(lr=30.0)
+    before = float(module.net.eval()(**batch)["loss"])
+    callback = TrimtabCallback(policy=Still(), decisions=12)
+    fit(module.train(), [callback])
+    assert callback.summary.rollbacks >= 1
+    assert callback.summary.finished
+    assert float(module.net.eval()(**batch)["loss"]) <= before
+
+
+# Killed and resumed.
+
+
+class Killer(Callback):
+    """Ends the process without a word, in the middle of a window."""
+
+    def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+        if trainer.global_step == 41:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def resumable(folder: Path) -> list[Any]:
+    callback = TrimtabCallback(
+        policy="random",
+        hyperparameters=("lr", "weight_decay", "dropout", "clip"),
+        decisions=9,
+        keep_best=False,
+    )
+    saving = ModelCheckpoint(folder, save_top_k=-1, every_n_epochs=1, filename="{epoch}")
+    return [callback, saving]
+
+
+def long_fit(module: Any, callbacks: list[Any], resume: Path | None = None) -> Any:
+    settings = {"enable_checkpointing": True, "max_epochs": 5, "gradient_clip_val": 0.5}
+    return fit(module, callbacks, shuffle=True, resume=resume, **settings)
+
+
+def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path; from tests.adapters import test_lightning as t; "
+        "t.long_fit(t.Module(), [*t.resumable(Path(sys.argv[1])), t.Killer()])"
+    )
+    folder = tmp_path / "killed"
+    killed = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script, str(folder)],
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    module, whole = Module(), resumable(tmp_path / "whole")
+    long_fit(module, whole)
+
+    other, resumed = Module(), resumable(folder)
+    long_fit(other, resumed, resume=folder / "epoch=2.ckpt")
+    assert resumed[0].summary.schedule == whole[0].summary.schedule
+    assert are_equal(weights(other), weights(module))
+
+
+# What is refused.
+
+
+def test_a_fit_without_validation_data_is_refused() -> None:
+    with pytest.raises(AdapterError, match="validation_data=None, and the fit has no"):
+        fit(Module(), [TrimtabCallback(policy=None)], validation=None)
+
+
+def test_given_validation_data_are_taken() -> None:
+    data = DataLoader(VALIDATION, batch_size=32)
+    callback = TrimtabCallback(policy=None, validation_data=data)
+    fit(Module(), [callback], validation=None)
+    assert callback.summary.finished
+
+
+def test_a_fit_without_an_end_is_refused() -> None:
+    with pytest.raises(AdapterError, match="expects inf steps"):
+        fit(Module(schedule="none"), [TrimtabCallback(policy=None)], max_epochs=-1, max_steps=-1)
+
+
+def test_a_value_that_is_not_logged_is_named() -> None:
+    with pytest.raises(MetricError, match="no 'f1'; it has accuracy, loss, val_loss"):
+        fit(Module(), [TrimtabCallback(policy=None, monitor="f1")])
