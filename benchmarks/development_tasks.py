@@ -15,9 +15,8 @@ import numpy as np
 from trimtab.tasks.data.packages import package_folder
 from trimtab.tasks.data.splits import scaled_shares, stratified_splits
 from trimtab.tasks.letters import Letters
-from trimtab.tasks.pretraining_settings import Pretraining
-from trimtab.tasks.torch.tabular import TabularNetwork
-from trimtab.tasks.variants import Variant
+from trimtab.tasks.torch.pretraining import TabularNetwork
+from trimtab.tasks.variants import Pretraining, Variant
 
 __all__ = ["DEVELOPMENT_TASKS"]
 

@@ -25,9 +25,8 @@ from typing import Any
 
 import numpy as np
 
-from trimtab.core.decision import Decision, Summary
+from trimtab.core.decision import Decision, RunInfo, Summary
 from trimtab.core.metrics import Metrics
-from trimtab.core.run_info import RunInfo
 from trimtab.core.spec import ControlSpec
 from trimtab.records.store.encoding import to_json
 from trimtab.records.store.rows import run_row

@@ -95,7 +95,7 @@ def nested_state(array: Callable[[Any], Any], seed: int) -> dict[str, Any]:
 def torch_states() -> tuple[list[Write], Read]:
     import torch
 
-    from trimtab.adapters.torch.state_file import read_state, write_state
+    from trimtab.adapters.torch.state import read_state, write_state
 
     def write(path: Path, seed: int) -> None:
         write_state(path, nested_state(lambda value: torch.from_numpy(value.copy()), seed))
@@ -107,7 +107,7 @@ def torch_states() -> tuple[list[Write], Read]:
 
 
 def keras_states() -> tuple[list[Write], Read]:
-    from trimtab.adapters.keras.state_file import read_state, write_state
+    from trimtab.adapters.keras.state import read_state, write_state
 
     weights = "0123456789abcdef"
 

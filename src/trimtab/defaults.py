@@ -108,7 +108,7 @@ def recorder_for(
 
     Args:
         store: Database URL or file; None to keep no record.
-        info: The `trimtab.core.run_info.RunInfo` of the run; its ``log_to`` names the trackers: a
+        info: The `trimtab.core.decision.RunInfo` of the run; its ``log_to`` names the trackers: a
             folder for TensorBoard, ``mlflow:URI``, ``wandb:PROJECT``, or several of them.
         run: Number of a run in this store that goes on; None for a new one.
         awaits_figures: Whether `Recorder.add_figures` will be called after the end.

@@ -14,8 +14,8 @@ import pytest
 import trimtab
 from tests.agents import probe_environments as probes
 from trimtab.agents.base import Seam, Transition
-from trimtab.agents.discretisation import Discretisation, default_bins
 from trimtab.agents.files import read_agent, write_agent
+from trimtab.agents.q_learning import Discretisation, default_bins
 from trimtab.controllers.learned import (
     LearnedController,
     PolicyFile,

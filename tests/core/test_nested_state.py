@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimtab.core.digest import ArrayBytes
 from trimtab.core.errors import StoreError
-from trimtab.core.nested_state import StateForm
+from trimtab.core.nested_state import ArrayBytes, StateForm
 
 FORM = StateForm(
     format="test-1",

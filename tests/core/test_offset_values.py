@@ -7,8 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimtab.core.hyperparameters import hyperparameter
-from trimtab.core.offset_values import value_at_offset, value_in_force, value_over_start
+from trimtab.core.hyperparameters import (
+    hyperparameter,
+    value_at_offset,
+    value_in_force,
+    value_over_start,
+)
 
 ITEMS = (
     hyperparameter("lr", 3e-4),

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from trimtab.core.hyperparameters import hyperparameter
-from trimtab.core.offsets import moved_value
+from trimtab.core.hyperparameters import hyperparameter, moved_value
 
 
 @pytest.mark.parametrize("kind", ["weight_decay", "momentum", "dropout"])

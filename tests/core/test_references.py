@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trimtab.core import references
-from trimtab.core import references_part as by_controllers
+from trimtab.core import references as by_controllers
 from trimtab.core.errors import SpecError, UnknownNameError
 from trimtab.core.references import REFERENCES, reference_multipliers
 

@@ -11,7 +11,7 @@ import numpy as np
 from sqlalchemy import Connection
 
 from tests import tiny_task
-from trimtab.core.run_info import RunInfo
+from trimtab.core.decision import RunInfo
 from trimtab.defaults import controller_for
 from trimtab.records.store.encoding import to_json
 from trimtab.records.store.models import decisions, runs, studies, units

@@ -15,7 +15,7 @@ from trimtab.tasks import keras_credit, keras_digits
 from trimtab.tasks.data.splits import SPLITS
 from trimtab.tasks.keras_credit import KerasCredit, read_credit
 from trimtab.tasks.keras_digits import KerasDigits, read_digits
-from trimtab.tasks.pretraining_settings import Pretraining
+from trimtab.tasks.variants import Pretraining
 from trimtab.testing import check_task
 
 TASKS = [KerasDigits, KerasCredit]

@@ -17,7 +17,7 @@ from trimtab.tasks import adult, letters
 from trimtab.tasks.adult import Adult, read_adult
 from trimtab.tasks.data.splits import SPLITS
 from trimtab.tasks.letters import Letters, read_letters
-from trimtab.tasks.torch.tabular import TabularNetwork, standardised
+from trimtab.tasks.torch.pretraining import TabularNetwork, standardised
 from trimtab.testing import check_task
 
 TASKS = [Letters, Adult]

@@ -22,8 +22,8 @@ from trimtab.tasks.data.tree_photographs import (
     read_photograph,
     tile_corners,
 )
-from trimtab.tasks.pretraining_settings import Pretraining
 from trimtab.tasks.tree_density import TreeDensity, density_classes
+from trimtab.tasks.variants import Pretraining
 from trimtab.testing import check_task
 
 TASKS = [Animals, TreeDensity]

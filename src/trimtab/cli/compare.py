@@ -144,7 +144,7 @@ def compare(
     path = policy_path(policy).resolve()
     rhythm, file = rhythm_of(path, decisions), policy_of(path)
     if suite is not None:
-        from trimtab.search.comparison.suites import suite_plans
+        from trimtab.search.comparison.plan import suite_plans
 
         _refuse_beside_suite(
             {
@@ -225,7 +225,7 @@ def _write_about(path: Path, found: Comparison, policy: str, jobs: int) -> None:
     """Write what a table of results needs beside the Parquet file, which holds no time."""
     from trimtab.controllers.learned import read_policy_header
     from trimtab.records.store.encoding import to_json
-    from trimtab.records.store.provenance import command_line, machine
+    from trimtab.records.store.rows import command_line, machine
 
     about = {
         "command": command_line(),

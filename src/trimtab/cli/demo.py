@@ -214,7 +214,7 @@ def _end(processes: Mapping[str, BaseProcess]) -> None:
 
 
 def _print_outcome(results: dict[str, dict[str, Any]]) -> None:
-    from trimtab.records.reports.chart_data import spelled
+    from trimtab.records.reports.run_charts import spelled
 
     tests = {name: result["test"] for name, result in results.items()}
     metrics = [key for key in next(iter(tests.values())) if key != "examples"]

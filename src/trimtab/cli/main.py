@@ -23,25 +23,21 @@ from trimtab.cli import (
     demo as cli_demo,
 )
 from trimtab.cli import (
-    exporting as cli_exporting,
-)
-from trimtab.cli import (
     learn as cli_learning,
 )
 from trimtab.cli import (
     lists as cli_lists,
 )
+from trimtab.cli import report as cli_exporting
 from trimtab.cli import (
     report as cli_reporting,
 )
+from trimtab.cli import report as cli_watching
 from trimtab.cli import (
     run as cli_running,
 )
 from trimtab.cli import (
     tune as cli_tuning,
-)
-from trimtab.cli import (
-    watching as cli_watching,
 )
 from trimtab.core.errors import (
     PolicyFileError,

@@ -1,15 +1,22 @@
-"""`trimtab report`: a run or a study as one HTML file that needs no network."""
+"""`trimtab report`: a run or a study as one HTML file that needs no network.
+
+`trimtab export`: a run's schedule as plain numbers and code that replay it without trimtab.
+
+`trimtab watch`: a study while it goes on, as a local page that only reads.
+"""
 
 from __future__ import annotations
 
+import os
+import platform
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from trimtab.cli.output import JSON_HELP, STORE_HELP, print_json, store_or_none
+from trimtab.cli.output import JSON_HELP, STORE_HELP, folder, names, print_json, say, store_or_none
 
-__all__ = ["report", "write_report_of"]
+__all__ = ["export", "report", "watch", "write_report_of"]
 
 
 def report(
@@ -127,3 +134,82 @@ def _require_folders(*paths: Path | None) -> None:
     for wanted in paths:
         if wanted is not None and not wanted.resolve().parent.is_dir():
             raise SpecError(f"{wanted}: its folder does not exist; create it, or write elsewhere")
+
+
+def export(
+    run: Annotated[str, typer.Argument(help="A run's number, latest, or a file of JSON lines.")],
+    to: Annotated[
+        str, typer.Option(help="Any of json, torch, keras, transformers, optax, by commas.")
+    ] = "json",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the files; trimtab-run-N without it.", parser=folder, metavar="<path>"
+        ),
+    ] = None,
+    all_steps: Annotated[
+        bool, typer.Option("--all-steps", help="Keep the steps that were undone as well.")
+    ] = False,
+    store: Annotated[
+        str, typer.Option(help=STORE_HELP, envvar="TRIMTAB_STORE")
+    ] = "sqlite:///trimtab.db",
+    as_json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
+) -> None:
+    """Write a run's schedule as files that replay it without trimtab."""
+    from trimtab.core.errors import SpecError
+    from trimtab.records.export.export import export_run
+    from trimtab.records.store.store import load_run
+
+    kept = store_or_none(store)
+    if kept is None:
+        raise SpecError("--store: none keeps no record to export; name the store of the run")
+    record = load_run(run, kept)
+    name = Path(run).stem if record.id is None or run.endswith(".jsonl") else f"run-{record.id}"
+    into = out or Path(f"trimtab-{name}" if not name.startswith("trimtab-") else name)
+    paths = export_run(record, names(to), into, all_steps=all_steps)
+    if as_json:
+        print_json({"files": {target: str(path.resolve()) for target, path in paths.items()}})
+    else:
+        for path in paths.values():
+            typer.echo(f"wrote {path}")
+
+
+def watch(
+    study: Annotated[str, typer.Argument(help="Name of a study (trimtab studies).")],
+    store: Annotated[
+        str,
+        typer.Option(help="Database URL or SQLite file of the studies.", envvar="TRIMTAB_STORE"),
+    ] = "sqlite:///trimtab.db",
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1; 0 takes one that is free.")] = 0,
+    browser: Annotated[
+        bool, typer.Option("--browser/--no-browser", help="Open the page in a browser.")
+    ] = True,
+    as_json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
+) -> None:
+    """Show a study while it goes on, on a page of this machine that only reads; Ctrl-C ends it."""
+    from trimtab.core.errors import SpecError
+    from trimtab.records.reports.watch import WatchServer
+
+    opened = store_or_none(store)
+    if opened is None:
+        raise SpecError("--store: none keeps no study to watch; name the store of the study")
+    try:
+        with WatchServer(study, opened, port) as server:
+            if as_json:
+                print_json({"study": study, "url": server.url})
+            else:
+                typer.echo(f"{study}: {server.url} (Ctrl-C ends)")
+            if browser and not as_json and _has_screen():
+                import webbrowser
+
+                webbrowser.open(server.url)
+            server.serve_forever(poll_interval=0.2)
+    except KeyboardInterrupt:
+        say("trimtab: no longer watching")
+
+
+def _has_screen() -> bool:
+    """Whether a browser can be opened; one that runs in the terminal would take that over."""
+    if platform.system() == "Linux":
+        return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+    return True

@@ -90,9 +90,9 @@ def execute(
     Raises:
         TrimtabError: The request cannot be run, or the store cannot be opened.
     """
+    from trimtab.core.decision import RunInfo
     from trimtab.core.errors import SpecError
     from trimtab.core.references import reference_multipliers
-    from trimtab.core.run_info import RunInfo
     from trimtab.core.spec import window_ends
     from trimtab.defaults import controller_for, recorder_for
     from trimtab.tasks.run import RunSettings, run_task

@@ -245,7 +245,7 @@ def studies(store: _Store = _DEFAULT_STORE, as_json: _AsJson = False) -> None:
 
 def _status(status: str, owners: list[str]) -> str:
     """Return a study's status; one that runs nowhere on this host is interrupted."""
-    from trimtab.records.store.processes import is_gone
+    from trimtab.records.store.studies import is_gone
 
     if status == "running" and owners and all(map(is_gone, owners)):
         return "interrupted"

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 
 from trimtab.core.array_namespace import SCALAR_NUMPY
-from trimtab.core.digest import ArrayBytes, content_digest
 from trimtab.core.errors import PolicyFileError, SpecError
 from trimtab.core.features import GLOBAL_FEATURES, TOKEN_FEATURES
 from trimtab.core.hyperparameters import KINDS
+from trimtab.core.nested_state import ArrayBytes, content_digest
 from trimtab.core.spec import MOVES, ControlSpec
 
 __all__ = [

@@ -1,4 +1,9 @@
-"""What can be steered: a hyperparameter's name, kind, start, bounds and scale."""
+"""What can be steered: a hyperparameter's name, kind, start, bounds and scale.
+
+What a hyperparameter's value is once its coordinate has moved away from its start.
+
+Where a value stands after its hyperparameter's coordinate was moved, in every framework.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +13,20 @@ from dataclasses import asdict, dataclass, replace
 from numbers import Real
 from typing import Any
 
+import numpy as np
+
 from trimtab.core.errors import SpecError, unknown_name
 
-__all__ = ["KINDS", "Hyperparameter", "hyperparameter", "resolve_hyperparameters"]
+__all__ = [
+    "KINDS",
+    "Hyperparameter",
+    "hyperparameter",
+    "moved_value",
+    "resolve_hyperparameters",
+    "value_at_offset",
+    "value_in_force",
+    "value_over_start",
+]
 
 KINDS: tuple[str, ...] = (
     "lr",
@@ -202,3 +218,52 @@ def resolve_hyperparameters(
     if twice:
         raise SpecError(f"hyperparameters: {', '.join(twice)} is named twice; name each once")
     return tuple(chosen)
+
+
+def value_at_offset(item: Hyperparameter, offset: np.float32) -> float:
+    """Return the value at an offset from the start, which on the log scale may pass a bound.
+
+    An offset of exactly zero gives the start itself, to the last bit.
+    """
+    if offset == 0:
+        return float(item.default)
+    if item.scale == "log":
+        return float(item.default) * float(np.float32(10.0) ** offset)
+    return item.from_coordinate(item.to_coordinate(item.default) + float(offset))
+
+
+def value_in_force(item: Hyperparameter, offset: np.float32) -> float:
+    """Return the value at an offset, within bounds.
+
+    A float32 offset at a bound may pass the bound by its rounding.
+    """
+    return min(max(value_at_offset(item, offset), item.low), item.high)
+
+
+def value_over_start(item: Hyperparameter, offset: np.float32) -> float:
+    """Return what the start is multiplied by at an offset; exactly 1.0 for none.
+
+    A start of 0 cannot be multiplied; it gives 1.0.
+    """
+    if offset == 0 or item.default == 0:
+        return 1.0
+    if item.scale == "log":
+        factor = float(np.float32(10.0) ** offset)
+        if item.low <= item.default * factor <= item.high:
+            return factor
+    return value_in_force(item, offset) / item.default
+
+
+def moved_value(item: Hyperparameter, start: float, offset: float) -> float:
+    """Return where a place that began at ``start`` stands after a move of the coordinate.
+
+    An offset of exactly 0 leaves the start untouched, to the last bit; on the log scale the start
+    is multiplied, so that ratios between places are kept.
+    """
+    if offset == 0:
+        return start
+    if item.scale == "log":
+        moved = start * float(np.float32(10.0) ** np.float32(offset))
+        # A float32 factor may overstep a bound by its rounding.
+        return min(max(moved, item.low), item.high) if start == item.default else moved
+    return item.from_coordinate(item.to_coordinate(start) + float(offset))

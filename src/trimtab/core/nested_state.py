@@ -2,23 +2,67 @@
 
 What differs from file to file is what an array is there, and how a bad file is told. Nothing in a
 file is executed, and whatever is wrong with one comes out as a single error.
+
+One hash over texts and arrays, by which a file shows that it is what was written.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from trimtab.core.digest import ArrayBytes, content_digest
 from trimtab.core.errors import TrimtabError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["StateForm"]
+__all__ = ["ArrayBytes", "StateForm", "content_digest"]
+
+
+class ArrayBytes(NamedTuple):
+    """An array of any framework, as bytes.
+
+    Attributes:
+        dtype: Name of its type.
+        shape: Its shape.
+        data: Its numbers, contiguous: anything with a buffer.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: Any
+
+
+def content_digest(texts: Mapping[str, str], arrays: Iterable[tuple[str, ArrayBytes]]) -> str:
+    """Return the SHA-256, in hex, of named texts and arrays; their order does not matter.
+
+    Every part is preceded by its length, so that no two contents are hashed as the same bytes.
+
+    >>> content_digest({"a": "bc"}, []) == content_digest({"ab": "c"}, [])
+    False
+    """
+    digest = hashlib.sha256()
+
+    def take(part: Any) -> None:
+        with memoryview(part) as view:
+            digest.update(view.nbytes.to_bytes(8, "little"))
+            digest.update(view.cast("B") if view.nbytes else b"")
+
+    for name in sorted(texts):
+        take(b"text")
+        take(name.encode())
+        take(texts[name].encode())
+    for name, array in sorted(arrays, key=lambda pair: pair[0]):
+        take(b"array")
+        take(name.encode())
+        take(f"{array.dtype} {array.shape}".encode())
+        take(array.data)
+    return digest.hexdigest()
+
 
 # What damaged files and plain data of the wrong shape raise on their way back.
 _ODD = (

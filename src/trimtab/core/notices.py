@@ -1,4 +1,7 @@
-"""Telling the user something while their training goes on, whatever they made of warnings."""
+"""Telling the user something while their training goes on, whatever they made of warnings.
+
+Telling the user something in a run that goes on, whatever they made of warnings.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The seams: what a task, a training run, a controller, a schedule and a store must offer."""
+"""The seams: what a task, a training run, a controller, a schedule and a store must offer.
+
+Runs whose state can be kept in a file, to go on in another process as if never left.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,15 @@ import numpy as np
 from trimtab.core.hyperparameters import Hyperparameter
 from trimtab.core.metrics import Metrics
 
-__all__ = ["Controller", "Reference", "Snapshot", "Task", "TrainingRun"]
+__all__ = [
+    "Controller",
+    "Reference",
+    "Snapshot",
+    "StorableRun",
+    "Task",
+    "TrainingRun",
+    "is_storable",
+]
 
 Snapshot = Any
 """What `TrainingRun.snapshot` returns; opaque to everyone but the run that made it."""
@@ -111,3 +122,32 @@ class Reference(Protocol):
     def __call__(self, step: int, total_steps: int) -> float:
         """Return the multiplier for step 0..total_steps-1."""
         ...
+
+
+@runtime_checkable
+class StorableRun(Protocol):
+    """A `trimtab.core.protocols.TrainingRun` that also offers this.
+
+    Plain means: mappings with text keys, lists, tuples, numbers, texts, None and NumPy arrays.
+    """
+
+    def to_plain(self, snapshot: Snapshot) -> Any:
+        """Return a snapshot as plain data."""
+        ...
+
+    def from_plain(self, plain: Any) -> Snapshot:
+        """Return the snapshot that `to_plain` gave, in this process or another."""
+        ...
+
+    def position(self) -> Any:
+        """Return as plain data what a snapshot leaves out: order of data, random streams."""
+        ...
+
+    def set_position(self, position: Mapping[str, Any]) -> None:
+        """Go on from a position."""
+        ...
+
+
+def is_storable(run: TrainingRun) -> bool:
+    """Whether a run's state can be kept in a file."""
+    return isinstance(run, StorableRun)

@@ -1,6 +1,8 @@
 """Reference schedules: the multiplier of a learning rate's start at each step.
 
 With the policy off a run follows its reference exactly; a policy multiplies it.
+
+Reference schedules, under the name by which controllers know them.
 """
 
 from __future__ import annotations

@@ -19,8 +19,8 @@ from trimtab.core.control import apply, check_action, decode, no_action, observe
 from trimtab.core.decision import Decision, Recorder, Summary
 from trimtab.core.errors import SpecError
 from trimtab.core.guard import Reason
+from trimtab.core.hyperparameters import value_at_offset, value_in_force, value_over_start
 from trimtab.core.metrics import Metrics
-from trimtab.core.offset_values import value_at_offset, value_in_force, value_over_start
 from trimtab.core.protocols import Controller
 from trimtab.core.spec import ControlSpec, window_ends
 

@@ -17,8 +17,7 @@ from trimtab.core.hyperparameters import Hyperparameter
 from trimtab.core.metrics import FORWARD_CHARGE, Metrics
 from trimtab.core.protocols import Task
 from trimtab.core.spec import window_ends
-from trimtab.envs.batched_runs import Fleet
-from trimtab.envs.batching import decisions_of, require_batchable
+from trimtab.envs.batched_runs import Fleet, decisions_of, require_batchable
 from trimtab.envs.settings import (
     Begin,
     EnvSettings,

@@ -18,11 +18,9 @@ import torch
 
 from trimtab.tasks.data.packages import package_folder
 from trimtab.tasks.data.splits import first_of_duplicates, scaled_shares, stratified_splits
-from trimtab.tasks.pretraining_settings import Pretraining
-from trimtab.tasks.torch.classification import LabelledData
-from trimtab.tasks.torch.pretraining import PretrainedClassification
-from trimtab.tasks.torch.tabular import TabularNetwork, standardised
-from trimtab.tasks.variants import Variant, recipe
+from trimtab.tasks.torch.pretraining import PretrainedClassification, TabularNetwork, standardised
+from trimtab.tasks.torch.task import LabelledData
+from trimtab.tasks.variants import Pretraining, Variant, recipe
 
 __all__ = ["Adult", "read_adult"]
 

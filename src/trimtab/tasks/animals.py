@@ -18,10 +18,9 @@ from torch import nn
 from trimtab.tasks.data.array_stream import read_array
 from trimtab.tasks.data.packages import package_folder
 from trimtab.tasks.data.splits import scaled_shares, stratified_splits
-from trimtab.tasks.pretraining_settings import Pretraining
-from trimtab.tasks.torch.classification import LabelledData
 from trimtab.tasks.torch.pretraining import HeadedNetwork, PretrainedClassification
-from trimtab.tasks.variants import Variant, recipe
+from trimtab.tasks.torch.task import LabelledData
+from trimtab.tasks.variants import Pretraining, Variant, recipe
 
 __all__ = ["Animals", "PictureNetwork"]
 

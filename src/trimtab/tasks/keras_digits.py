@@ -20,8 +20,7 @@ from trimtab.tasks.keras.task import (
     LabelledArrays,
     pretrained_body,
 )
-from trimtab.tasks.pretraining_settings import Pretraining
-from trimtab.tasks.variants import Variant, recipe
+from trimtab.tasks.variants import Pretraining, Variant, recipe
 
 __all__ = ["KerasDigits", "read_digits"]
 

@@ -14,10 +14,9 @@ from typing import NamedTuple
 import numpy as np
 
 from trimtab.tasks.data.packages import package_folder
-from trimtab.tasks.data.pictures import resized
+from trimtab.tasks.data.tree_photographs import resized
 from trimtab.tasks.torch.efficientnet import EFFICIENTNET_PACKAGES
-from trimtab.tasks.torch.segmentation import FROZEN_STAGES
-from trimtab.tasks.torch.segmentation_task import SegmentationTask
+from trimtab.tasks.torch.segmentation import FROZEN_STAGES, SegmentationTask
 from trimtab.tasks.variants import Variant, recipe
 
 __all__ = ["Nuclei", "Region", "eight_bits", "nuclei_regions"]

@@ -82,7 +82,7 @@ class RunKeeper(Protocol):
         Args:
             now: Where it stands.
             state: Returns everything that the run goes on from, as nested plain data and NumPy
-                arrays. The run must be a `trimtab.core.storable.StorableRun`.
+                arrays. The run must be a `trimtab.core.protocols.StorableRun`.
 
         Returns:
             The status to close the run with now, such as ``"stopped"``; None to go on.

@@ -25,10 +25,13 @@ from trimtab.tasks.data.splits import (
     splits_to_arrays,
     stratified_splits,
 )
-from trimtab.tasks.torch.classification import LabelledData, classification_parts
-from trimtab.tasks.torch.efficientnet import EFFICIENTNET_PACKAGES, Tail, trunk_outputs
-from trimtab.tasks.torch.frozen_trunk import FrozenTrunkTask
-from trimtab.tasks.torch.task import RunParts
+from trimtab.tasks.torch.efficientnet import (
+    EFFICIENTNET_PACKAGES,
+    FrozenTrunkTask,
+    Tail,
+    trunk_outputs,
+)
+from trimtab.tasks.torch.task import LabelledData, RunParts, classification_parts
 from trimtab.tasks.variants import Variant, recipe
 
 __all__ = ["SolarCells"]

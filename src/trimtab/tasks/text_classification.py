@@ -26,10 +26,15 @@ from trimtab.tasks.data.batches import RunSeeds
 from trimtab.tasks.data.cache import cached_arrays
 from trimtab.tasks.data.packages import package_folder, package_versions
 from trimtab.tasks.data.splits import splits_from_arrays, splits_to_arrays, stratified_splits
-from trimtab.tasks.torch.classification import LabelledData, classification_parts
 from trimtab.tasks.torch.pretraining import seeded
 from trimtab.tasks.torch.run import TorchRun
-from trimtab.tasks.torch.task import OptimizerMaker, RunParts, TorchTask
+from trimtab.tasks.torch.task import (
+    LabelledData,
+    OptimizerMaker,
+    RunParts,
+    TorchTask,
+    classification_parts,
+)
 from trimtab.tasks.torch.text_network import TextNetwork, first_layers, last_layers
 from trimtab.tasks.variants import Variant, recipe
 

@@ -12,19 +12,22 @@ import numpy as np
 import torch
 
 from trimtab.tasks.data.batches import RunSeeds
-from trimtab.tasks.data.pictures import resized
 from trimtab.tasks.data.splits import SPLITS, splits_from_arrays, splits_to_arrays
 from trimtab.tasks.data.tree_photographs import (
     TEST_SITE,
     TRAINING_SITE,
     TREE_PACKAGES,
     read_photograph,
+    resized,
     tile_corners,
 )
-from trimtab.tasks.torch.classification import LabelledData, classification_parts
-from trimtab.tasks.torch.efficientnet import EFFICIENTNET_PACKAGES, Tail, trunk_outputs
-from trimtab.tasks.torch.frozen_trunk import FrozenTrunkTask
-from trimtab.tasks.torch.task import RunParts
+from trimtab.tasks.torch.efficientnet import (
+    EFFICIENTNET_PACKAGES,
+    FrozenTrunkTask,
+    Tail,
+    trunk_outputs,
+)
+from trimtab.tasks.torch.task import LabelledData, RunParts, classification_parts
 from trimtab.tasks.variants import Variant, recipe
 
 __all__ = ["TreeDensity", "density_classes"]

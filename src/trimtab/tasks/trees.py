@@ -14,18 +14,17 @@ import numpy as np
 import torch
 
 from trimtab.tasks.data.batches import RunSeeds
-from trimtab.tasks.data.pictures import resized
 from trimtab.tasks.data.splits import SPLITS, splits_from_arrays, splits_to_arrays
 from trimtab.tasks.data.tree_photographs import (
     TEST_SITE,
     TRAINING_SITE,
     TREE_PACKAGES,
     read_photograph,
+    resized,
     tile_corners,
 )
 from trimtab.tasks.torch.detection import FROZEN_STAGES, BoxedImages, Boxes, detection_parts
-from trimtab.tasks.torch.efficientnet import EFFICIENTNET_PACKAGES, trunk_outputs
-from trimtab.tasks.torch.frozen_trunk import FrozenTrunkTask
+from trimtab.tasks.torch.efficientnet import EFFICIENTNET_PACKAGES, FrozenTrunkTask, trunk_outputs
 from trimtab.tasks.torch.task import RunParts
 from trimtab.tasks.variants import Variant
 

@@ -1,4 +1,7 @@
-"""The sizes that a task comes in, and what a list of tasks shows of it."""
+"""The sizes that a task comes in, and what a list of tasks shows of it.
+
+How a task trains a network itself, before any run (NumPy only).
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import Any
 from trimtab.core.errors import unknown_name
 from trimtab.core.hyperparameters import Hyperparameter, hyperparameter
 
-__all__ = ["SizedTask", "Variant", "find_variant", "recipe", "steered_by"]
+__all__ = ["Pretraining", "SizedTask", "Variant", "find_variant", "recipe", "steered_by"]
 
 
 @dataclass(frozen=True)
@@ -136,3 +139,20 @@ class SizedTask:
             "hyperparameters": [item.to_dict() for item in self.hyperparameters],
             "manual": dict(self.manual),
         }
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """How a network is pretrained: AdamW, cosine decay to zero, gradients clipped to norm 1.
+
+    Attributes:
+        steps: Optimiser steps.
+        batch_size: Examples a step.
+        lr: Learning rate of the first step.
+        seed: Of initialisation, order of data and dropout.
+    """
+
+    steps: int
+    batch_size: int
+    lr: float
+    seed: int = 0

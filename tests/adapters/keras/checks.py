@@ -25,7 +25,7 @@ import pytest
 
 from trimtab.adapters.keras import KerasController, SteeredValue, TrimtabCallback
 from trimtab.adapters.keras.assembly import SteeredModel
-from trimtab.adapters.keras.state_file import fingerprint, read_state, write_state
+from trimtab.adapters.keras.state import fingerprint, read_state, write_state
 from trimtab.adapters.keras.statistics import StepLosses
 from trimtab.core.errors import AdapterError, TrimtabError, TrimtabWarning
 from trimtab.core.references import reference_multipliers

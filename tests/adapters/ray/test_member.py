@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from trimtab.adapters.ray.member import Member, MemberSettings
-from trimtab.adapters.ray.population_ranges import SearchRange
+from trimtab.adapters.ray.ranges import SearchRange
 from trimtab.core.errors import SpecError
 
 RATE = SearchRange("lr", "lr", 1e-5, 1e-1, is_log=True)

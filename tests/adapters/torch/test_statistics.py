@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from trimtab.adapters.torch.sample import SAMPLED_ENTRIES, Sample
-from trimtab.adapters.torch.statistics import WindowStatistics
+from trimtab.adapters.torch.statistics import SAMPLED_ENTRIES, Sample, WindowStatistics
 from trimtab.core.errors import SpecError
 from trimtab.core.metrics import Metrics
 

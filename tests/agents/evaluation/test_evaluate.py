@@ -10,8 +10,12 @@ pytest.importorskip("pyarrow")
 
 from trimtab.agents.evaluation import evaluate as rings
 from trimtab.agents.evaluation import runs as ring_runs
-from trimtab.agents.evaluation.evaluate import RingSettings, evaluate_policy, ring_definitions
-from trimtab.agents.evaluation.files import policy_identity
+from trimtab.agents.evaluation.evaluate import (
+    RingSettings,
+    evaluate_policy,
+    policy_identity,
+    ring_definitions,
+)
 from trimtab.controllers.learned import PolicyFile, read_policy
 from trimtab.core.errors import UnknownNameError
 from trimtab.defaults import policy_path

@@ -31,12 +31,21 @@ from trimtab.agents.training.imitation import (
     unseen_cost,
     write_lessons,
 )
-from trimtab.agents.training.imitation_settings import ImitationSettings
 from trimtab.agents.training.policy_network import all_logits, init_policy
 from trimtab.agents.training.rollout import Episodes, fair_lr
-from trimtab.agents.training.settings import FamilyShare, LearnSettings, read_settings
-from trimtab.agents.training.starts import TunedRates, lowest_place
-from trimtab.agents.training.task_sampling import Drawn, all_buckets, draw_iteration
+from trimtab.agents.training.settings import (
+    FamilyShare,
+    ImitationSettings,
+    LearnSettings,
+    read_settings,
+)
+from trimtab.agents.training.task_sampling import (
+    Drawn,
+    TunedRates,
+    all_buckets,
+    draw_iteration,
+    lowest_place,
+)
 from trimtab.controllers.learned import read_policy
 from trimtab.core.errors import SpecError, UnknownNameError
 from trimtab.core.features import GLOBAL_FEATURES, observation_size

@@ -16,11 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trimtab.agents.training import learn as meta_training
-from trimtab.agents.training import starts
+from trimtab.agents.training import task_sampling as starts
 from trimtab.agents.training.ppo import PPOSettings
 from trimtab.agents.training.rollout import rollout
 from trimtab.agents.training.settings import FamilyShare, LearnSettings, read_settings
-from trimtab.agents.training.starts import TunedRates, drawn_decades, lowest_place
+from trimtab.agents.training.task_sampling import TunedRates, drawn_decades, lowest_place
 from trimtab.core.errors import SpecError
 from trimtab.envs.simulators.batch import programs
 

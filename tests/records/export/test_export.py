@@ -18,12 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trimtab.controllers.fixed import RandomController
-from trimtab.core.decision import Decision, Recorder, Summary
+from trimtab.core.decision import Decision, Recorder, RunInfo, Summary
 from trimtab.core.errors import SpecError, StoreError, UnknownNameError
 from trimtab.core.hyperparameters import hyperparameter
 from trimtab.core.metrics import Metrics
 from trimtab.core.references import reference_multipliers
-from trimtab.core.run_info import RunInfo
 from trimtab.core.session import Session
 from trimtab.core.spec import ControlSpec
 from trimtab.records.export.export import EXPORT_TARGETS, export_run, export_text

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 from tests import tiny_task
+from trimtab.core.decision import RunInfo
 from trimtab.core.errors import MissingDependencyError, SpecError
 from trimtab.core.guard import Reason
-from trimtab.core.run_info import RunInfo
 from trimtab.defaults import controller_for
-from trimtab.records.reports import chart_data
 from trimtab.records.reports import page as report
+from trimtab.records.reports import run_charts as chart_data
 from trimtab.records.reports import run_charts as charts
 from trimtab.records.store.rows import RunRecord
 from trimtab.records.store.store import StoreRecorder, load_run

@@ -17,11 +17,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from trimtab.core.decision import Decision, Recorder, Summary
+from trimtab.core.decision import Decision, Recorder, RunInfo, Summary
 from trimtab.core.errors import MissingDependencyError, StoreError, TrimtabWarning
 from trimtab.core.hyperparameters import hyperparameter
 from trimtab.core.metrics import Metrics
-from trimtab.core.run_info import RunInfo
 from trimtab.core.session import Session
 from trimtab.core.spec import ControlSpec
 from trimtab.records.store import database, recorder

@@ -14,7 +14,9 @@ import pytest
 
 from tests.records.store.test_store import INFO, drive
 from trimtab.core.errors import SpecError, StoreError, UnknownNameError
-from trimtab.records.store import patience, processes, studies
+from trimtab.records.store import studies
+from trimtab.records.store import studies as processes
+from trimtab.records.store import transactions as patience
 from trimtab.records.store.rows import run_row
 from trimtab.records.store.snapshots import is_snapshot_of, snapshot_folder, write_snapshot
 from trimtab.records.store.store import Store, StoreRecorder

@@ -10,15 +10,15 @@ import pytest
 from sqlalchemy import text
 
 from trimtab.core.errors import StoreError
-from trimtab.records.store.patience import (
+from trimtab.records.store.transactions import (
     LEAST_SECONDS,
     PATIENCE_SECONDS,
     TELL_SECONDS,
     Patience,
     StoreWaitWarning,
+    Transactions,
     patience_with,
 )
-from trimtab.records.store.transactions import Transactions
 from trimtab.search.engines.base import quieten_worker
 
 FULL = "the store runs.db cannot grow: the disk is full"
@@ -86,7 +86,7 @@ def test_a_wait_that_is_soon_over_is_not_told(patience: Patience, clock: Clock) 
             assert wait.again(FULL)
 
 
-@pytest.mark.filterwarnings("ignore::trimtab.records.store.patience.StoreWaitWarning")
+@pytest.mark.filterwarnings("ignore::trimtab.records.store.transactions.StoreWaitWarning")
 def test_the_operations_after_one_that_failed_wait_only_briefly(
     patience: Patience, clock: Clock
 ) -> None:
@@ -121,7 +121,7 @@ def test_what_another_process_waited_for_is_not_told_again(
     assert wait_in_vain(patience, clock) <= LEAST_SECONDS + 1.0
 
 
-@pytest.mark.filterwarnings("ignore::trimtab.records.store.patience.StoreWaitWarning")
+@pytest.mark.filterwarnings("ignore::trimtab.records.store.transactions.StoreWaitWarning")
 def test_two_operations_that_wait_at_a_time_use_patience_up_once(
     patience: Patience, clock: Clock
 ) -> None:

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimtab.core.decision import Decision, Recorder, Summary
+from trimtab.core.decision import Decision, Recorder, RunInfo, Summary
 from trimtab.core.errors import (
     MissingDependencyError,
     SpecError,
@@ -29,7 +29,6 @@ from trimtab.core.errors import (
 from trimtab.core.guard import Reason
 from trimtab.core.hyperparameters import hyperparameter
 from trimtab.core.metrics import Metrics
-from trimtab.core.run_info import RunInfo
 from trimtab.core.spec import ControlSpec
 from trimtab.defaults import recorder_for
 from trimtab.records.store.store import load_run

@@ -10,9 +10,9 @@ import pytest
 
 from trimtab.core.errors import StoreError
 from trimtab.core.registry import make_task
-from trimtab.records.store.patience import PATIENCE_SECONDS, StoreWaitWarning, patience_with
+from trimtab.records.store.transactions import PATIENCE_SECONDS, StoreWaitWarning, patience_with
 from trimtab.search.engines.base import Done
-from trimtab.search.engines.inline import InlineEngine
+from trimtab.search.engines.local import InlineEngine
 from trimtab.search.study import coordinator as coordinating
 from trimtab.search.study.coordinator import TuneResult
 from trimtab.search.study.tune import tune

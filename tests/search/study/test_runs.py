@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from trimtab.core.spec import MOVES
-from trimtab.search.study.forking import ForkedController
+from trimtab.search.study.runs import ForkedController
 
 MIDDLE = len(MOVES) // 2
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimtab.search.study.rate_search import next_decade
+from trimtab.search.study.steered_strategy import next_decade
 
 
 def searched(loss_at, runs: int) -> list[float]:

@@ -18,7 +18,7 @@ from trimtab.core.protocols import Task
 from trimtab.core.registry import make_task
 from trimtab.records.store.store import Store
 from trimtab.records.store.studies import Studies
-from trimtab.search.engines.inline import InlineEngine
+from trimtab.search.engines.local import InlineEngine
 from trimtab.search.study import worker as study_unit
 from trimtab.search.study.checkpointing import RunPath
 from trimtab.search.study.coordinator import TuneResult

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from trimtab.tasks.data.pictures import resized
+from trimtab.tasks.data.tree_photographs import resized
 
 
 def test_labels_keep_their_classes_and_pictures_are_mixed() -> None:

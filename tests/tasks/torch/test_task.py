@@ -15,8 +15,7 @@ from trimtab.search.study.samplers import propose_choices
 from trimtab.search.study.spaces import space_of
 from trimtab.search.study.tune import tune
 from trimtab.tasks.data.batches import RunSeeds
-from trimtab.tasks.torch.optimizers import optimizer_maker
-from trimtab.tasks.torch.task import RunParts, TorchTask
+from trimtab.tasks.torch.task import RunParts, TorchTask, optimizer_maker
 from trimtab.tasks.variants import Variant, recipe
 
 

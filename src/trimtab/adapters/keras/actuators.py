@@ -16,12 +16,10 @@ import numpy as np
 
 from trimtab.adapters.keras.depth import LayerRates
 from trimtab.adapters.keras.dropout import dropout_call, is_known_dropout
-from trimtab.adapters.keras.keras_variables import array_of, held_variable, is_compiled_backend
 from trimtab.adapters.keras.values import SteeredValue
-from trimtab.adapters.keras.variables import Takeover
+from trimtab.adapters.keras.variables import Takeover, array_of, held_variable, is_compiled_backend
 from trimtab.core.errors import AdapterError, unknown_name
-from trimtab.core.hyperparameters import KINDS, Hyperparameter, hyperparameter
-from trimtab.core.offsets import moved_value
+from trimtab.core.hyperparameters import KINDS, Hyperparameter, hyperparameter, moved_value
 
 __all__ = [
     "KINDS_IN_KERAS",

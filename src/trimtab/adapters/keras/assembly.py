@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 
 from trimtab.adapters.keras.actuators import Actuator, Hands, find_hyperparameters
-from trimtab.adapters.keras.keras_variables import array_of, backend_name, synchronise
 from trimtab.adapters.keras.proofs import MOST_TRIES, FitProof, prove_in_loop
 from trimtab.adapters.keras.schedules import KerasRates, inner_optimizer
 from trimtab.adapters.keras.snapshots import Snapshots
 from trimtab.adapters.keras.state import Validation, load_random_state, random_state
 from trimtab.adapters.keras.steering import Steering
 from trimtab.adapters.keras.values import SteeredValue
+from trimtab.adapters.keras.variables import array_of, backend_name, synchronise
+from trimtab.core.decision import RunInfo
 from trimtab.core.errors import AdapterError
 from trimtab.core.hyperparameters import Hyperparameter
-from trimtab.core.run_info import RunInfo
 
 __all__ = ["Options", "SteeredModel", "check_one_device"]
 

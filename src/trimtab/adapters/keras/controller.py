@@ -8,10 +8,10 @@ from types import TracebackType
 from typing import Any
 
 from trimtab.adapters.keras.assembly import Options, SteeredModel, check_one_device
-from trimtab.adapters.keras.gradients import GradientStatistics
-from trimtab.adapters.keras.keras_variables import array_of, backend_name
 from trimtab.adapters.keras.schedules import inner_optimizer
+from trimtab.adapters.keras.statistics import GradientStatistics
 from trimtab.adapters.keras.values import SteeredValue
+from trimtab.adapters.keras.variables import array_of, backend_name
 from trimtab.core.decision import Summary
 from trimtab.core.errors import AdapterError, SpecError
 from trimtab.core.hyperparameters import Hyperparameter
@@ -193,7 +193,7 @@ class KerasController:
         """Return what is needed to go on in another process, at any step: arrays, plain values.
 
         It holds the best state and the random generators'; model and optimiser are saved by the
-        user. `trimtab.adapters.keras.state_file` writes and reads it.
+        user. `trimtab.adapters.keras.state` writes and reads it.
 
         Raises:
             AdapterError: The run has not begun.

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from trimtab.adapters.keras.keras_variables import plain_variable
+from trimtab.adapters.keras.variables import plain_variable
 
 __all__ = ["LayerRates"]
 

@@ -14,8 +14,13 @@ from typing import Any
 import numpy as np
 
 from trimtab.adapters.keras.depth import LayerRates
-from trimtab.adapters.keras.keras_variables import array_of, backend_name, plain_variable
-from trimtab.adapters.keras.variables import Takeover, saving_without
+from trimtab.adapters.keras.variables import (
+    Takeover,
+    array_of,
+    backend_name,
+    plain_variable,
+    saving_without,
+)
 from trimtab.core.errors import AdapterError
 from trimtab.core.references import reference_multipliers
 

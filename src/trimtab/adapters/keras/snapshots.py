@@ -13,7 +13,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from trimtab.adapters.keras.keras_variables import array_of, own_buffers
+from trimtab.adapters.keras.variables import array_of, own_buffers
 from trimtab.core.errors import AdapterError, unknown_name
 from trimtab.core.notices import tell
 

@@ -1,17 +1,20 @@
-"""The loss of each single step inside ``fit``, whose logs tell only the running mean."""
+"""The loss of each single step inside ``fit``, whose logs tell only the running mean.
+
+Gradient statistics of a TensorFlow loop, taken at the last two steps of a window.
+"""
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from trimtab.adapters.keras.keras_variables import array_of, synchronise
+from trimtab.adapters.keras.variables import array_of, synchronise
 
-__all__ = ["StepLosses"]
+__all__ = ["GradientStatistics", "StepLosses"]
 
 _WRAP = 2**20  # the counter is a float32, which holds whole numbers up to 2**24
 _KEPT = 64  # steps that may be read together, where each is an execution of its own
@@ -152,3 +155,67 @@ class StepLosses:
         self._means = (batches + self._at_once, mean)
         total = mean * (batches + self._at_once) - (before * batches if batches else 0.0)
         return [total / self._at_once] * self._at_once
+
+
+class GradientStatistics:
+    """Measures gradient norm, cosine and update ratio as `Metrics` defines them.
+
+    Usage: `remember` at the window's last step but one; at the last one `before`, the update, and
+    `measure`.
+    """
+
+    def __init__(self) -> None:
+        self._previous: list[Any] | None = None
+
+    def remember(self, gradients: Sequence[Any]) -> None:
+        """Keep the gradients of the window's last step but one."""
+        self._previous = [_dense(gradient) for gradient in gradients]
+
+    def before(self, weights: Sequence[Any]) -> list[Any]:
+        """Return copies of the weights before the window's last update."""
+        from keras import ops
+
+        return [ops.copy(weight.value) for weight in weights]
+
+    def measure(
+        self, gradients: Sequence[Any], weights: Sequence[Any], before: Sequence[Any]
+    ) -> dict[str, float]:
+        """Return ``grad_norm``, ``update_ratio``, and ``grad_cosine`` where a step came before."""
+        now = [_dense(gradient) for gradient in gradients]
+        updates = [weight.value - old for weight, old in zip(weights, before, strict=True)]
+        norm = _norm(now)
+        measured = {"grad_norm": norm, "update_ratio": _ratio(_norm(updates), _norm(before))}
+        previous, self._previous = self._previous, None
+        if previous is not None:
+            measured["grad_cosine"] = _cosine(previous, now, norm)
+        return measured
+
+
+def _dense(gradient: Any) -> Any:
+    import tensorflow
+
+    return None if gradient is None else tensorflow.convert_to_tensor(gradient)
+
+
+def _sum(products: list[Any]) -> float:
+    from keras import ops
+
+    sums = [float(ops.sum(ops.cast(product, "float32"))) for product in products]
+    return math.fsum(sums) if all(map(math.isfinite, sums)) else math.nan
+
+
+def _norm(tensors: Sequence[Any]) -> float:
+    from keras import ops
+
+    total = _sum([ops.square(ops.cast(item, "float32")) for item in tensors if item is not None])
+    return math.sqrt(total)
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole > 0 else math.nan
+
+
+def _cosine(previous: Sequence[Any], now: Sequence[Any], norm: float) -> float:
+    pairs = [(a, b) for a, b in zip(previous, now, strict=True) if a is not None and b is not None]
+    lengths = _norm(previous) * norm
+    return max(-1.0, min(1.0, _ratio(_sum([a * b for a, b in pairs]), lengths)))

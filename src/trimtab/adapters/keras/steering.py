@@ -14,11 +14,11 @@ from trimtab.adapters.keras.snapshots import Snapshots
 from trimtab.adapters.keras.state import Validated, Validation
 from trimtab.adapters.steering import GIVEN_UP, decide_on, first_validation, resumed_spec
 from trimtab.adapters.window import loss_statistics
+from trimtab.core.decision import RunInfo
 from trimtab.core.errors import AdapterError
 from trimtab.core.metrics import Metrics
 from trimtab.core.notices import tell
 from trimtab.core.protocols import Controller
-from trimtab.core.run_info import RunInfo
 from trimtab.core.session import Session
 from trimtab.core.spec import ControlSpec
 

@@ -9,21 +9,22 @@ import torch
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from torch import nn
 
-from trimtab.adapters.lightning.memory import StepInParts
 from trimtab.adapters.lightning.trainer import (
+    Capture,
+    StepInParts,
     announced_steps,
     check_strategy,
     clipping_place,
     clips_as,
     scheduler_period,
     steered_index,
+    validation_batches,
 )
-from trimtab.adapters.lightning.validation import Capture, validation_batches
 from trimtab.adapters.torch.actuators import entries_of
-from trimtab.adapters.torch.clip_proof import ClipProof
 from trimtab.adapters.torch.distributed import Processes
-from trimtab.adapters.torch.followed_rates import FollowedRates
-from trimtab.adapters.torch.random_state import random_state, restore_random_state
+from trimtab.adapters.torch.proofs import ClipProof
+from trimtab.adapters.torch.schedules import FollowedRates
+from trimtab.adapters.torch.state import random_state, restore_random_state
 from trimtab.adapters.torch.steering import Steering
 from trimtab.adapters.torch.trainer import CallbackOptions, drop_gradients, mean_over_batches, steer
 from trimtab.adapters.torch.values import SteeredValue
@@ -48,7 +49,7 @@ class TrimtabCallback(Callback):
     processes train together, the first one validates and decides, and the others apply.
 
     In automatic optimisation and one process, a step whose forward pass runs out of memory is done
-    again in twice as many parts (see `trimtab.adapters.lightning.memory.StepInParts`), and so are
+    again in twice as many parts (see `trimtab.adapters.lightning.trainer.StepInParts`), and so are
     later ones; ``summary.memory_retries`` counts.
 
     **Validation** happens before step 1 and after each window, ``decisions + 1`` times, on the

@@ -1,21 +1,38 @@
-"""What is read from a Lightning ``Trainer``: its optimisers, steps, schedulers and clipping."""
+"""What is read from a Lightning ``Trainer``: its optimisers, steps, schedulers and clipping.
+
+Calling a Lightning module's ``validation_step`` apart from Lightning's own validation.
+
+Going on after a Lightning training step that ran out of memory.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from functools import wraps
 from typing import Any
 
+import torch
+from lightning.pytorch import LightningModule
+from torch.utils.checkpoint import checkpoint
+
 from trimtab.adapters.torch.actuators import Place
+from trimtab.adapters.torch.memory import is_out_of_memory, parts_of
+from trimtab.adapters.torch.state import random_state, restore_random_state
 from trimtab.core.errors import AdapterError
+from trimtab.core.notices import tell
 
 __all__ = [
+    "Capture",
+    "StepInParts",
     "announced_steps",
     "check_strategy",
     "clipping_place",
     "clips_as",
     "scheduler_period",
     "steered_index",
+    "validation_batches",
 ]
 
 
@@ -122,3 +139,159 @@ def announced_steps(trainer: Any, given: int | None) -> int:
             "Trainer, or TrimtabCallback(total_steps=...)"
         )
     return int(steps)
+
+
+class Capture:
+    """Takes what a module logs for itself, while it is entered; nothing reaches Lightning.
+
+    Args:
+        module: A ``LightningModule``.
+    """
+
+    def __init__(self, module: Any) -> None:
+        self._module = module
+        self._logged: dict[str, Any] = {}
+        self._metrics: dict[str, Any] = {}
+
+    def __enter__(self) -> Capture:
+        """Stand in for the module's ``log`` and ``log_dict``."""
+        # In the instance only, and past nn.Module's own bookkeeping.
+        object.__setattr__(self._module, "log", self._log)
+        object.__setattr__(self._module, "log_dict", self._log_all)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Leave the module as it was."""
+        object.__delattr__(self._module, "log")
+        object.__delattr__(self._module, "log_dict")
+
+    def measure(self, batch: Any, index: int) -> Mapping[str, Any]:
+        """Return one batch's values: what ``validation_step`` logs, and its loss as ``"loss"``."""
+        self._logged = {}
+        returned = self._module.validation_step(batch, index)
+        values = dict(self._logged)
+        if isinstance(returned, Mapping):
+            values |= {name: v for name, v in returned.items() if _is_number(v)}
+        elif _is_number(returned):
+            values["loss"] = returned
+        return values
+
+    def computed(self) -> dict[str, float]:
+        """Return the metric objects that were logged, over all batches, and reset them."""
+        values: dict[str, float] = {}
+        for name, metric in self._metrics.items():
+            values[name] = float(metric.compute())
+            metric.reset()
+        self._metrics = {}
+        return values
+
+    def _log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
+        del args, kwargs
+        if callable(getattr(value, "compute", None)):
+            self._metrics[name] = value
+        elif _is_number(value):
+            self._logged[name] = value
+
+    def _log_all(self, dictionary: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:
+        for name, value in dictionary.items():
+            self._log(name, value, *args, **kwargs)
+
+
+def validation_batches(trainer: Any, given: Any, module: Any) -> Callable[[], Iterable[Any]]:
+    """Return what gives the batches to validate on, each time from the beginning.
+
+    Raises:
+        AdapterError: There are none, or the module has no ``validation_step``.
+    """
+    if type(module).validation_step is LightningModule.validation_step:
+        raise AdapterError(
+            f"validation: {type(module).__name__} has no validation_step, and steering needs a "
+            "validation loss after each window; write one, or give TrimtabCallback(validate=...)"
+        )
+    data = trainer.val_dataloaders if given is None else given
+    if data is None:
+        raise AdapterError(
+            "validation_data=None, and the fit has no validation data; give "
+            "TrimtabCallback(validation_data=...), or val_dataloaders= to fit"
+        )
+    if isinstance(data, Iterator):
+        raise AdapterError(
+            f"validation_data: {type(data).__name__} can be walked only once; give a DataLoader or "
+            "a list of batches"
+        )
+    if given is not None or not isinstance(data, list | tuple):
+        return lambda: data
+    loaders = list(data)
+    return lambda: (batch for loader in loaders for batch in loader)
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, torch.Tensor):
+        return value.numel() == 1
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+class StepInParts:
+    """Stands in the place of a module's ``training_step`` in automatic optimisation.
+
+    Lightning clears gradients between the forward and the backward pass, so the parts of a batch
+    cannot be done one after the other. Instead each part's activations are dropped and computed
+    again in the backward pass, so that one part's are held at a time. A step whose forward pass
+    runs out of memory is rolled back (buffers, random state) and done again in twice as many
+    parts, and so are later ones. In the backward pass the error is the user's to see.
+
+    Args:
+        module: A ``LightningModule``.
+        told: Called with how often a batch was done again.
+    """
+
+    def __init__(self, module: Any, told: Callable[[int], None]) -> None:
+        self.parts, self.retries = 1, 0
+        self._module, self._told = module, told
+        self._step = module.training_step
+
+        @wraps(self._step)  # Lightning looks at its signature
+        def training_step(*args: Any, **kwargs: Any) -> Any:
+            return self._training_step(*args, **kwargs)
+
+        # In the instance only, and past nn.Module's own bookkeeping.
+        object.__setattr__(module, "training_step", training_step)
+
+    def release(self) -> None:
+        """Give the module its own step back."""
+        if "training_step" in vars(self._module):
+            object.__delattr__(self._module, "training_step")
+
+    def _training_step(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
+        state = random_state()
+        buffers = [(buffer, buffer.detach().clone()) for buffer in self._module.buffers()]
+        while True:
+            cut = parts_of(batch, self.parts)
+            try:
+                if len(cut) == 1:
+                    return self._step(batch, *args, **kwargs)
+                return torch.stack([self._part(p, s, args, kwargs) for p, s in cut]).sum()
+            except Exception as error:
+                if not is_out_of_memory(error) or len(parts_of(batch, 2 * self.parts)) == len(cut):
+                    raise
+                said = str(error).partition("\n")[0]
+            with torch.no_grad():
+                for buffer, kept in buffers:
+                    buffer.copy_(kept)
+            restore_random_state(state)
+            self.parts, self.retries = 2 * self.parts, self.retries + 1
+            self._told(self.retries)
+            tell(
+                f"memory ran out ({said}); the batch is done again in {self.parts} parts, and so "
+                "are those that follow"
+            )
+
+    def _part(self, part: Any, share: float, args: Any, kwargs: Any) -> torch.Tensor:
+        def loss() -> torch.Tensor:
+            outputs = self._step(part, *args, **kwargs)
+            value = outputs["loss"] if isinstance(outputs, Mapping) else outputs
+            return torch.as_tensor(value)
+
+        contexts = lambda: (nullcontext(), Capture(self._module))  # noqa: E731 - logs once
+        result: torch.Tensor = checkpoint(loss, use_reentrant=False, context_fn=contexts)
+        return result * share

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from trimtab.adapters.ray.population_ranges import SearchRange
+from trimtab.adapters.ray.ranges import SearchRange
 from trimtab.core.carry import pack_array, unpack_array
 from trimtab.core.errors import SpecError
 from trimtab.core.hyperparameters import Hyperparameter

@@ -15,8 +15,7 @@ from trimtab.adapters.torch.depth import DepthRates
 from trimtab.adapters.torch.proofs import Replay
 from trimtab.adapters.torch.values import KINDS_THAT_ARE_READ, SteeredValue
 from trimtab.core.errors import AdapterError, unknown_name
-from trimtab.core.hyperparameters import KINDS, Hyperparameter, hyperparameter
-from trimtab.core.offsets import moved_value
+from trimtab.core.hyperparameters import KINDS, Hyperparameter, hyperparameter, moved_value
 
 __all__ = [
     "KINDS_IN_A_LOOP",

@@ -24,12 +24,10 @@ from trimtab.adapters.torch.proofs import Proofs
 from trimtab.adapters.torch.schedules import Rates, make_rates
 from trimtab.adapters.torch.snapshots import Snapshots
 from trimtab.adapters.torch.state import Validation
-from trimtab.adapters.torch.steering import Steering
-from trimtab.adapters.torch.stepping import Stepper
+from trimtab.adapters.torch.steering import Steering, Stepper
 from trimtab.adapters.torch.values import SteeredValue
-from trimtab.core.decision import Summary
+from trimtab.core.decision import RunInfo, Summary
 from trimtab.core.hyperparameters import Hyperparameter
-from trimtab.core.run_info import RunInfo
 from trimtab.core.spec import ControlSpec
 
 __all__ = ["TorchController"]

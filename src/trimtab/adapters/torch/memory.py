@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from trimtab.adapters.torch.random_state import random_state, restore_random_state
+from trimtab.adapters.torch.state import random_state, restore_random_state
 from trimtab.core.notices import tell
 
 __all__ = ["MicroBatches", "is_out_of_memory", "parts_of"]

@@ -1,8 +1,18 @@
-"""Who writes a PyTorch optimiser's learning rates at each step: reference times multiplier."""
+"""Who writes a PyTorch optimiser's learning rates at each step: reference times multiplier.
+
+Learning rates where a trainer steps the scheduler: written for the optimiser's step only.
+
+What a PyTorch scheduler is going to do, found out on a copy of it.
+"""
 
 from __future__ import annotations
 
 import copy
+import inspect
+import logging
+import math
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,11 +20,72 @@ import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from trimtab.adapters.torch.checks import lead_group
-from trimtab.adapters.torch.forecast import forecast
 from trimtab.core.errors import AdapterError
 from trimtab.core.references import reference_multipliers
 
-__all__ = ["AdoptedRates", "Rates", "TableRates", "make_rates"]
+__all__ = ["AdoptedRates", "FollowedRates", "Rates", "TableRates", "forecast", "make_rates"]
+
+_CYCLED = ("momentum", "betas", "weight_decay")
+
+
+def _stand_in(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Return an optimiser of one weight a group that holds the same settings."""
+    groups = optimizer.param_groups
+    dummy = torch.optim.SGD([{"params": [torch.zeros(1)]} for _ in groups], lr=0.1)
+    for mine, theirs in zip(dummy.param_groups, groups, strict=True):
+        settings = {key: value for key, value in theirs.items() if key != "params"}
+        mine.update(copy.deepcopy(settings))
+    dummy.defaults = dict(optimizer.defaults)
+    return dummy
+
+
+def forecast(
+    optimizer: torch.optim.Optimizer, scheduler: Any, total_steps: int, by_metric: bool
+) -> tuple[np.ndarray | None, frozenset[str]]:
+    """Return (T, groups) rates from a copy of the scheduler, and which other keys it changes.
+
+    None stands for a scheduler whose future is not known: it goes by a metric, or cannot be
+    copied. The scheduler itself and its optimiser are left alone.
+
+    Args:
+        optimizer: The scheduler's optimiser.
+        scheduler: Stands before step 0.
+        total_steps: Optimiser steps of the run, T.
+        by_metric: Whether it goes by a metric.
+
+    Raises:
+        AdapterError: The scheduler fails before the run's last step.
+    """
+    if by_metric:
+        return None, frozenset()
+    try:
+        dummy = _stand_in(optimizer)
+        twin = copy.deepcopy(scheduler, {id(optimizer): dummy})
+    except Exception as error:  # noqa: BLE001 - any scheduler of the user's own
+        logging.getLogger("trimtab").info(
+            "the scheduler %s cannot be copied (%s); its future stays unknown to the policy",
+            type(scheduler).__name__,
+            error,
+        )
+        return None, frozenset()
+    table = np.empty((total_steps, len(dummy.param_groups)), np.float64)
+    first = [{key: group.get(key) for key in _CYCLED} for group in dummy.param_groups]
+    cycled: set[str] = set()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for step in range(total_steps):
+            table[step] = [float(group["lr"]) for group in dummy.param_groups]
+            try:
+                twin.step()
+            except Exception as error:
+                raise AdapterError(
+                    f"reference: the scheduler {type(scheduler).__name__} fails at step "
+                    f"{step + 1} of {total_steps} ({error}); make it for total_steps={total_steps} "
+                    "optimiser steps"
+                ) from error
+            for group, settings in zip(dummy.param_groups, first, strict=True):
+                cycled |= {key for key in _CYCLED if group.get(key) != settings[key]}
+    return table, frozenset(cycled)
 
 
 class Rates(Protocol):
@@ -339,3 +410,197 @@ def make_rates(optimizer: torch.optim.Optimizer, reference: Any, total_steps: in
         f"reference: {reference!r} is neither a name, nor a function of progress, nor a scheduler; "
         "use 'warmup-linear', 'cosine', 'one-cycle', 'constant' or one of these objects"
     )
+
+
+class FollowedRates:
+    """Writes the rates for the moment of the optimiser's step, and takes them away after it.
+
+    Between two steps the groups hold the scheduler's own rates. So a scheduler in chainable form,
+    which reads ``group["lr"]`` back, never compounds with what was written, and checkpoints hold
+    what they would hold without trimtab. With a multiplier of exactly 1.0 the scheduler's own
+    rates stay as they are. It offers what `trimtab.adapters.torch.schedules.Rates` asks for.
+
+    Args:
+        optimizer: Whose groups are written.
+        schedulers: Those that the trainer steps on this optimiser.
+        reference: A name or a function of progress, which takes the schedulers' place; None to
+            follow them, or a constant rate if there are none.
+        total_steps: Optimiser steps of the run.
+        steps_done: Of these, how many were done before, in a run that goes on.
+        period: Optimiser steps between two steps of the scheduler.
+
+    Attributes:
+        starts: Peak learning rate of each group.
+        lead: Index of the group that stands for all of them in the record.
+        multipliers: (T,) float64, reference of the leading group over its peak.
+        known_ahead: Whether ``multipliers`` holds the future; otherwise the last rate is expected
+            to stay.
+        by_metric: Whether a scheduler goes by a metric.
+        cycled: Keys of the groups, besides ``lr``, that the scheduler changes as well.
+
+    Raises:
+        AdapterError: The reference is neither a name nor a function, the scheduler ends too
+            early, or no group has a usable learning rate.
+        UnknownNameError: No reference has that name.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        schedulers: Sequence[Any],
+        *,
+        reference: str | Callable[[float], float] | None,
+        total_steps: int,
+        steps_done: int = 0,
+        period: int = 1,
+    ) -> None:
+        self._optimizer, self._schedulers = optimizer, list(schedulers)
+        self.by_metric = any(_needs_metric(scheduler) for scheduler in schedulers)
+        self._total_steps, self._step, self._multiplier = total_steps, steps_done, 1.0
+        self._own: list[Any] | None = None
+        self._written: list[Any] = []
+        self._table: list[float] | None = None
+        self.cycled: frozenset[str] = frozenset()
+        self.known_ahead = True
+        self.starts = self._peaks()
+        self.multipliers = np.ones(total_steps)
+        if reference is not None:
+            self.multipliers = _multipliers(reference, total_steps)
+            self._table = self.multipliers.tolist()
+        elif schedulers:
+            self._look_ahead(steps_done, period)
+        self.lead = lead_group(self.starts)
+        if reference is None and schedulers and self.known_ahead:
+            self.multipliers = self._ahead[:, self.lead] / self.starts[self.lead]
+
+    # At each optimiser step.
+
+    def write(self) -> float:
+        """Write the rates of the coming step; return the first group's."""
+        groups = self._optimizer.param_groups
+        if self._own is None:
+            self._own = [_copied(group["lr"]) for group in groups]
+            if not self.known_ahead and self._step < self._total_steps:
+                now = float(self._own[self.lead]) / self.starts[self.lead]
+                self.multipliers[self._step :] = now
+        self._written = self._wanted(self._own)
+        for group, rate in zip(groups, self._written, strict=False):
+            _put(group, rate)
+        return float(groups[0]["lr"])
+
+    def put_back(self) -> None:
+        """Put the schedulers' own rates back, before they step."""
+        if self._own is not None:
+            for group, rate in zip(self._optimizer.param_groups, self._own, strict=False):
+                _put(group, rate)
+        self._own = None
+
+    # What steering asks of rates.
+
+    def begin(self, step: int, multiplier: float) -> None:
+        """Multiply by ``multiplier`` from ``step`` on."""
+        self._step, self._multiplier = step, multiplier
+
+    def advance(self) -> None:
+        """Go on to the next step."""
+        self._step += 1
+
+    def intact(self) -> bool:
+        """Return True: between two steps the rates are not ours."""
+        return True
+
+    def hold(self) -> None:
+        """Stay at the last step."""
+        self._step = self._total_steps - 1
+
+    def validated(self, value: float) -> None:
+        """Do nothing: a scheduler that goes by a metric is stepped by the trainer."""
+
+    def snapshot(self) -> dict[str, Any] | None:
+        """Return the state of schedulers that go by a metric; those that count steps go on."""
+        if not self.by_metric:
+            return None
+        own = self._own or [group["lr"] for group in self._optimizer.param_groups]
+        return {
+            "schedulers": [copy.deepcopy(item.state_dict()) for item in self._schedulers],
+            "own": [float(rate) for rate in own],
+        }
+
+    def restore(self, state: dict[str, Any] | None) -> None:
+        """Put schedulers that go by a metric back to `snapshot`."""
+        if state is None or not self.by_metric:
+            return
+        for scheduler, kept in zip(self._schedulers, state["schedulers"], strict=True):
+            scheduler.load_state_dict(copy.deepcopy(kept))
+        self._own = list(state["own"])
+        self.put_back()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the peaks and the multipliers; schedulers' states are the trainer's to save."""
+        return {
+            "starts": list(self.starts),
+            "multipliers": self.multipliers.tolist(),
+            "own": None if self._own is None else [float(rate) for rate in self._own],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` returned."""
+        self.starts = [float(start) for start in state["starts"]]
+        self.multipliers[:] = state["multipliers"]
+        if state["own"] is not None:  # it was saved between writing and stepping
+            self._own = list(state["own"])
+            self.put_back()
+
+    # Inside.
+
+    def _wanted(self, own: list[Any]) -> list[Any]:
+        if self._table is None:
+            multiplier = self._multiplier
+            return own if multiplier == 1.0 else [rate * multiplier for rate in own]
+        reference = self._table[min(self._step, self._total_steps - 1)]
+        return [start * self._multiplier * reference for start in self.starts]
+
+    def _peaks(self) -> list[float]:
+        key = "initial_lr" if self._schedulers else "lr"
+        return [float(group.get(key, group["lr"])) for group in self._optimizer.param_groups]
+
+    def _look_ahead(self, steps_done: int, period: int) -> None:
+        """Find out what a single scheduler that counts steps is going to do."""
+        rates = None
+        if len(self._schedulers) == 1 and not self.by_metric:
+            owner = getattr(self._schedulers[0], "optimizer", self._optimizer)
+            left = max(self._total_steps - steps_done, 1)
+            advances = math.ceil(left / period)
+            rates, self.cycled = forecast(owner, self._schedulers[0], advances, by_metric=False)
+        self.known_ahead = rates is not None
+        if rates is None:
+            return
+        rates = np.repeat(rates, period, axis=0)  # (advances, groups) -> (steps, groups)
+        # What a run that goes on had behind it comes with its state.
+        rates = np.concatenate([np.repeat(rates[:1], steps_done, axis=0), rates])
+        self._ahead = rates[: self._total_steps]
+        self.starts = self._ahead.max(axis=0).tolist()
+
+
+def _multipliers(reference: Any, total_steps: int) -> np.ndarray:
+    if callable(getattr(reference, "step", None)):
+        raise AdapterError(
+            f"reference: the scheduler {type(reference).__name__}; hand it to the trainer, which "
+            "steps it and is followed, and leave reference= out"
+        )
+    if isinstance(reference, str) or callable(reference):
+        return reference_multipliers(reference, total_steps)
+    raise AdapterError(
+        f"reference: {reference!r} is neither a name nor a function of progress; use "
+        "'warmup-linear', 'cosine', 'one-cycle', 'constant', or None for the trainer's own"
+    )
+
+
+def _needs_metric(scheduler: Any) -> bool:
+    """Return whether a scheduler's step asks for a value, as ``ReduceLROnPlateau`` does."""
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    try:
+        parameters = inspect.signature(scheduler.step).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    return any(item.default is item.empty and item.kind in positional for item in parameters)

@@ -13,16 +13,15 @@ from trimtab.adapters.torch.actuators import Place, find_actuators, wants_depth
 from trimtab.adapters.torch.checks import check_model, check_optimizer, check_total_steps
 from trimtab.adapters.torch.depth import DepthRates
 from trimtab.adapters.torch.distributed import LedController, LedValidation, Processes
-from trimtab.adapters.torch.followed_rates import FollowedRates
 from trimtab.adapters.torch.proofs import Proofs
+from trimtab.adapters.torch.schedules import FollowedRates
 from trimtab.adapters.torch.snapshots import Snapshots
 from trimtab.adapters.torch.state import Validation
-from trimtab.adapters.torch.steering import Steering
-from trimtab.adapters.torch.stepping import Stepper
+from trimtab.adapters.torch.steering import Steering, Stepper
 from trimtab.adapters.torch.values import SteeredValue
+from trimtab.core.decision import RunInfo
 from trimtab.core.errors import AdapterError
 from trimtab.core.hyperparameters import Hyperparameter
-from trimtab.core.run_info import RunInfo
 
 __all__ = [
     "CallbackOptions",

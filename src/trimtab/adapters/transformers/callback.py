@@ -14,18 +14,17 @@ from torch.utils.data import DataLoader
 from transformers.trainer_callback import ExportableState
 
 from trimtab.adapters.torch.actuators import Place, entries_of
-from trimtab.adapters.torch.clip_proof import StandInNorm
 from trimtab.adapters.torch.distributed import Processes
-from trimtab.adapters.torch.followed_rates import FollowedRates
-from trimtab.adapters.torch.state import left_as_it_was
-from trimtab.adapters.torch.state_file import write_state
+from trimtab.adapters.torch.proofs import StandInNorm
+from trimtab.adapters.torch.schedules import FollowedRates
+from trimtab.adapters.torch.state import left_as_it_was, write_state
 from trimtab.adapters.torch.steering import Steering
 from trimtab.adapters.torch.trainer import CallbackOptions, drop_gradients, mean_over_batches, steer
 from trimtab.adapters.torch.values import SteeredValue
-from trimtab.adapters.transformers.attached import Attachment
-from trimtab.adapters.transformers.loss import StepLoss
 from trimtab.adapters.transformers.trainer import (
     STATE_FILE,
+    Attachment,
+    StepLoss,
     check_arguments,
     saved_state,
     unscale,

@@ -14,7 +14,7 @@ import numpy as np
 from trimtab.agents.evaluation.baselines import lr_finder_runs, race_runs, scheduled_runs
 from trimtab.agents.evaluation.figures import FACTORS
 from trimtab.agents.training.rollout import STEERING, Episodes, columns_of, fair_lr, rollout
-from trimtab.agents.training.starts import start_values
+from trimtab.agents.training.task_sampling import start_values
 from trimtab.controllers.learned import PolicyFile
 from trimtab.core.spec import ControlSpec
 from trimtab.envs.simulators.batch import Programs

@@ -22,11 +22,10 @@ import numpy as np
 import optax
 
 from trimtab.agents.training.checkpoints import load_memory
-from trimtab.agents.training.imitation_settings import ImitationSettings
 from trimtab.agents.training.policy_network import all_logits
 from trimtab.agents.training.rollout import Episodes
-from trimtab.agents.training.settings import LearnSettings
-from trimtab.agents.training.starts import Tuned
+from trimtab.agents.training.settings import ImitationSettings, LearnSettings
+from trimtab.agents.training.task_sampling import Tuned
 from trimtab.controllers.learned import TOKEN_BLOCK
 from trimtab.core.errors import SpecError
 from trimtab.core.features import GLOBAL_FEATURES

@@ -12,6 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from trimtab.agents.training.checkpoints import spread_of, write_trained
 from trimtab.agents.training.imitation import (
     Imitator,
     Lessons,
@@ -23,21 +24,20 @@ from trimtab.agents.training.imitation import (
     unseen_cost,
     write_lessons,
 )
-from trimtab.agents.training.imitation_settings import ImitationSettings
 from trimtab.agents.training.policy_network import init_critic, init_policy
 from trimtab.agents.training.ppo import Learner, optimiser, update
 from trimtab.agents.training.returns import learning_batch, paid, return_figures
 from trimtab.agents.training.rollout import STEERING, Episodes, columns_of, rollout
-from trimtab.agents.training.settings import LearnSettings
-from trimtab.agents.training.shipping import spread_of, write_trained
-from trimtab.agents.training.starts import TunedRates, start_values
+from trimtab.agents.training.settings import ImitationSettings, LearnSettings
 from trimtab.agents.training.task_sampling import (
     Drawn,
+    TunedRates,
     all_buckets,
     control_spec,
     count_properties,
     draw_iteration,
     family_of,
+    start_values,
 )
 from trimtab.controllers.learned import read_policy
 from trimtab.core.errors import SpecError

@@ -1,35 +1,200 @@
-"""Which simulated runs an iteration of meta-training is made of."""
+"""Which simulated runs an iteration of meta-training is made of.
+
+Where runs of meta-training start: counted from a usual rate or from a task's tuned one.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from trimtab.agents.training.rollout import columns_of, rollout
 from trimtab.agents.training.settings import FamilyShare, LearnSettings
-from trimtab.agents.training.starts import Tuned, TunedRates, drawn_decades
 from trimtab.core.errors import SpecError
 from trimtab.core.hyperparameters import Hyperparameter
 from trimtab.core.spec import ControlSpec
-from trimtab.envs.simulators.batch import programs
+from trimtab.envs.simulators.batch import Programs, programs
 from trimtab.envs.simulators.families.registry import make_family
-from trimtab.envs.simulators.family import FamilyOptions
-from trimtab.envs.simulators.narrowed import narrowed
+from trimtab.envs.simulators.family import FamilyOptions, narrowed
 from trimtab.envs.simulators.tasks import QUADRATIC, compiled_family
 
 __all__ = [
     "Bucket",
     "Drawn",
+    "Tuned",
+    "TunedRates",
     "all_buckets",
     "control_spec",
     "count_properties",
     "draw_iteration",
+    "drawn_decades",
     "family_of",
+    "log_losses",
+    "lowest_place",
+    "start_values",
 ]
+
+_NEAR = 0.3  # decades
+_SMOOTHING = (0.25, 0.5, 0.25)  # of losses along the grid, each from a single run
+
+
+def drawn_decades(
+    settings: LearnSettings, size: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return (size,) decades by which starts are off, and 1 where statistics are withheld."""
+    decades = rng.uniform(-settings.start_decades, settings.start_decades, size)
+    decades = decades * np.where(rng.random(size) < settings.far_share, 1.7, 1.0)
+    missing = (rng.random(size) < settings.withheld).astype(np.float32)
+    if settings.near_share:
+        near = rng.random(size) < settings.near_share
+        decades = np.where(near, rng.uniform(-_NEAR, _NEAR, size), decades)
+    if settings.tuned_share:
+        decades = np.where(rng.random(size) < settings.tuned_share, 0.0, decades)
+    return decades, missing
+
+
+def start_values(
+    items: Sequence[Hyperparameter],
+    default_lr: np.ndarray,
+    decades: np.ndarray,
+    rng: Any,
+    default_share: float = 0.0,
+) -> np.ndarray:
+    """Return (B, H) starts: learning rates off by ``decades``, others up to 10 times either way.
+
+    Kinds that are not on a log scale, or whose default is 0, start uniformly within their bounds;
+    a ``default_share`` of all but the learning rates starts at the default.
+    """
+    columns = []
+    for item in items:
+        if item.kind == "lr":
+            columns.append(default_lr * 10.0**decades)
+            continue
+        if item.scale == "log" and item.default > 0:
+            drawn = item.default * 10.0 ** rng.uniform(-1, 1, len(decades))
+            drawn = np.clip(drawn, item.low, item.high)
+        else:
+            drawn = rng.uniform(item.low, item.high, len(decades))
+        usual = rng.random(len(decades)) < default_share
+        columns.append(np.where(usual, item.default, drawn))
+    return np.stack(columns, axis=-1).astype(np.float32)
+
+
+def log_losses(losses: np.ndarray) -> np.ndarray:
+    """Return the logarithms of each task's losses (T, G), all of them finite.
+
+    One that is not finite and above 0 counts as the highest of its task's others, tripled.
+    """
+    finite = np.isfinite(losses) & (losses > 0)
+    worst = np.where(finite, losses, 1e-9).max(axis=1, keepdims=True)
+    return np.asarray(np.log(np.where(finite, losses, 3.0 * worst)))
+
+
+def lowest_place(decades: np.ndarray, losses: np.ndarray) -> np.ndarray:
+    """Return (T,) where along a grid each task's smoothed log losses (T, G) are lowest.
+
+    The grid is even; between its points the parabola through the lowest and its two neighbours
+    decides.
+    """
+    logs = log_losses(losses)
+    padded = np.pad(logs, ((0, 0), (1, 1)), mode="edge")
+    smooth = sum(
+        weight * padded[:, at : at + logs.shape[1]] for at, weight in enumerate(_SMOOTHING)
+    )
+    smooth = np.asarray(smooth)
+    inner = np.clip(smooth.argmin(axis=1), 1, logs.shape[1] - 2)
+    each = np.arange(len(logs))
+    below, here, above = (smooth[each, inner + shift] for shift in (-1, 0, 1))
+    bend = below - 2.0 * here + above
+    with np.errstate(divide="ignore", invalid="ignore"):
+        shift = np.where(bend > 0, 0.5 * (below - above) / bend, np.sign(below - above))
+    step = decades[1] - decades[0]
+    return np.asarray(decades[inner] + np.clip(shift, -1.0, 1.0) * step)
+
+
+class Tuned(NamedTuple):
+    """What reference runs told of the tasks of B runs, an even grid of G learning rates a task.
+
+    Attributes:
+        rate: (B,) the tuned rate.
+        place: (B,) decades of it off the fair rate.
+        grid: (G,) decades of the grid's points off the fair rate.
+        losses: (B, G) log of the best validation loss, and of the selection loss there: their mean.
+    """
+
+    rate: np.ndarray
+    place: np.ndarray
+    grid: np.ndarray
+    losses: np.ndarray
+
+
+@dataclass
+class TunedRates:
+    """Tuned rates of the tasks at hand, kept while a training goes on with the same tasks."""
+
+    _known: dict[tuple[int, ...], Tuned] = field(default_factory=dict)
+
+    def of(
+        self,
+        settings: LearnSettings,
+        bucket: Programs,
+        spec: ControlSpec,
+        offered: Sequence[Hyperparameter],
+        task_keys: jax.Array,
+        key: jax.Array,
+        total_steps: int,
+    ) -> Tuned | None:
+        """Return what reference runs tell, or None where starts are counted from usual rates.
+
+        There are as many reference runs a task as it has siblings, on a grid of up to
+        ``settings.grid_decades`` either way of the fair rate.
+
+        Args:
+            settings: Of the training.
+            bucket: Programs of the tasks' family.
+            spec: With the number of decisions, which is the rhythm of validation.
+            offered: Hyperparameters of the family.
+            task_keys: (B,) keys, those of siblings side by side.
+            key: Of the reference runs, whose seeds nothing else uses.
+            total_steps: Of each run.
+        """
+        if not settings.tuned_share and settings.imitation is None:
+            return None
+        name = tuple(int(part) for part in np.asarray(jax.random.key_data(key)).ravel())
+        if name not in self._known:
+            grid = np.linspace(-1, 1, settings.siblings) * settings.grid_decades
+            fair: list[np.ndarray] = []
+
+            def start(rates: np.ndarray) -> np.ndarray:
+                fair.append(np.asarray(rates))
+                off = np.tile(grid, settings.tasks)
+                return start_values(offered, rates, off, np.random.default_rng(0), 1.0)
+
+            episodes = rollout(
+                bucket,
+                replace(spec, reward="best-so-far"),
+                {},
+                task_keys,
+                jax.random.split(key, len(task_keys)),
+                start,
+                total_steps,
+                mode="zero",
+                guarded=False,
+                centre=settings.start_centre,
+                columns=columns_of(spec, offered),
+            )
+            # The geometric mean of two splits is the less noisy judge.
+            losses = np.sqrt(np.maximum(episodes.best_val * episodes.selection_loss, 0.0))
+            losses = losses.reshape(settings.tasks, settings.siblings)
+            place = np.repeat(lowest_place(grid, losses), settings.siblings)
+            along = np.repeat(log_losses(losses), settings.siblings, axis=0)
+            self._known = {name: Tuned(fair[0] * 10.0**place, place, grid, along)}
+        return self._known[name]
 
 
 def family_of(share: FamilyShare, spec_names: Sequence[str]) -> Any:

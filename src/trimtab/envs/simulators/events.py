@@ -6,9 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trimtab.envs.simulators.distributions import distributions
-from trimtab.envs.simulators.draws import EVENT_KINDS, Draw
-from trimtab.envs.simulators.hashing import mixed, uniform_hash
+from trimtab.envs.simulators.draws import EVENT_KINDS, Draw, distributions
+from trimtab.envs.simulators.random_numbers import mixed, uniform_hash
 
 __all__ = ["augmentation", "disturbed_batch", "disturbed_gradient"]
 

@@ -11,7 +11,7 @@ from typing import Any
 from trimtab.records.reports.comparison_charts import comparison_charts
 from trimtab.records.reports.page import page
 from trimtab.records.reports.run_charts import require_report_extra
-from trimtab.records.store.provenance import command_line
+from trimtab.records.store.rows import command_line
 
 __all__ = ["COST_HEADS", "cost_cells", "write_comparison_report"]
 

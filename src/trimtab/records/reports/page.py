@@ -14,8 +14,15 @@ from typing import Any
 
 from trimtab.core.errors import SpecError
 from trimtab.core.guard import count_undone
-from trimtab.records.reports.chart_data import figures_of, label_of, spelled, steered_names
-from trimtab.records.reports.run_charts import THEMES, charts_of, require_report_extra
+from trimtab.records.reports.run_charts import (
+    THEMES,
+    charts_of,
+    figures_of,
+    label_of,
+    require_report_extra,
+    spelled,
+    steered_names,
+)
 from trimtab.records.store.rows import DecisionRecord, RunRecord
 
 __all__ = [

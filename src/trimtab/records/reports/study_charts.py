@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trimtab.records.reports.chart_data import spelled
 from trimtab.records.reports.importance import Importance, begun_anew
+from trimtab.records.reports.run_charts import spelled
 from trimtab.records.reports.study_tree import CoursePoint, course, shown_range
 from trimtab.records.reports.study_view import StudyRun, StudyView
 

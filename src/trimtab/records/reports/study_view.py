@@ -14,8 +14,8 @@ from typing import Any
 from trimtab.core.errors import unknown_name
 from trimtab.core.metrics import loss_from_validation
 from trimtab.records.store.encoding import from_json
-from trimtab.records.store.processes import is_gone
 from trimtab.records.store.store import Store
+from trimtab.records.store.studies import is_gone
 from trimtab.records.store.study_rows import StudyRecord, UnitRecord, read_study, read_unit
 
 __all__ = ["StudyRun", "StudyView", "read_view"]

@@ -12,10 +12,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trimtab.core.decision import Decision, Recorder, Summary
+from trimtab.core.decision import Decision, Recorder, RunInfo, Summary
 from trimtab.core.errors import StoreError
-from trimtab.core.run_info import RunInfo
-from trimtab.core.telling import tell
+from trimtab.core.notices import tell
 from trimtab.records.store.database import (
     BUSY_SECONDS,
     close_engine,

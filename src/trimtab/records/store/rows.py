@@ -1,33 +1,124 @@
-"""What the store keeps of a run, as plain data: to be written as rows, and read back whole."""
+"""What the store keeps of a run, as plain data: to be written as rows, and read back whole.
+
+Where a run came from: versions, commit, command line, host.
+"""
 
 from __future__ import annotations
 
+import functools
+import importlib.metadata
 import math
 import os
+import platform
+import re
+import shlex
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from trimtab.core.decision import Decision, Summary
+from trimtab.core.decision import Decision, RunInfo, Summary
 from trimtab.core.guard import describe_reason
 from trimtab.core.metrics import Metrics
-from trimtab.core.run_info import RunInfo
-from trimtab.records.store import encoding, provenance
+from trimtab.records.store import encoding
 
 __all__ = [
     "DecisionRecord",
     "RunRecord",
+    "command_line",
     "decision_row",
     "finish_row",
+    "git_commit",
+    "machine",
+    "package_versions",
     "read_decision",
     "read_run",
     "run_row",
     "summary_figures",
 ]
+
+# Module name -> distribution name; looked up only if the module is loaded.
+_PACKAGES: dict[str, str] = {
+    "gymnasium": "gymnasium",
+    "jax": "jax",
+    "keras": "keras",
+    "lightning": "lightning",
+    "numpy": "numpy",
+    "peft": "peft",
+    "ray": "ray",
+    "sklearn": "scikit-learn",
+    "stable_baselines3": "stable-baselines3",
+    "tensorflow": "tensorflow",
+    "torch": "torch",
+    "transformers": "transformers",
+}
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of Python, trimtab and every loaded package that computes, by name."""
+    from trimtab import __version__
+
+    versions = {"python": platform.python_version(), "trimtab": __version__}
+    for module, package in _PACKAGES.items():
+        if module in sys.modules:
+            versions[package] = _version(module, package)
+    return versions
+
+
+@functools.cache
+def _version(module: str, package: str) -> str:
+    """Return a loaded package's version, looked up once a process: that takes milliseconds."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return str(getattr(sys.modules[module], "__version__", "unknown"))
+
+
+def git_commit() -> str | None:
+    """Return the commit of the working folder, with ``+`` after it if files differ, else None.
+
+    Asked once a process and folder: that is the code which was loaded, whatever comes later.
+    """
+    return _commit_of(str(Path.cwd()))
+
+
+@functools.cache
+def _commit_of(folder: str) -> str | None:
+    try:
+        answer = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--match="],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=False,
+            cwd=folder,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip() or None
+
+
+def command_line() -> str:
+    """Return the command that started this process, with passwords in addresses blanked."""
+    return re.sub(r"://([^:/@\s]+):[^@\s]*@", r"://\1:***@", shlex.join(sys.argv))
+
+
+def machine() -> str:
+    """Return the processor and how many of its cores this process may use, in words."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    name = platform.processor() or platform.machine()
+    listed = Path("/proc/cpuinfo")
+    if listed.exists():
+        found = re.search(r"^model name\s*:\s*(.+)$", listed.read_text(), re.MULTILINE)
+        name = found.group(1).strip() if found else name
+    return f"{name}, {cores} core{'s' * (cores != 1)}"
+
 
 _STALE_SECONDS = 3600.0
 
@@ -113,9 +204,9 @@ def run_row(info: RunInfo) -> dict[str, Any]:
         "spec": info.spec.to_json(),
         "spec_hash": info.spec.compatibility_hash(),
         "notices": encoding.to_json(dict(info.notices)),
-        "command": provenance.command_line(),
-        "versions": encoding.to_json(provenance.package_versions()),
-        "git_commit": provenance.git_commit(),
+        "command": command_line(),
+        "versions": encoding.to_json(package_versions()),
+        "git_commit": git_commit(),
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "status": "running",

@@ -1,21 +1,30 @@
 """Studies in the store: several processes work on one, each unit is done exactly once.
 
 What a unit came to is written once, in the transaction that ends the claim on it; see
-`trimtab.records.store.claims`.
+`trimtab.records.store.studies`.
+
+Who a process is, so that another can tell whether it is still there.
+
+Claims on a study's units: taken, kept and given up within the caller's transaction.
+
+A unit is claimed by one process at a time. The claim is a lease: whoever holds it renews it, and
+writes only while it is theirs; when the lease has ended, or the holder is known to have died on
+this host, the unit may be claimed again.
 """
 
 from __future__ import annotations
 
+import os
+import secrets
+import socket
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimtab.core.errors import StoreError, unknown_name
-from trimtab.records.store.claims import UNCLAIMED, free_units, take_unit, update_held
 from trimtab.records.store.database import DEFAULT_STORE
 from trimtab.records.store.encoding import to_json
-from trimtab.records.store.processes import is_gone, process_token
 from trimtab.records.store.snapshots import Kept, check_study_name
 from trimtab.records.store.study_rows import (
     Claim,
@@ -35,7 +44,115 @@ from trimtab.records.store.transactions import Transactions
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-__all__ = ["LEASE_SECONDS", "Studies"]
+__all__ = [
+    "LEASE_SECONDS",
+    "UNCLAIMED",
+    "Studies",
+    "free_units",
+    "is_gone",
+    "process_token",
+    "take_unit",
+    "update_held",
+]
+
+UNCLAIMED: Mapping[str, Any] = {"status": "waiting", "owner": None, "lease_until": None}
+"""Columns of a unit that anybody may claim."""
+
+
+def take_unit(
+    connection: Connection, study: StudyRecord, place: int, *, owner: str, now: float, until: float
+) -> Claim | None:
+    """Claim a unit; None if somebody else has it, or it is over.
+
+    Args:
+        connection: In a transaction.
+        study: Whose unit.
+        place: Of the unit.
+        owner: Unique to this claim.
+        now: Seconds since 1970; leases that ended before it hold no longer.
+        until: When this claim's lease ends.
+    """
+    from sqlalchemy import and_, or_, select
+
+    from trimtab.records.store.models import units
+
+    mine = and_(units.c.study_id == study.id, units.c.place == place)
+    is_free = or_(
+        units.c.status == "waiting",
+        and_(units.c.status == "claimed", units.c.lease_until < now),
+    )
+    values = {
+        "status": "claimed",
+        "owner": owner,
+        "lease_until": until,
+        "attempts": units.c.attempts + 1,
+        "stalled": units.c.stalled + 1,
+    }
+    taken = connection.execute(units.update().where(mine, is_free).values(values))
+    if taken.rowcount != 1:
+        return None
+    row = connection.execute(select(units).where(mine)).mappings().one()
+    return Claim(study.name, row["id"], owner, read_unit(dict(row)))
+
+
+def update_held(connection: Connection, claim: Claim, values: Mapping[str, Any]) -> bool:
+    """Change columns of a claim's unit; False, and nothing is changed, if the claim was lost."""
+    from trimtab.records.store.models import units
+
+    still = units.c.status == "claimed"
+    held = (units.c.id == claim.unit, units.c.owner == claim.owner, still)
+    return connection.execute(units.update().where(*held).values(dict(values))).rowcount == 1
+
+
+def free_units(connection: Connection, lost: Iterable[Mapping[str, Any]]) -> list[int]:
+    """Free units, each unless it has changed hands since its row was read; return their places."""
+    from trimtab.records.store.models import units
+
+    freed = []
+    for row in lost:
+        same = (units.c.id == row["id"], units.c.owner == row["owner"])
+        still = (*same, units.c.status == "claimed")
+        if connection.execute(units.update().where(*still).values(dict(UNCLAIMED))).rowcount:
+            freed.append(int(row["place"]))
+    return freed
+
+
+def process_token() -> str:
+    """Return text that names this process on this host, and one claim of it.
+
+    It holds the host, the process number, when that process began (numbers are used again) and a
+    random word.
+    """
+    pid = os.getpid()
+    return f"{socket.gethostname()}:{pid}:{_began(pid) or 0}:{secrets.token_hex(8)}"
+
+
+def is_gone(token: str) -> bool:
+    """Whether the process of a token is known to have ended; False for one on another host."""
+    host, _, rest = token.rpartition(":")[0].partition(":")
+    pid, _, began = rest.partition(":")
+    if host != socket.gethostname() or os.name != "posix" or not pid.isdigit():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    now = _began(int(pid))
+    # A process that has ended and was not waited for yet has no parts of its own any more.
+    return now == "" or (now is not None and began not in ("0", now))
+
+
+def _began(pid: int) -> str | None:
+    """Return when a process began in the kernel's ticks; "" if it has ended; None if unknown."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    fields = text.rpartition(")")[2].split()
+    return "" if fields[0] in ("Z", "X") else fields[19]
+
 
 LEASE_SECONDS = 60.0
 """How long a claim holds without being renewed."""

@@ -83,7 +83,7 @@ class UnitRecord:
         kind: As in `UnitRequest`.
         request: What is to be done.
         status: ``"waiting"``, ``"claimed"``, ``"done"`` or ``"failed"``.
-        owner: Who has claimed it, see `trimtab.records.store.processes`; None if nobody has.
+        owner: Who has claimed it, see `trimtab.records.store.studies`; None if nobody has.
         attempts: How often it was claimed.
         stalled: How often since something was last kept of it.
         run: Number of its run; None until it began, and for units of many runs.

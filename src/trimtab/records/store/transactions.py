@@ -1,26 +1,163 @@
-"""Transactions that are tried again while the database is locked, full or away."""
+"""Transactions that are tried again while the database is locked, full or away.
+
+How long what fails at a store is tried again: a minute in all, and not in silence.
+"""
 
 from __future__ import annotations
 
+import random
+import threading
+import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from trimtab.core.errors import TrimtabWarning
+from trimtab.core.notices import tell
 from trimtab.records.store.database import (
     close_engine,
     explain_failure,
     file_of,
+    may_write_beside,
     open_engine,
     prepare_schema,
     store_url,
 )
-from trimtab.records.store.patience import Patience, patience_with
-from trimtab.records.store.read_only import may_write_beside
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-__all__ = ["Transactions"]
+__all__ = [
+    "LEAST_SECONDS",
+    "PATIENCE_SECONDS",
+    "TELL_SECONDS",
+    "Patience",
+    "StoreWaitWarning",
+    "Transactions",
+    "Wait",
+    "patience_with",
+]
+
+PATIENCE_SECONDS = 60.0
+"""How long operations on one store are tried again in all, before their failure is told."""
+
+LEAST_SECONDS = 2.0
+"""How long each operation is tried again, however long others have waited before it."""
+
+TELL_SECONDS = 3.0
+"""How long an operation waits before the user is told of it."""
+
+_LONGEST_PAUSE = 1.0
+_GIVEN_BACK = 0.25  # so that a claim's end, a minute later, does not begin a whole new wait
+
+
+class StoreWaitWarning(TrimtabWarning):
+    """A store is waited for; it is full, locked or away."""
+
+
+class Patience:
+    """What one process has left of its patience with one store.
+
+    Waiting uses it up, second for second; four seconds without waiting give one back. So what
+    fails for a lasting cause is waited for once, and not by every operation after it anew. Several
+    threads may wait at a time. The user is told once, and again only after all of it has come back.
+
+    Args:
+        clock: Seconds, never going back.
+        sleep: Pauses for so many seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.clock, self.sleep = clock, sleep
+        self._left, self._seen_at = PATIENCE_SECONDS, clock()
+        self._n_waiting, self._has_told = 0, False
+        self._lock = threading.Lock()
+
+    def begin(self) -> Wait:
+        """Return the wait of one operation, which begins now; use it in a ``with`` block."""
+        return Wait(self)
+
+    def enter(self, change: int) -> float:
+        """Note that so many more operations wait now, and return the seconds left to wait."""
+        with self._lock:
+            now = self.clock()
+            passed, self._seen_at = now - self._seen_at, now
+            left = self._left + passed * (-1.0 if self._n_waiting else _GIVEN_BACK)
+            self._left = min(max(left, 0.0), PATIENCE_SECONDS)
+            self._n_waiting += change
+            self._has_told = self._has_told and self._left < PATIENCE_SECONDS
+            return self._left
+
+    def spend(self) -> None:
+        """Use it all up: another process has waited for the store, and told the user."""
+        self.enter(0)
+        with self._lock:
+            self._left, self._has_told = 0.0, True
+
+    def tell_once(self, message: str) -> None:
+        """Tell of a wait, unless that was done."""
+        with self._lock:
+            has_told, self._has_told = self._has_told, True
+        if not has_told:
+            tell(message, StoreWaitWarning)
+
+
+class Wait:
+    """One operation that is tried until it works, or patience ends.
+
+    Args:
+        patience: With its store.
+    """
+
+    def __init__(self, patience: Patience) -> None:
+        self._patience = patience
+        self._begun, self._pause, self._is_waiting = patience.clock(), 0.02, False
+
+    def __enter__(self) -> Wait:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._is_waiting:
+            self._patience.enter(-1)
+
+    def again(self, failure: str) -> bool:
+        """Pause after a failure, and say whether to try again.
+
+        Args:
+            failure: What is waited for, in words that name the store.
+        """
+        left = self._patience.enter(0 if self._is_waiting else 1)
+        self._is_waiting = True
+        waited = self._patience.clock() - self._begun
+        left = max(left, LEAST_SECONDS - waited)
+        if left <= 0:
+            return False
+        if waited >= TELL_SECONDS:
+            self._patience.tell_once(
+                f"{failure}; waited for {waited:.0f} s, and tried again for {left:.0f} s more"
+            )
+        # Waits of different length, so that processes do not meet again and again.
+        self._patience.sleep(self._pause * random.uniform(0.5, 1.0))
+        self._pause = min(2 * self._pause, _LONGEST_PAUSE)
+        return True
+
+
+@cache
+def patience_with(url: str) -> Patience:
+    """Return this process's patience with a store, the same for all who use it.
+
+    Args:
+        url: Of the database.
+    """
+    del url  # it is what the cache goes by
+    return Patience()
+
 
 T = TypeVar("T")
 

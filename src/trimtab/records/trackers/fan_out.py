@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from trimtab.core.decision import Decision, Recorder, Summary
+from trimtab.core.decision import Decision, Recorder, RunInfo, Summary
 from trimtab.core.errors import (
     MissingDependencyError,
     SpecError,
@@ -14,8 +14,7 @@ from trimtab.core.errors import (
     TrimtabError,
     unknown_name,
 )
-from trimtab.core.run_info import RunInfo
-from trimtab.core.telling import tell
+from trimtab.core.notices import tell
 
 __all__ = ["Recorders", "check_log_to", "open_trackers", "tell_trackers"]
 

@@ -9,9 +9,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from trimtab.core.decision import Decision, Summary
+from trimtab.core.decision import Decision, RunInfo, Summary
 from trimtab.core.guard import describe_reason
-from trimtab.core.run_info import RunInfo
 from trimtab.records.store.rows import summary_figures
 
 __all__ = [

@@ -8,9 +8,8 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from trimtab.core.decision import Decision, Recorder, Summary
+from trimtab.core.decision import Decision, Recorder, RunInfo, Summary
 from trimtab.core.errors import StoreError
-from trimtab.core.run_info import RunInfo
 from trimtab.records.trackers import fields as wording
 
 __all__ = ["MlflowTracker"]

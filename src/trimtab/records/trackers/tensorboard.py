@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from trimtab.core.decision import Decision, Recorder, Summary
-from trimtab.core.run_info import RunInfo
+from trimtab.core.decision import Decision, Recorder, RunInfo, Summary
 from trimtab.records.trackers import fields as wording
 
 __all__ = ["TensorBoardTracker"]

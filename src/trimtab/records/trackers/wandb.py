@@ -6,8 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from trimtab.core.decision import Decision, Recorder, Summary
-from trimtab.core.run_info import RunInfo
+from trimtab.core.decision import Decision, Recorder, RunInfo, Summary
 from trimtab.records.trackers import fields as wording
 
 __all__ = ["WandbTracker"]

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self
 
 from trimtab.core.errors import SpecError
-from trimtab.records.store.patience import StoreWaitWarning
+from trimtab.records.store.transactions import StoreWaitWarning
 
 __all__ = ["Done", "Engine", "Resources", "quieten_worker"]
 

@@ -1,4 +1,7 @@
-"""The local engine: processes of this machine, each with its own thread and accelerator."""
+"""The local engine: processes of this machine, each with its own thread and accelerator.
+
+The engine of tasks that only this process has: one unit after the other, right here.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ from typing import Any, Self
 from trimtab.core.errors import SpecError
 from trimtab.search.engines.base import Done, Resources, quieten_worker
 
-__all__ = ["LocalEngine", "visible_gpus"]
+__all__ = ["InlineEngine", "LocalEngine", "visible_gpus"]
 
 _THREADS = (
     "OMP_NUM_THREADS",
@@ -269,3 +272,34 @@ def _done(place: int, function: Callable[..., Any], unit: tuple[Any, ...]) -> tu
     except Exception as error:  # noqa: BLE001 - one failed unit must not end the others
         words = " ".join(str(error).split()) or "no message"
         return None, f"{type(error).__name__}: {words}", traceback.format_exc()
+
+
+class InlineEngine:
+    """Does units in the calling process; see `trimtab.search.engines.base.Engine`."""
+
+    name = "inline"
+    jobs = 1
+
+    def run(self, function: Callable[..., Any], units: Sequence[tuple[Any, ...]]) -> Iterator[Done]:
+        """Yield what ``function(*unit)`` returns for each unit, in the order given."""
+        for place, unit in enumerate(units):
+            try:
+                done = Done(place, function(*unit))
+            except Exception as error:  # noqa: BLE001 - told as the other engines tell it
+                words = f"{type(error).__name__}: {' '.join(str(error).split())}"
+                done = Done(place, None, words, traceback.format_exc())
+            yield done
+
+    def close(self) -> None:
+        """Do nothing: there is no worker."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

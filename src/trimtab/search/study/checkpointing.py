@@ -12,11 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from trimtab.core.decision import Summary
+from trimtab.core.decision import RunInfo, Summary
 from trimtab.core.errors import StoreError
 from trimtab.core.rewards import potential
-from trimtab.core.run_info import RunInfo
-from trimtab.records.store.patience import patience_with
 from trimtab.records.store.recorder import StoreRecorder
 from trimtab.records.store.snapshots import (
     read_snapshot,
@@ -26,6 +24,7 @@ from trimtab.records.store.snapshots import (
 )
 from trimtab.records.store.studies import LEASE_SECONDS, Studies
 from trimtab.records.store.study_rows import Claim, SnapshotRecord
+from trimtab.records.store.transactions import patience_with
 from trimtab.tasks.run import Progress
 
 __all__ = ["ClaimLostError", "Heartbeat", "KeptRun", "RunPath", "StudyRecorder", "newest_state"]

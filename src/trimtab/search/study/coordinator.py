@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from trimtab.core.errors import StoreError
+from trimtab.core.notices import tell
 from trimtab.core.protocols import Task
-from trimtab.core.telling import tell
-from trimtab.records.store.patience import StoreWaitWarning, patience_with
 from trimtab.records.store.studies import LEASE_SECONDS, Studies
 from trimtab.records.store.study_rows import StudyRecord, UnitRecord
+from trimtab.records.store.transactions import StoreWaitWarning, patience_with
 from trimtab.search.engines.base import Engine
 from trimtab.search.study.garbage import prune
 from trimtab.search.study.method_strategy import design_of

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.records.store.studies import Studies
-from trimtab.search.engines.inline import InlineEngine
+from trimtab.search.engines.local import InlineEngine
 from trimtab.search.methods.base import Assignment, Method, Outcome, SingleRun, select
 from trimtab.search.methods.schedules import steered_run
 from trimtab.search.study.coordinator import Coordinator

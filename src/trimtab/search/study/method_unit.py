@@ -6,9 +6,9 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from trimtab.core.decision import RunInfo
 from trimtab.core.hyperparameters import resolve_hyperparameters
 from trimtab.core.protocols import Task
-from trimtab.core.run_info import RunInfo
 from trimtab.records.store.encoding import to_json
 from trimtab.records.store.rows import run_row
 from trimtab.records.store.study_rows import Claim, StudyRecord

@@ -21,7 +21,7 @@ from trimtab.records.store.studies import Studies
 from trimtab.records.store.study_rows import StudyRecord
 from trimtab.search.engines.base import Engine, Resources
 from trimtab.search.engines.choose import ENGINES, make_engine
-from trimtab.search.engines.inline import InlineEngine
+from trimtab.search.engines.local import InlineEngine
 from trimtab.search.study.coordinator import Coordinator, StudyProgress, TuneResult
 from trimtab.search.study.method_strategy import design_of
 from trimtab.search.study.pareto import check_objectives

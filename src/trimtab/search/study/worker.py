@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.controllers.fixed import ReferenceController
+from trimtab.core.decision import RunInfo
 from trimtab.core.errors import SpecError, StoreError
 from trimtab.core.metrics import loss_from_validation
-from trimtab.core.protocols import Controller, Task
+from trimtab.core.protocols import Controller, Task, is_storable
 from trimtab.core.registry import make_task
-from trimtab.core.run_info import RunInfo
 from trimtab.core.spec import ControlSpec
-from trimtab.core.storable import is_storable
 from trimtab.records.store.encoding import to_json
 from trimtab.records.store.rows import run_row
 from trimtab.records.store.snapshots import read_snapshot
@@ -30,9 +29,9 @@ from trimtab.search.study.checkpointing import (
     StudyRecorder,
     newest_state,
 )
-from trimtab.search.study.forking import ForkedController
 from trimtab.search.study.method_unit import perform_method
 from trimtab.search.study.plan import StudySettings
+from trimtab.search.study.runs import ForkedController
 from trimtab.tasks.run import RunResult, RunSettings, run_task
 
 __all__ = ["outcome_of", "perform", "policy_of", "steering", "task_of"]

@@ -4,6 +4,8 @@ Data: four photographs of the National Ecological Observatory Network's sites, a
 annotated by hand; Weinstein et al., "Individual tree-crown detection in RGB imagery using
 semi-supervised deep learning neural networks", Remote Sensing 11 (2019); out of the package
 deepforest, MIT licence.
+
+Pictures in another size.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ __all__ = [
     "Photograph",
     "read_boxes",
     "read_photograph",
+    "resized",
     "tile_corners",
 ]
 
@@ -94,3 +97,21 @@ def tile_corners(height: int, width: int, size: int) -> np.ndarray:
     tops, lefts = np.arange(height // size) * size, np.arange(width // size) * size
     grid = np.stack(np.meshgrid(tops, lefts, indexing="ij"), axis=-1)
     return grid.reshape(-1, 2).astype(np.int64)
+
+
+def resized(picture: np.ndarray, pixels: int, *, is_labels: bool = False) -> np.ndarray:
+    """Return a picture scaled to a square of ``pixels``, by Pillow.
+
+    Args:
+        picture: (height, width) or (height, width, 3) uint8.
+        pixels: Height and width of the result.
+        is_labels: Whether values are classes: the nearest is taken, none are mixed.
+
+    Returns:
+        (pixels, pixels) or (pixels, pixels, 3) uint8.
+    """
+    from PIL import Image
+
+    method = Image.Resampling.NEAREST if is_labels else Image.Resampling.BILINEAR
+    image = Image.fromarray(np.ascontiguousarray(picture)).resize((pixels, pixels), method)
+    return np.array(image)

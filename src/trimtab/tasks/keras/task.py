@@ -14,8 +14,7 @@ from trimtab.tasks.data.cache import cached_arrays
 from trimtab.tasks.data.packages import package_versions
 from trimtab.tasks.data.scores import classification_scores
 from trimtab.tasks.keras.run import KerasRun, KerasSetup, require_tensorflow
-from trimtab.tasks.pretraining_settings import Pretraining
-from trimtab.tasks.variants import SizedTask
+from trimtab.tasks.variants import Pretraining, SizedTask
 
 __all__ = [
     "KERAS_PACKAGES",

@@ -1,4 +1,7 @@
-"""Classifiers that a task pretrains itself, once, on data that its splits do not hold (PyTorch)."""
+"""Classifiers that a task pretrains itself, once, on data that its splits do not hold (PyTorch).
+
+A small network for tables of numbers, and its transfer to a new set of classes (PyTorch).
+"""
 
 from __future__ import annotations
 
@@ -14,16 +17,17 @@ from torch import nn
 from trimtab.tasks.data.batches import RunSeeds, ShuffledBatches
 from trimtab.tasks.data.cache import cached_arrays
 from trimtab.tasks.data.packages import package_versions
-from trimtab.tasks.pretraining_settings import Pretraining
-from trimtab.tasks.torch.classification import LabelledData, classification_parts
 from trimtab.tasks.torch.run import adamw, decay_groups
-from trimtab.tasks.torch.task import RunParts, TorchTask
+from trimtab.tasks.torch.task import LabelledData, RunParts, TorchTask, classification_parts
+from trimtab.tasks.variants import Pretraining
 
 __all__ = [
     "HeadedNetwork",
     "PretrainedClassification",
+    "TabularNetwork",
     "pretrained_weights",
     "seeded",
+    "standardised",
     "train_classifier",
 ]
 
@@ -146,3 +150,44 @@ class PretrainedClassification(TorchTask):
         model = seeded(lambda: self._network(self._n_pretraining_classes), self._pretraining.seed)
         train_classifier(model, inputs, labels, self._pretraining)
         return model
+
+
+class TabularNetwork(HeadedNetwork):
+    """Two hidden layers with dropout, and a linear head.
+
+    The plain network that Gorishniy et al. (NeurIPS 2021, "Revisiting deep learning models for
+    tabular data", equation 1) take as their baseline: Linear, ReLU, Dropout, twice.
+    """
+
+    def __init__(self, n_features: int, n_hidden: int, n_classes: int) -> None:
+        """Draw the weights from torch's global generator, by PyTorch's usual law."""
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Linear(n_features, n_hidden),
+            nn.ReLU(),
+            nn.Dropout(0.1),
+            nn.Linear(n_hidden, n_hidden),
+            nn.ReLU(),
+            nn.Dropout(0.1),
+        )
+        self.head = nn.Linear(n_hidden, n_classes)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Return logits (n, n_classes) of standardised features (n, n_features) float32."""
+        logits: torch.Tensor = self.head(self.body(features))
+        return logits
+
+
+def standardised(table: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Return (n, d) columns less their mean, over their standard deviation, within +-10.
+
+    The bound keeps a category that hardly occurs in ``like`` from outweighing everything else.
+
+    Args:
+        table: (n, d) float32.
+        like: (m, d) float32, where mean and deviation are measured; a column that is constant
+            there is only centred.
+    """
+    deviation = like.std(0, correction=0)
+    scaled = (table - like.mean(0)) / torch.where(deviation > 0, deviation, 1.0)
+    return scaled.clamp(-10.0, 10.0)

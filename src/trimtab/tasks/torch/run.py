@@ -1,4 +1,7 @@
-"""A training run of any PyTorch model, in the form that controllers steer."""
+"""A training run of any PyTorch model, in the form that controllers steer.
+
+PyTorch's states as plain data and NumPy arrays, for files that hold nothing to be executed.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +20,64 @@ from trimtab.core.errors import SpecError
 from trimtab.core.metrics import Metrics
 from trimtab.tasks.data.batches import ShuffledBatches
 from trimtab.tasks.data.splits import SPLITS
-from trimtab.tasks.torch import plain as torch_plain
 from trimtab.tasks.windows import checked_split, validated, values_by_step
 
-__all__ = ["ShuffledBatches", "TorchRun", "TorchSetup", "adamw", "decay_groups"]
+__all__ = [
+    "ShuffledBatches",
+    "TorchRun",
+    "TorchSetup",
+    "adamw",
+    "decay_groups",
+    "from_plain",
+    "to_plain",
+]
+
+# NumPy has no such type; its bits travel as another of the same size.
+_AS_BITS = {torch.bfloat16: torch.int16}
+
+
+def to_plain(value: Any) -> Any:
+    """Return nested states with every tensor as a NumPy array; `from_plain` is the inverse.
+
+    Args:
+        value: Mappings with text or number keys, lists, tuples, numbers, texts, None and tensors.
+
+    Raises:
+        SpecError: Something else is in it.
+    """
+    if isinstance(value, torch.Tensor):
+        tensor = value.detach().cpu().contiguous()
+        tensor = tensor.view(_AS_BITS.get(tensor.dtype, tensor.dtype))
+        kind = str(value.dtype).removeprefix("torch.")
+        return {"tensor": tensor.numpy().copy(), "dtype": kind, "device": str(value.device)}
+    if isinstance(value, Mapping):
+        return {"pairs": [[key, to_plain(item)] for key, item in value.items()]}
+    if isinstance(value, tuple):
+        return tuple(to_plain(item) for item in value)
+    if isinstance(value, list):
+        return [to_plain(item) for item in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise SpecError(
+        f"state: {type(value).__name__} cannot be kept in a file; only numbers, texts, lists, "
+        "mappings and tensors can"
+    )
+
+
+def from_plain(value: Any) -> Any:
+    """Return the nested states that `to_plain` made plain; tensors on the device they came from."""
+    if isinstance(value, tuple):
+        return tuple(from_plain(item) for item in value)
+    if isinstance(value, list):
+        return [from_plain(item) for item in value]
+    if not isinstance(value, Mapping):
+        return value
+    if "pairs" in value:
+        return {key: from_plain(item) for key, item in value["pairs"]}
+    dtype = getattr(torch, value["dtype"])
+    tensor = torch.from_numpy(np.array(value["tensor"], order="C"))
+    return tensor.view(dtype if dtype in _AS_BITS else tensor.dtype).to(value["device"])
+
 
 ParameterGroups = list[dict[str, Any]]
 
@@ -207,12 +264,12 @@ class TorchRun:
         Raises:
             SpecError: The optimiser keeps something that is neither tensor nor plain.
         """
-        plain: dict[str, Any] = torch_plain.to_plain(vars(snapshot))
+        plain: dict[str, Any] = to_plain(vars(snapshot))
         return plain
 
     def from_plain(self, plain: Mapping[str, Any]) -> _Snapshot:
         """Return the snapshot that `to_plain` made plain, in this process or another."""
-        return _Snapshot(**torch_plain.from_plain(plain))
+        return _Snapshot(**from_plain(plain))
 
     def position(self) -> dict[str, Any]:
         """Return where the order of data and the random stream stand; a snapshot holds neither.
@@ -227,13 +284,13 @@ class TorchRun:
                 "state_dict() and load_state_dict(), or use ShuffledBatches"
             )
         streams = {"cpu": self._random_state, "device": self._device_random_state}
-        return {"batches": kept(), "streams": torch_plain.to_plain(streams)}
+        return {"batches": kept(), "streams": to_plain(streams)}
 
     def set_position(self, position: Mapping[str, Any]) -> None:
         """Go on from a position."""
         batches: Any = self._setup.batches
         batches.load_state_dict(position["batches"])
-        streams = torch_plain.from_plain(position["streams"])
+        streams = from_plain(position["streams"])
         self._random_state, self._device_random_state = streams["cpu"], streams["device"]
 
     def _step(self, indices: np.ndarray, values: Mapping[str, float]) -> bool:

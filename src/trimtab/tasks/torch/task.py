@@ -1,4 +1,9 @@
-"""Tasks whose runs step in PyTorch: what a run is made of, and how it is started."""
+"""Tasks whose runs step in PyTorch: what a run is made of, and how it is started.
+
+PyTorch classifiers whose inputs all lie in memory.
+
+The optimisers that a task in PyTorch offers by name, as a static choice of a study.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +15,77 @@ import numpy as np
 import torch
 from torch import nn
 
+from trimtab.core.errors import SpecError, unknown_name
 from trimtab.core.static_choice import StaticChoice
 from trimtab.tasks.data.batches import RunSeeds, ShuffledBatches, run_seeds
 from trimtab.tasks.data.packages import require_packages
-from trimtab.tasks.torch.optimizers import OFFERED_OPTIMIZERS, OptimizerMaker, optimizer_maker
-from trimtab.tasks.torch.run import TorchRun, TorchSetup
+from trimtab.tasks.data.scores import classification_scores
+from trimtab.tasks.torch.run import ParameterGroups, TorchRun, TorchSetup, adamw
 from trimtab.tasks.variants import SizedTask
 
-__all__ = ["OptimizerMaker", "RunParts", "TorchTask"]
+__all__ = [
+    "OFFERED_OPTIMIZERS",
+    "LabelledData",
+    "OptimizerMaker",
+    "RunParts",
+    "TorchTask",
+    "classification_parts",
+    "optimizer_maker",
+]
+
+OptimizerMaker = Callable[[ParameterGroups], torch.optim.Optimizer]
+"""Makes an optimiser from parameter groups."""
+
+_USUAL_MOMENTUM = 0.9
+
+
+def _adam(groups: ParameterGroups) -> torch.optim.Optimizer:
+    return torch.optim.Adam(groups, fused=True)
+
+
+_PLAIN: Mapping[str, OptimizerMaker] = {"adamw": adamw, "adam": _adam}
+_NAMES = (*_PLAIN, "sgd")
+
+OFFERED_OPTIMIZERS = (
+    StaticChoice("optimizer", options=_NAMES),
+    StaticChoice("momentum", 0.5, 0.99, parent="optimizer", parent_options=("sgd",)),
+)
+"""What tasks offer: AdamW, Adam (decay in the gradient), or SGD with a momentum of its own."""
+
+
+def optimizer_maker(
+    optimizer: str | OptimizerMaker, momentum: float | None = None
+) -> OptimizerMaker:
+    """Return what makes the optimiser that was asked for.
+
+    Args:
+        optimizer: ``"adamw"``, ``"adam"``, ``"sgd"``, or what makes another one.
+        momentum: Of SGD, in [0, 1); None for 0.9.
+
+    Raises:
+        UnknownNameError: There is no optimiser of that name.
+        SpecError: A momentum was given for another optimiser than SGD, or is out of range.
+    """
+    if isinstance(optimizer, str) and optimizer not in _NAMES:
+        raise unknown_name("optimizer", optimizer, _NAMES)
+    if momentum is not None and optimizer != "sgd":
+        raise SpecError(
+            f"momentum: {momentum!r} is for optimizer='sgd', not {optimizer!r}; leave it out, or "
+            "choose sgd"
+        )
+    if not isinstance(optimizer, str):
+        return optimizer
+    if optimizer in _PLAIN:
+        return _PLAIN[optimizer]
+    chosen = _USUAL_MOMENTUM if momentum is None else momentum
+    if not 0 <= chosen < 1:
+        raise SpecError(f"momentum: {chosen!r} is not in [0, 1); give a number such as 0.9")
+
+    def sgd(groups: ParameterGroups) -> torch.optim.Optimizer:
+        settings: dict[str, Any] = {"momentum": chosen, "fused": True}
+        return torch.optim.SGD(groups, **settings)
+
+    return sgd
 
 
 @dataclass(frozen=True)
@@ -103,3 +171,46 @@ class TorchTask(SizedTask):
 
     def _parts(self, seeds: RunSeeds) -> RunParts:
         raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class LabelledData:
+    """Examples in memory and who may see them.
+
+    Attributes:
+        inputs: (n, ...) what the model is given, row by row.
+        labels: (n,) int64, class of each.
+        splits: For each split its rows, (n_split,) int64.
+    """
+
+    inputs: torch.Tensor
+    labels: torch.Tensor
+    splits: Mapping[str, np.ndarray]
+
+
+def classification_parts(
+    model: nn.Module, data: LabelledData, *, evaluated_together: int
+) -> RunParts:
+    """Return a run's parts: cross-entropy, with ``label_smoothing`` where it is steered.
+
+    Args:
+        model: Returns logits (n, n_classes) of rows of ``data.inputs``; the run's from now on.
+        data: Stays as it is.
+        evaluated_together: Examples of one forward pass in evaluation.
+    """
+    train = data.splits["train"]
+
+    def loss(model: nn.Module, indices: np.ndarray, values: Mapping[str, float]) -> torch.Tensor:
+        rows = torch.from_numpy(train[indices])
+        return nn.functional.cross_entropy(
+            model(data.inputs[rows]),
+            data.labels[rows],
+            label_smoothing=values.get("label_smoothing", 0.0),
+        )
+
+    def evaluate(model: nn.Module, split: str) -> dict[str, float]:
+        rows = torch.from_numpy(data.splits[split])
+        parts = [model(data.inputs[some]) for some in rows.split(evaluated_together)]
+        return classification_scores(torch.cat(parts).numpy(), data.labels[rows].numpy())
+
+    return RunParts(model, len(train), loss, evaluate)
