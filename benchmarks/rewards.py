@@ -131,8 +131,8 @@ def _buckets() -> list[RingBucket]:
     """Return the architectures of the ring."""
     from trimtab.agents.evaluation.evaluate import ring_definitions
     from trimtab.agents.evaluation.runs import RingBucket
-    from trimtab.agents.training.learn import family_of
     from trimtab.agents.training.settings import FamilyShare
+    from trimtab.agents.training.task_sampling import family_of
     from trimtab.envs.simulators.batch import programs
 
     buckets: list[RingBucket] = []

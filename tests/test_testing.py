@@ -11,11 +11,11 @@ import pytest
 
 from trimtab.controllers.fixed import RandomController, ReferenceController, ReplayController
 from trimtab.controllers.learned import LearnedController, PolicyFile, parameter_shapes
+from trimtab.core.control import no_action
 from trimtab.core.errors import SpecError
 from trimtab.core.hyperparameters import hyperparameter
 from trimtab.core.metrics import Metrics
 from trimtab.core.registry import make_task
-from trimtab.core.session import no_action
 from trimtab.core.spec import ACTION_KINDS, ControlSpec
 from trimtab.testing import check_controller, check_task
 

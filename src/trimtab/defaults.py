@@ -16,8 +16,6 @@ from trimtab.core.spec import LEAST_STEPS, ControlSpec
 if TYPE_CHECKING:
     from trimtab.core.decision import Recorder
 
-__all__ = ["DEFAULT_POLICY", "controller_for", "policy_path", "recorder_for", "shipped_policies"]
-
 DEFAULT_POLICY = "trimtab-1"
 _FALLBACK = "trimtab-0"
 _USUAL_DECISIONS = 20
@@ -126,7 +124,7 @@ def recorder_for(
         trackers = check_log_to(info.log_to)
     recorder: Any = None
     if store is not None:
-        from trimtab.records.store.store import StoreRecorder
+        from trimtab.records.store.recorder import StoreRecorder
 
         recorder = StoreRecorder(store, info, run=run)
     if not trackers:

@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
+from trimtab.core.control import no_action
 from trimtab.core.errors import TrimtabError, TrimtabWarning
 from trimtab.core.hyperparameters import KINDS
-from trimtab.core.session import no_action
 from trimtab.core.spec import MOVES, ControlSpec
 
 STEPS, BATCH, FEATURES = 12, 4, 6

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from trimtab.core.session import no_action
+from trimtab.core.control import no_action
 from trimtab.core.spec import ControlSpec
 
 FEATURES = 6

@@ -27,13 +27,13 @@ from trimtab.core.control import (
     check_action,
     decode,
     n_discrete_actions,
+    no_action,
     observe,
 )
 from trimtab.core.errors import SpecError
 from trimtab.core.guard import Reason
 from trimtab.core.hyperparameters import hyperparameter
 from trimtab.core.metrics import Metrics
-from trimtab.core.session import no_action
 from trimtab.core.spec import ACTION_KINDS, MOVES, REWARDS, ControlSpec
 
 seeds = st.integers(0, 2**32 - 1)

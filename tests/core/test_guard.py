@@ -10,10 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.core.episodes import Episode, drawn_episode, run_episode, spec_of
-from trimtab.core.control import apply
+from trimtab.core.control import apply, no_action
 from trimtab.core.guard import Reason, count_undone, describe_reason
 from trimtab.core.metrics import Metrics
-from trimtab.core.session import no_action
 from trimtab.core.spec import ACTION_KINDS
 
 START = Metrics(val_loss=2.0)

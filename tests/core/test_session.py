@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from tests.core.episodes import spec_of
 from tests.core.sessions import TOTAL, Log, Windows, plain, seeds, session_of, train
 from trimtab.controllers.fixed import RandomController, ReferenceController, ReplayController
+from trimtab.core.control import no_action
 from trimtab.core.errors import SpecError
 from trimtab.core.hyperparameters import hyperparameter
 from trimtab.core.metrics import Metrics
-from trimtab.core.session import Session, no_action
+from trimtab.core.session import Session
 from trimtab.core.spec import ACTION_KINDS, ControlSpec
 
 # The rhythm.

@@ -17,8 +17,6 @@ from trimtab.core.decision import Summary
 from trimtab.core.errors import MissingDependencyError, SpecError
 from trimtab.tasks.run import Progress
 
-__all__ = ["SteeredTrial", "Steering", "record_summary", "trimtab_callback"]
-
 _PREFIX = "trimtab:"
 
 

@@ -14,8 +14,6 @@ from trimtab.core.metrics import Metrics
 from trimtab.core.session import Session
 from trimtab.core.spec import ControlSpec
 
-__all__ = ["GIVEN_UP", "Validates", "decide_on", "first_validation", "resumed_spec"]
-
 GIVEN_UP = (
     "training diverged {count} times; the best weights are back, the values stay where they are, "
     "and no decision is taken any more: start lower, or look at the data"

@@ -8,8 +8,6 @@ from typing import Any
 
 from trimtab.core.errors import MetricError, SpecError
 
-__all__ = ["Validated", "check_validate", "validated_or_refused", "validated_or_told"]
-
 
 @dataclass(frozen=True)
 class Validated:

@@ -6,8 +6,6 @@ import math
 
 import numpy as np
 
-__all__ = ["loss_statistics"]
-
 
 def loss_statistics(losses: np.ndarray) -> dict[str, float]:
     """Return fields of `Metrics` from step losses, bit for bit as NumPy's mean and std give them.

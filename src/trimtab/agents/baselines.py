@@ -10,13 +10,11 @@ from typing import Any
 import numpy as np
 
 from trimtab.agents.base import AgentKind, control_spec_of, save_agent
+from trimtab.core.control import no_action
 from trimtab.core.errors import SpecError
 from trimtab.core.features import observation_table
 from trimtab.core.protocols import Controller
-from trimtab.core.session import no_action
 from trimtab.core.spec import ACTION_KINDS, ControlSpec
-
-__all__ = ["PRETRAINED", "RANDOM", "REFERENCE", "ControllerAgent", "RandomAgent"]
 
 
 class RandomAgent:

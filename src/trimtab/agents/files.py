@@ -11,8 +11,6 @@ import numpy as np
 
 from trimtab.core.errors import PolicyFileError
 
-__all__ = ["AGENT_FORMAT", "read_agent", "write_agent"]
-
 AGENT_FORMAT = "trimtab-agent-1"
 _ARRAY, _INTEGER_KEYS = "array:", "integer keys"
 

@@ -15,8 +15,6 @@ import numpy as np
 from trimtab.agents.base import AgentKind, save_agent
 from trimtab.core.errors import SpecError
 
-__all__ = ["KIND", "LinUCB"]
-
 
 class LinUCB:
     """One ridge regression of the reward on the observation for each action.

@@ -20,8 +20,6 @@ from trimtab.core.errors import SpecError
 from trimtab.core.features import observation_table
 from trimtab.core.spec import ControlSpec
 
-__all__ = ["KIND", "Discretisation", "QLearning", "default_bins"]
-
 _MOST_STATES = 10**6
 
 # Feature -> edges between its bins, in the feature's own unit (see the table of the environment).

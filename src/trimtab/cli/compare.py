@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from trimtab.search.comparison.compare import Comparison, Update
     from trimtab.search.comparison.plan import Frame, Plan
 
-__all__ = ["compare", "methods"]
-
 _USUAL_METHODS = "trimtab,reference,lr-finder,race,random:8"
 _USUAL_SEEDS = 5
 _HIGHEST_SEED = 2**31  # what every library of the tasks takes

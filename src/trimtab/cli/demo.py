@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from trimtab.cli.display import Display
     from trimtab.core.protocols import Task
 
-__all__ = ["demo"]
-
 _CAVEAT = (
     "One seed of one task proves nothing: read it as an example of what happens, "
     "not as a measure of how much is gained."

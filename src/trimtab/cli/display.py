@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from trimtab.tasks.run import Progress
 
-__all__ = ["Display", "seconds_left", "sparkline"]
-
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _STYLES = ("cyan", "magenta", "green", "yellow")
 

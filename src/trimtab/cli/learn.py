@@ -12,8 +12,6 @@ import typer
 from trimtab.cli.output import folder, print_json, say
 from trimtab.core.errors import SpecError, unknown_name
 
-__all__ = ["evaluate", "learn", "prepare_jax"]
-
 
 def prepare_jax() -> None:
     """Set what JAX reads at its import: one device a core, and a cache of compiled programs.

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
     from trimtab.core.protocols import Task
 
-__all__ = ["doctor", "policies", "tasks"]
-
 # A whole run of the reference schedule, 21 validations included, on two idle cores.
 _SECONDS_AT_MOST = {"tiny": 5.0, "small": 20.0, "default": 60.0}
 

@@ -47,8 +47,6 @@ from trimtab.core.errors import (
     noted_task,
 )
 
-__all__ = ["app", "main"]
-
 app = typer.Typer(
     name="trimtab",
     help="Steer the hyperparameters of a fine-tuning run while it goes on.",

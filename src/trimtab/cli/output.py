@@ -20,25 +20,6 @@ if TYPE_CHECKING:
     from trimtab.core.protocols import Task
     from trimtab.core.spec import ControlSpec
 
-__all__ = [
-    "JSON_HELP",
-    "STORE_HELP",
-    "assignments",
-    "find_task",
-    "folder",
-    "is_given",
-    "make_folder_importable",
-    "names",
-    "number",
-    "one_thread",
-    "print_json",
-    "print_table",
-    "say",
-    "say_fewer_decisions",
-    "start_values",
-    "store_or_none",
-]
-
 JSON_HELP = "Print one JSON document on standard output; progress goes to standard error."
 STORE_HELP = "Database URL or SQLite file of the record; none keeps no record."
 

@@ -16,8 +16,6 @@ import typer
 
 from trimtab.cli.output import JSON_HELP, STORE_HELP, folder, names, print_json, say, store_or_none
 
-__all__ = ["export", "report", "watch", "write_report_of"]
-
 
 def report(
     run: Annotated[

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from trimtab.core.spec import ControlSpec
     from trimtab.tasks.run import Progress, RunResult
 
-__all__ = ["Request", "execute", "run", "watched_metric"]
-
 
 @dataclass(frozen=True)
 class Request:

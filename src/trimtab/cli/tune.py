@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from trimtab.search.engines.base import Resources
     from trimtab.search.study.coordinator import StudyProgress, TuneResult
 
-__all__ = ["gc", "resume", "studies", "tune"]
-
 _STORE_HELP = "Database URL or SQLite file of the studies."
 _DEFAULT_STORE = "sqlite:///trimtab.db"
 

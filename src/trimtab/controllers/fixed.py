@@ -7,11 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from trimtab.core.control import n_discrete_actions
-from trimtab.core.session import no_action
+from trimtab.core.control import n_discrete_actions, no_action
 from trimtab.core.spec import MOVES, ControlSpec
-
-__all__ = ["RandomController", "ReferenceController", "ReplayController"]
 
 
 class ReferenceController:

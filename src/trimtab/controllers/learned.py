@@ -25,18 +25,6 @@ from trimtab.core.hyperparameters import KINDS
 from trimtab.core.nested_state import ArrayBytes, content_digest
 from trimtab.core.spec import MOVES, ControlSpec
 
-__all__ = [
-    "POLICY_FORMAT",
-    "TOKEN_BLOCK",
-    "LearnedController",
-    "PolicyFile",
-    "forward",
-    "parameter_shapes",
-    "read_policy",
-    "read_policy_header",
-    "write_policy",
-]
-
 POLICY_FORMAT = "trimtab-policy-1"
 TOKEN_BLOCK = len(TOKEN_FEATURES) + len(KINDS)
 _N_GLOBAL = len(GLOBAL_FEATURES)

@@ -16,8 +16,6 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["SCALAR_NUMPY", "ScalarNumpy", "namespace_of", "quiet"]
-
 
 class ScalarNumpy:
     """The functions of NumPy that the core uses; the docstrings say what differs inside."""

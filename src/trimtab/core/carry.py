@@ -11,8 +11,6 @@ import numpy as np
 from trimtab.core.hyperparameters import KINDS
 from trimtab.core.spec import ControlSpec, short_windows, window_ends
 
-__all__ = ["Carry", "begin", "pack_array", "unpack_array"]
-
 
 class Carry(NamedTuple):
     """The memory of a run between two calls of `observe` and `apply`; never changed in place.

@@ -29,17 +29,6 @@ from trimtab.core.rewards import (
 )
 from trimtab.core.spec import MOVES, ControlSpec
 
-__all__ = [
-    "Values",
-    "action_shape",
-    "apply",
-    "check_action",
-    "decode",
-    "n_discrete_actions",
-    "no_action",
-    "observe",
-]
-
 _MOVES = np.asarray(MOVES, np.float32)
 _TREND_WEIGHT = 0.4
 _ROUNDING = 1e-5  # coordinate units

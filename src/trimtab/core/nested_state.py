@@ -20,8 +20,6 @@ from trimtab.core.errors import TrimtabError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["ArrayBytes", "StateForm", "content_digest"]
-
 
 class ArrayBytes(NamedTuple):
     """An array of any framework, as bytes.

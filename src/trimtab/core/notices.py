@@ -14,8 +14,6 @@ from types import FrameType
 
 from trimtab.core.errors import TrimtabWarning
 
-__all__ = ["tell"]
-
 _PACKAGE = str(resources.files("trimtab")) + os.sep
 
 

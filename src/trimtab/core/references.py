@@ -14,15 +14,6 @@ import numpy as np
 
 from trimtab.core.errors import SpecError, unknown_name
 
-__all__ = [
-    "REFERENCES",
-    "constant",
-    "cosine",
-    "one_cycle",
-    "reference_multipliers",
-    "warmup_linear",
-]
-
 
 def warmup_linear(step: int, total_steps: int) -> float:
     """Return ``min(1, (s + 1) / (0.05 T)) (1 - s / T)``: 5 % warm-up, then linear decay to zero."""

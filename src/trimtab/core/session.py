@@ -24,8 +24,6 @@ from trimtab.core.metrics import Metrics
 from trimtab.core.protocols import Controller
 from trimtab.core.spec import ControlSpec, window_ends
 
-__all__ = ["Session", "no_action"]
-
 
 def _nothing() -> None:
     return None

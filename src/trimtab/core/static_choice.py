@@ -9,8 +9,6 @@ from typing import Any
 
 from trimtab.core.errors import SpecError
 
-__all__ = ["StaticChoice"]
-
 
 @dataclass(frozen=True)
 class StaticChoice:

@@ -19,8 +19,6 @@ from trimtab.core.spec import ControlSpec
 from trimtab.envs.settings import EnvSettings
 from trimtab.envs.simulators.tasks import compiled_family, run_key, task_key
 
-__all__ = ["Fleet", "Losses", "decisions_of", "require_batchable"]
-
 
 class Losses(NamedTuple):
     """What a run begins with; (n,) float32 each.

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-__all__ = ["Canvas", "Color", "Panel"]
-
 Color = tuple[int, int, int]
 
 # The 5 x 7 dot-matrix letters of character displays: five columns each, lowest bit on top.

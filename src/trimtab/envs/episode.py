@@ -16,8 +16,6 @@ from trimtab.core.session import Session
 from trimtab.core.spec import ControlSpec, window_ends
 from trimtab.envs.settings import Begin, EnvSettings
 
-__all__ = ["Episode", "reference_losses"]
-
 
 def _minimised(run: TrainingRun, task: Task, split: str) -> tuple[float, dict[str, float]]:
     measured = run.evaluate(split)

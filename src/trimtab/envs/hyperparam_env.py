@@ -27,8 +27,6 @@ from trimtab.envs.settings import (
     observation_space,
 )
 
-__all__ = ["HyperparamEnv"]
-
 _STATE_FORMAT = "trimtab-episode-1"
 
 

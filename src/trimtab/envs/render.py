@@ -10,8 +10,6 @@ import numpy as np
 from trimtab.envs.canvas import Canvas, Color, Panel
 from trimtab.envs.episode import Episode
 
-__all__ = ["draw_episode", "write_episode"]
-
 _WIDTH, _HEIGHT = 640, 480
 _VALIDATION: Color = (31, 84, 158)
 _TRAINING: Color = (190, 170, 120)

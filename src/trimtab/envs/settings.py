@@ -21,8 +21,6 @@ from trimtab.core.protocols import Task
 from trimtab.core.references import reference_multipliers
 from trimtab.core.spec import MOVES, REWARDS, ControlSpec
 
-__all__ = ["Begin", "EnvSettings", "RewardFunction", "action_space", "observation_space"]
-
 RewardFunction = Callable[[Metrics, Metrics], float]
 """``(metrics of the window before, metrics of this window) -> reward``."""
 

@@ -26,8 +26,6 @@ from trimtab.envs.settings import (
     observation_space,
 )
 
-__all__ = ["HyperparamVectorEnv"]
-
 
 class HyperparamVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
     """N environments of `trimtab.envs.hyperparam_env.HyperparamEnv`, stepped together under JAX.

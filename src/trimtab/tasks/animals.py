@@ -22,8 +22,6 @@ from trimtab.tasks.torch.pretraining import HeadedNetwork, PretrainedClassificat
 from trimtab.tasks.torch.task import LabelledData
 from trimtab.tasks.variants import Pretraining, Variant, recipe
 
-__all__ = ["Animals", "PictureNetwork"]
-
 _PACKAGES = {"animal_mnist": "animal-mnist", "sklearn": "scikit-learn"}
 _FILES = ("animal_data_version_3.gz", "animal_label_version_3.gz")
 _PIXELS = 28

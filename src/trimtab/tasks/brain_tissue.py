@@ -21,8 +21,6 @@ from trimtab.tasks.torch.efficientnet import EFFICIENTNET_PACKAGES
 from trimtab.tasks.torch.segmentation import FROZEN_STAGES, SegmentationTask
 from trimtab.tasks.variants import Variant, recipe
 
-__all__ = ["BrainTissue", "slice_blocks", "tissue_labels"]
-
 _PACKAGES = {
     **EFFICIENTNET_PACKAGES,
     "PIL": "pillow",

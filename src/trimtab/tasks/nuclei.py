@@ -19,8 +19,6 @@ from trimtab.tasks.torch.efficientnet import EFFICIENTNET_PACKAGES
 from trimtab.tasks.torch.segmentation import FROZEN_STAGES, SegmentationTask
 from trimtab.tasks.variants import Variant, recipe
 
-__all__ = ["Nuclei", "Region", "eight_bits", "nuclei_regions"]
-
 _PACKAGES = {
     **EFFICIENTNET_PACKAGES,
     "PIL": "pillow",

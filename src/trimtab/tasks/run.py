@@ -19,8 +19,6 @@ from trimtab.core.references import reference_multipliers
 from trimtab.core.session import Session
 from trimtab.core.spec import ControlSpec
 
-__all__ = ["Progress", "RunKeeper", "RunResult", "RunSettings", "run_task"]
-
 
 @dataclass(frozen=True)
 class RunSettings:

@@ -34,8 +34,6 @@ from trimtab.tasks.torch.efficientnet import (
 from trimtab.tasks.torch.task import LabelledData, RunParts, classification_parts
 from trimtab.tasks.variants import Variant, recipe
 
-__all__ = ["SolarCells"]
-
 _PACKAGES = {
     **EFFICIENTNET_PACKAGES,
     "elpv_dataset": "elpv-dataset",

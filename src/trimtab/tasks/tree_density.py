@@ -30,8 +30,6 @@ from trimtab.tasks.torch.efficientnet import (
 from trimtab.tasks.torch.task import LabelledData, RunParts, classification_parts
 from trimtab.tasks.variants import Variant, recipe
 
-__all__ = ["TreeDensity", "density_classes"]
-
 _PACKAGES = {**EFFICIENTNET_PACKAGES, **TREE_PACKAGES, "sklearn": "scikit-learn"}
 _TILE = 160  # pixels, about 16 metres
 _FROZEN_BLOCKS = 11

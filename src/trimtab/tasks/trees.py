@@ -28,8 +28,6 @@ from trimtab.tasks.torch.efficientnet import EFFICIENTNET_PACKAGES, FrozenTrunkT
 from trimtab.tasks.torch.task import RunParts
 from trimtab.tasks.variants import Variant
 
-__all__ = ["Trees", "boxes_in_tile"]
-
 _PACKAGES = {**EFFICIENTNET_PACKAGES, **TREE_PACKAGES, "pycocotools": "pycocotools"}
 _TILE = 128  # pixels, about 13 metres
 # Split of each row of tiles of the training site, from the top; each row is 17 tiles.

@@ -12,8 +12,6 @@ from typing import Any
 from trimtab.core.errors import unknown_name
 from trimtab.core.hyperparameters import Hyperparameter, hyperparameter
 
-__all__ = ["Pretraining", "SizedTask", "Variant", "find_variant", "recipe", "steered_by"]
-
 
 @dataclass(frozen=True)
 class Variant:

@@ -10,8 +10,6 @@ import numpy as np
 from trimtab.core.errors import SpecError, unknown_name
 from trimtab.core.metrics import FORWARD_CHARGE, Metrics, loss_from_validation
 
-__all__ = ["checked_split", "validated", "values_by_step"]
-
 
 def values_by_step(
     values: Mapping[str, np.ndarray], steps: int, known: Collection[str]

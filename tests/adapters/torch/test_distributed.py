@@ -17,7 +17,7 @@ from torch import distributed
 from tests.adapters.tiny_training import Still
 from trimtab.adapters.torch import controller as torch_adapter
 from trimtab.adapters.torch.distributed import LedController, LedValidation, Processes
-from trimtab.adapters.torch.state import Validated
+from trimtab.adapters.validation import Validated
 from trimtab.core.errors import MetricError, TrimtabError
 from trimtab.core.spec import ControlSpec
 from trimtab.records.trackers import fan_out

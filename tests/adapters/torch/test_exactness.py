@@ -21,7 +21,8 @@ from trimtab.core.metrics import Metrics
 from trimtab.core.references import reference_multipliers
 from trimtab.core.session import Session
 from trimtab.core.spec import ControlSpec, window_ends
-from trimtab.tasks.torch.run import ShuffledBatches, TorchRun, TorchSetup
+from trimtab.tasks.data.batches import ShuffledBatches
+from trimtab.tasks.torch.run import TorchRun, TorchSetup
 
 SGD = partial(torch.optim.SGD, momentum=0.9)
 OFF: dict[str, Any] = {"policy": None, "keep_best": False}

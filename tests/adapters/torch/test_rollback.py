@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from trimtab.controllers.fixed import RandomController, ReplayController
+from trimtab.core.control import no_action
 from trimtab.core.errors import AdapterError, TrimtabWarning
 from trimtab.core.guard import Reason
-from trimtab.core.session import no_action
 from trimtab.core.spec import ControlSpec
 
 SGD = partial(torch.optim.SGD, momentum=0.9)

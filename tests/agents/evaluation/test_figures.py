@@ -5,11 +5,10 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from trimtab.agents.evaluation.figures import (
-    FACTORS,
+from trimtab.agents.evaluation.figures import FACTORS, figures
+from trimtab.records.measures import (
     best_of_n,
     bootstrap,
-    figures,
     interquartile_mean,
     probability_of_improvement,
     runs_worth,

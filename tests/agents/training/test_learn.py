@@ -102,9 +102,9 @@ def test_a_killed_training_ends_like_an_uninterrupted_one(tmp_path: Path) -> Non
 def test_starts_are_drawn_around_the_centre_of_their_optimiser() -> None:
     import jax
 
-    from trimtab.agents.training.learn import family_of
     from trimtab.agents.training.rollout import fair_lr
     from trimtab.agents.training.settings import FamilyShare
+    from trimtab.agents.training.task_sampling import family_of
     from trimtab.envs.simulators.batch import programs
 
     bucket = programs(family_of(FamilyShare("simulated/mlp", options={"networks": 9}), ("lr",)), 6)

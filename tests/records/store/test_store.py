@@ -24,7 +24,8 @@ from trimtab.core.metrics import Metrics
 from trimtab.core.session import Session
 from trimtab.core.spec import ControlSpec
 from trimtab.records.store import database, recorder
-from trimtab.records.store.store import Store, StoreRecorder, load_run
+from trimtab.records.store.recorder import StoreRecorder
+from trimtab.records.store.store import Store, load_run
 
 SPEC = ControlSpec(
     hyperparameters=(hyperparameter("lr", 1e-5), hyperparameter("momentum", 0.9)), decisions=6

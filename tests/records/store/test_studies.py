@@ -17,9 +17,10 @@ from trimtab.core.errors import SpecError, StoreError, UnknownNameError
 from trimtab.records.store import studies
 from trimtab.records.store import studies as processes
 from trimtab.records.store import transactions as patience
+from trimtab.records.store.recorder import StoreRecorder
 from trimtab.records.store.rows import run_row
 from trimtab.records.store.snapshots import is_snapshot_of, snapshot_folder, write_snapshot
-from trimtab.records.store.store import Store, StoreRecorder
+from trimtab.records.store.store import Store
 from trimtab.records.store.studies import Studies
 from trimtab.records.store.study_rows import StudyRecord, UnitRequest
 

@@ -16,7 +16,8 @@ from torch import nn
 from trimtab.core.errors import SpecError, UnknownNameError
 from trimtab.core.metrics import Metrics
 from trimtab.core.protocols import TrainingRun
-from trimtab.tasks.torch.run import ShuffledBatches, TorchRun, TorchSetup, decay_groups
+from trimtab.tasks.data.batches import ShuffledBatches
+from trimtab.tasks.torch.run import TorchRun, TorchSetup, decay_groups
 
 DEFAULTS = {"lr": 1e-2, "weight_decay": 1e-2, "beta1": 0.9, "dropout": 0.2, "clip": 1.0}
 SIZES = {"train": 60, "validation": 20, "selection": 20, "test": 20}

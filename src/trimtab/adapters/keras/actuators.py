@@ -21,14 +21,6 @@ from trimtab.adapters.keras.variables import Takeover, array_of, held_variable, 
 from trimtab.core.errors import AdapterError, unknown_name
 from trimtab.core.hyperparameters import KINDS, Hyperparameter, hyperparameter, moved_value
 
-__all__ = [
-    "KINDS_IN_KERAS",
-    "Actuator",
-    "Hands",
-    "Value",
-    "find_hyperparameters",
-]
-
 KINDS_IN_KERAS: tuple[str, ...] = (
     "lr",
     "weight_decay",

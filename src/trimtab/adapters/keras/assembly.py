@@ -20,8 +20,6 @@ from trimtab.core.decision import RunInfo
 from trimtab.core.errors import AdapterError
 from trimtab.core.hyperparameters import Hyperparameter
 
-__all__ = ["Options", "SteeredModel", "check_one_device"]
-
 _LEFTOVER = "_trimtab_release"
 
 

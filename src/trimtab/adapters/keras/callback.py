@@ -13,7 +13,6 @@ from typing import Any
 import keras
 
 from trimtab.adapters.keras.assembly import Options, SteeredModel, check_one_device
-from trimtab.adapters.keras.controller import KerasController
 from trimtab.adapters.keras.proofs import FitProof
 from trimtab.adapters.keras.state import before, evaluation, fingerprint, read_state, write_state
 from trimtab.adapters.keras.statistics import StepLosses
@@ -23,8 +22,6 @@ from trimtab.core.decision import Summary
 from trimtab.core.errors import AdapterError, SpecError
 from trimtab.core.hyperparameters import Hyperparameter
 from trimtab.core.spec import ControlSpec, window_ends
-
-__all__ = ["KerasController", "MemoryGuard", "SteeredValue", "TrimtabCallback", "is_out_of_memory"]
 
 _MOST_IN_A_ROW = 3
 _ERRORS = frozenset({"MemoryError", "OutOfMemoryError", "ResourceExhaustedError"})

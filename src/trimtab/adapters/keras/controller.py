@@ -17,8 +17,6 @@ from trimtab.core.errors import AdapterError, SpecError
 from trimtab.core.hyperparameters import Hyperparameter
 from trimtab.core.spec import ControlSpec
 
-__all__ = ["KerasController"]
-
 
 class KerasController:
     """Steers the hyperparameters of a TensorFlow training loop while it runs.

@@ -13,8 +13,6 @@ import numpy as np
 
 from trimtab.adapters.keras.variables import plain_variable
 
-__all__ = ["LayerRates"]
-
 
 class LayerRates:
     """What the learning rate is multiplied by in each layer that has weights of its own.

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["dropout_call", "is_known_dropout"]
-
 
 def is_known_dropout(layer: Any) -> bool:
     """Return whether a layer drops as ``Dropout`` or a ``SpatialDropout`` does, by Keras' code."""

@@ -20,8 +20,6 @@ from trimtab.adapters.keras.values import SteeredValue
 from trimtab.adapters.keras.variables import array_of, backend_name
 from trimtab.core.errors import AdapterError
 
-__all__ = ["MOST_TRIES", "After", "FitProof", "LoopReplay", "Replay", "StepReplay", "prove_in_loop"]
-
 _TIMES = 2  # a momentum shows in the second step only
 
 

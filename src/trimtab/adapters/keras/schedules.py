@@ -24,8 +24,6 @@ from trimtab.adapters.keras.variables import (
 from trimtab.core.errors import AdapterError
 from trimtab.core.references import reference_multipliers
 
-__all__ = ["KerasRates", "inner_optimizer"]
-
 
 def inner_optimizer(optimizer: Any) -> Any:
     """Return the optimiser inside a `LossScaleOptimizer`, or the optimiser itself."""

@@ -17,8 +17,6 @@ from trimtab.adapters.keras.variables import array_of, own_buffers
 from trimtab.core.errors import AdapterError, unknown_name
 from trimtab.core.notices import tell
 
-__all__ = ["PLACES", "Snapshots"]
-
 PLACES: tuple[str, ...] = ("memory", "cpu", "disk", "none")
 
 _logger = logging.getLogger("trimtab")

@@ -38,19 +38,6 @@ from trimtab.core.errors import AdapterError, MetricError
 from trimtab.core.metrics import loss_from_validation
 from trimtab.core.nested_state import ArrayBytes, StateForm
 
-__all__ = [
-    "Validated",
-    "Validation",
-    "before",
-    "evaluation",
-    "fingerprint",
-    "left_as_it_was",
-    "load_random_state",
-    "random_state",
-    "read_state",
-    "write_state",
-]
-
 _NAME = "the validation"  # in messages
 
 

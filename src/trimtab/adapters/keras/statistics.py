@@ -14,8 +14,6 @@ import numpy as np
 
 from trimtab.adapters.keras.variables import array_of, synchronise
 
-__all__ = ["GradientStatistics", "StepLosses"]
-
 _WRAP = 2**20  # the counter is a float32, which holds whole numbers up to 2**24
 _KEPT = 64  # steps that may be read together, where each is an execution of its own
 

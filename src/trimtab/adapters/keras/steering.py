@@ -11,8 +11,9 @@ import numpy as np
 from trimtab.adapters.keras.actuators import Actuator
 from trimtab.adapters.keras.schedules import KerasRates
 from trimtab.adapters.keras.snapshots import Snapshots
-from trimtab.adapters.keras.state import Validated, Validation
+from trimtab.adapters.keras.state import Validation
 from trimtab.adapters.steering import GIVEN_UP, decide_on, first_validation, resumed_spec
+from trimtab.adapters.validation import Validated
 from trimtab.adapters.window import loss_statistics
 from trimtab.core.decision import RunInfo
 from trimtab.core.errors import AdapterError
@@ -21,8 +22,6 @@ from trimtab.core.notices import tell
 from trimtab.core.protocols import Controller
 from trimtab.core.session import Session
 from trimtab.core.spec import ControlSpec
-
-__all__ = ["Steering", "window_metrics"]
 
 _STATE_FORMAT = 1
 

@@ -7,8 +7,6 @@ from typing import Any
 from trimtab.core.errors import AdapterError
 from trimtab.core.hyperparameters import Hyperparameter, hyperparameter
 
-__all__ = ["SteeredValue"]
-
 
 class SteeredValue:
     """A number that is read by code of one's own: how strong an augmentation is, how much is mixed.

@@ -15,20 +15,6 @@ from typing import Any
 
 import numpy as np
 
-__all__ = [
-    "Takeover",
-    "array_of",
-    "backend_name",
-    "held_variable",
-    "is_compiled_backend",
-    "own_buffers",
-    "plain_variable",
-    "release_leftover",
-    "saving_without",
-    "seed_states",
-    "synchronise",
-]
-
 _MARK = "_trimtab_takeover"
 
 

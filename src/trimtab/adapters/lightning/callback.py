@@ -32,8 +32,6 @@ from trimtab.core.decision import Summary
 from trimtab.core.errors import AdapterError
 from trimtab.core.hyperparameters import Hyperparameter
 
-__all__ = ["TrimtabCallback"]
-
 
 class TrimtabCallback(Callback):
     """Steers a Lightning ``Trainer``: ``Trainer(callbacks=[TrimtabCallback()])``.

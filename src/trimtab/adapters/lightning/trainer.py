@@ -23,18 +23,6 @@ from trimtab.adapters.torch.state import random_state, restore_random_state
 from trimtab.core.errors import AdapterError
 from trimtab.core.notices import tell
 
-__all__ = [
-    "Capture",
-    "StepInParts",
-    "announced_steps",
-    "check_strategy",
-    "clipping_place",
-    "clips_as",
-    "scheduler_period",
-    "steered_index",
-    "validation_batches",
-]
-
 
 def steered_index(trainer: Any, asked: int | None) -> int:
     """Return the index of the steered optimiser.

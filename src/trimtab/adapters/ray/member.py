@@ -25,8 +25,6 @@ from trimtab.core.session import Session
 from trimtab.core.spec import ControlSpec, short_windows
 from trimtab.defaults import controller_for
 
-__all__ = ["Member", "MemberSettings"]
-
 _RESAMPLE, _FACTOR, _START = 1, 2, 3  # what a draw is for
 
 

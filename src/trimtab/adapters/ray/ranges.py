@@ -17,8 +17,6 @@ from ray.tune.search import sample
 from trimtab.core.errors import SpecError
 from trimtab.core.hyperparameters import KINDS
 
-__all__ = ["SearchRange", "domain_of", "kind_of", "ranges_of"]
-
 _ALIASES = {"learning_rate": "lr", "wd": "weight_decay", "beta_1": "beta1"}
 
 

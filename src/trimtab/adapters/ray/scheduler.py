@@ -18,8 +18,6 @@ from trimtab.adapters.ray.ranges import domain_of, ranges_of
 from trimtab.core.errors import SpecError
 from trimtab.core.notices import tell
 
-__all__ = ["DECISIONS_FILE", "TrimtabScheduler", "read_decisions"]
-
 DECISIONS_FILE = "trimtab_decisions.jsonl"
 """In the experiment's folder: one JSON object a line for each decision of each member."""
 

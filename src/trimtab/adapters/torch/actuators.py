@@ -17,15 +17,6 @@ from trimtab.adapters.torch.values import KINDS_THAT_ARE_READ, SteeredValue
 from trimtab.core.errors import AdapterError, unknown_name
 from trimtab.core.hyperparameters import KINDS, Hyperparameter, hyperparameter, moved_value
 
-__all__ = [
-    "KINDS_IN_A_LOOP",
-    "Actuator",
-    "Place",
-    "entries_of",
-    "find_actuators",
-    "wants_depth",
-]
-
 KINDS_IN_A_LOOP: tuple[str, ...] = (
     "lr",
     "weight_decay",

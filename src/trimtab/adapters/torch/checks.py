@@ -12,16 +12,6 @@ from torch import nn
 
 from trimtab.core.errors import AdapterError, SpecError
 
-__all__ = [
-    "check_clip",
-    "check_loss",
-    "check_model",
-    "check_optimizer",
-    "check_scaler",
-    "check_total_steps",
-    "lead_group",
-]
-
 
 def check_total_steps(total_steps: Any) -> int:
     """Return the number of optimiser steps.

@@ -30,8 +30,6 @@ from trimtab.core.decision import RunInfo, Summary
 from trimtab.core.hyperparameters import Hyperparameter
 from trimtab.core.spec import ControlSpec
 
-__all__ = ["TorchController"]
-
 
 class TorchController:
     """Steers the hyperparameters of a training loop while it runs.

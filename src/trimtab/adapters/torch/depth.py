@@ -10,8 +10,6 @@ from torch import nn
 
 from trimtab.core.errors import AdapterError
 
-__all__ = ["DepthRates", "layers_of"]
-
 
 class DepthRates:
     """Divides the optimiser's groups by depth, for the moment of its step only.

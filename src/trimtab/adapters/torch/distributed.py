@@ -10,13 +10,12 @@ import numpy as np
 import torch
 from torch import distributed
 
-from trimtab.adapters.torch.state import Validated, Validation
+from trimtab.adapters.torch.state import Validation
+from trimtab.adapters.validation import Validated
 from trimtab.core.control import action_shape
 from trimtab.core.errors import MetricError, TrimtabError
 from trimtab.core.protocols import Controller
 from trimtab.core.spec import ControlSpec
-
-__all__ = ["LedController", "LedValidation", "Processes"]
 
 
 class Processes:

@@ -14,8 +14,6 @@ from torch import nn
 from trimtab.adapters.torch.state import random_state, restore_random_state
 from trimtab.core.notices import tell
 
-__all__ = ["MicroBatches", "is_out_of_memory", "parts_of"]
-
 _SAYINGS = ("out of memory", "can't allocate memory", "not enough memory")
 
 

@@ -24,8 +24,6 @@ from trimtab.core.hyperparameters import Hyperparameter
 from trimtab.core.notices import tell
 from trimtab.core.spec import ControlSpec
 
-__all__ = ["ClipProof", "Proofs", "Replay", "StandInNorm", "changes_update"]
-
 _MOST_REPLAYS = 8  # of each kind; their inputs are held until the first step's update
 
 _IN_UPDATE = frozenset({"weight_decay", "momentum", "beta1", "layer_decay", "frozen_depth"})

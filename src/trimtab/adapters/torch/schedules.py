@@ -23,8 +23,6 @@ from trimtab.adapters.torch.checks import lead_group
 from trimtab.core.errors import AdapterError
 from trimtab.core.references import reference_multipliers
 
-__all__ = ["AdoptedRates", "FollowedRates", "Rates", "TableRates", "forecast", "make_rates"]
-
 _CYCLED = ("momentum", "betas", "weight_decay")
 
 

@@ -21,8 +21,6 @@ from torch import nn
 from trimtab.core.errors import unknown_name
 from trimtab.core.notices import tell
 
-__all__ = ["PLACES", "Snapshots", "optimizer_state_bytes"]
-
 PLACES: tuple[str, ...] = ("memory", "cpu", "disk", "none")
 
 # Entries of a parameter group that belong to whoever schedules or steers them, not to a snapshot.

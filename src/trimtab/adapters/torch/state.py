@@ -31,16 +31,6 @@ from trimtab.core.errors import AdapterError, MetricError
 from trimtab.core.metrics import loss_from_validation
 from trimtab.core.nested_state import ArrayBytes, StateForm
 
-__all__ = [
-    "Validated",
-    "Validation",
-    "left_as_it_was",
-    "random_state",
-    "read_state",
-    "restore_random_state",
-    "write_state",
-]
-
 _NAME = "validate()"  # in messages
 
 

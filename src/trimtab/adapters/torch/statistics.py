@@ -16,8 +16,6 @@ from trimtab.adapters.window import loss_statistics
 from trimtab.core.errors import SpecError
 from trimtab.core.metrics import Metrics
 
-__all__ = ["CHECK_EVERY", "SAMPLED_ENTRIES", "Room", "Sample", "WindowStatistics"]
-
 SAMPLED_ENTRIES = 32_768
 """So many entries, or up to twice as many, are looked at; a smaller model is seen whole."""
 

@@ -21,8 +21,9 @@ from trimtab.adapters.torch.depth import DepthRates
 from trimtab.adapters.torch.proofs import Proofs, Replay
 from trimtab.adapters.torch.schedules import Rates
 from trimtab.adapters.torch.snapshots import Snapshots
-from trimtab.adapters.torch.state import Validated, Validation
+from trimtab.adapters.torch.state import Validation
 from trimtab.adapters.torch.statistics import WindowStatistics
+from trimtab.adapters.validation import Validated
 from trimtab.core.decision import RunInfo
 from trimtab.core.errors import AdapterError
 from trimtab.core.metrics import Metrics
@@ -30,8 +31,6 @@ from trimtab.core.notices import tell
 from trimtab.core.protocols import Controller
 from trimtab.core.session import Session
 from trimtab.core.spec import ControlSpec
-
-__all__ = ["Steering", "Stepper"]
 
 
 class Stepper:

@@ -23,15 +23,6 @@ from trimtab.core.decision import RunInfo
 from trimtab.core.errors import AdapterError
 from trimtab.core.hyperparameters import Hyperparameter
 
-__all__ = [
-    "CallbackOptions",
-    "drop_gradients",
-    "examples_in",
-    "mean_over_batches",
-    "on_device",
-    "steer",
-]
-
 
 @dataclass(frozen=True)
 class CallbackOptions:

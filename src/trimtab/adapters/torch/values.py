@@ -11,8 +11,6 @@ import torch
 from trimtab.core.errors import AdapterError
 from trimtab.core.hyperparameters import Hyperparameter, hyperparameter
 
-__all__ = ["KINDS_THAT_ARE_READ", "SteeredValue", "TrimtabBatchSampler", "averaging"]
-
 KINDS_THAT_ARE_READ: tuple[str, ...] = (
     "augmentation",
     "mixup",

@@ -35,8 +35,6 @@ from trimtab.core.errors import AdapterError, MetricError
 from trimtab.core.hyperparameters import Hyperparameter
 from trimtab.core.notices import tell
 
-__all__ = ["TrimtabCallback"]
-
 _NOT_METRICS = ("runtime", "samples_per_second", "steps_per_second", "epoch")
 
 

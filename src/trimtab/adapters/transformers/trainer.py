@@ -21,16 +21,6 @@ from trimtab.adapters.torch.proofs import Replay
 from trimtab.adapters.torch.state import read_state
 from trimtab.core.errors import AdapterError
 
-__all__ = [
-    "STATE_FILE",
-    "Attachment",
-    "StepLoss",
-    "check_arguments",
-    "saved_state",
-    "unscale",
-    "unwrapped",
-]
-
 STATE_FILE = "trimtab.safetensors"
 """Name of the file in a checkpoint's folder."""
 

@@ -11,8 +11,6 @@ from trimtab.agents.training.rollout import MAX_STEPS
 from trimtab.core.references import reference_multipliers
 from trimtab.envs.simulators.batch import Programs, Runs
 
-__all__ = ["Outcome", "lr_finder_runs", "race_runs", "scheduled_runs"]
-
 RACE_FACTORS: tuple[float, ...] = (0.01, 0.1, 1.0, 10.0, 100.0)
 """The start-value race tries the start times each of these."""
 

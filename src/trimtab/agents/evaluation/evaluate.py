@@ -40,18 +40,6 @@ from trimtab.core.errors import SpecError, unknown_name
 from trimtab.core.spec import window_ends
 from trimtab.envs.simulators.batch import programs
 
-__all__ = [
-    "RINGS",
-    "RingSettings",
-    "check_steered",
-    "evaluate_policy",
-    "kept_rows",
-    "policy_identity",
-    "ring_definitions",
-    "rings_hash",
-    "write_parquet",
-]
-
 
 def kept_rows(
     file: Path, make: Callable[..., Iterator[dict[str, Any]]], *arguments: Any

@@ -16,16 +16,6 @@ from trimtab.records.measures import (
     runs_worth,
 )
 
-__all__ = [
-    "FACTORS",
-    "best_of_n",
-    "bootstrap",
-    "figures",
-    "interquartile_mean",
-    "probability_of_improvement",
-    "runs_worth",
-]
-
 FACTORS: tuple[float, ...] = (0.01, 0.1, 1.0, 10.0, 100.0)
 """Start factors at which every figure is reported apart."""
 

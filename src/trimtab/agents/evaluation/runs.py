@@ -19,22 +19,6 @@ from trimtab.controllers.learned import PolicyFile
 from trimtab.core.spec import ControlSpec
 from trimtab.envs.simulators.batch import Programs
 
-__all__ = [
-    "BATCH",
-    "SEEDS",
-    "SIZE",
-    "Prepared",
-    "RingBucket",
-    "crossed",
-    "drawn_others",
-    "plain",
-    "prepared_runs",
-    "slices",
-    "spec_for",
-    "steered",
-    "tuned",
-]
-
 _GRID = np.linspace(-2.5, 2.5, 32)
 _GRID_SEEDS = 3
 SEEDS = 2

@@ -32,8 +32,6 @@ from trimtab.core.errors import SpecError
 from trimtab.core.features import observation_table
 from trimtab.core.spec import ACTION_KINDS
 
-__all__ = ["DQN", "PPO", "RECURRENT_PPO", "SAC", "OffPolicyAgent", "OnPolicyAgent"]
-
 
 def _index_of_first(env: Any) -> int | None:
     """Return which number of an observation says that an episode begins, if one does."""

@@ -11,8 +11,6 @@ import numpy as np
 
 from trimtab.core.errors import MissingDependencyError, SpecError
 
-__all__ = ["kept_parameters", "make_model", "take_over"]
-
 _ON_POLICY: dict[str, Any] = {"n_steps": 400, "batch_size": 100, "gamma": 1.0, "gae_lambda": 0.95}
 _OFF_POLICY: dict[str, Any] = {"gamma": 1.0, "learning_starts": 200, "buffer_size": 50_000}
 _USUAL: dict[str, dict[str, Any]] = {

@@ -11,8 +11,6 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from trimtab.core.errors import SpecError
 
-__all__ = ["LibraryVecEnv"]
-
 
 class LibraryVecEnv(VecEnv):
     """A Gymnasium vector environment as a ``VecEnv``.

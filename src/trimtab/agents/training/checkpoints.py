@@ -20,17 +20,6 @@ from trimtab.core.errors import SpecError
 from trimtab.core.hyperparameters import hyperparameter
 from trimtab.core.spec import LEAST_STEPS, ControlSpec
 
-__all__ = [
-    "NOVELTY_LIMIT",
-    "Checkpoint",
-    "load_checkpoint",
-    "load_memory",
-    "require_checkpoint",
-    "save_checkpoint",
-    "spread_of",
-    "write_trained",
-]
-
 _MEMORY = "memory."
 
 

@@ -36,20 +36,12 @@ from trimtab.agents.training.task_sampling import (
     control_spec,
     count_properties,
     draw_iteration,
-    family_of,
     start_values,
 )
 from trimtab.controllers.learned import read_policy
 from trimtab.core.errors import SpecError
 from trimtab.core.features import GLOBAL_FEATURES, TOKEN_FEATURES
 from trimtab.core.hyperparameters import KINDS
-
-__all__ = [
-    "Progress",
-    "control_spec",
-    "family_of",
-    "learn",
-]
 
 
 @dataclass

@@ -18,17 +18,6 @@ from trimtab.controllers.learned import TOKEN_BLOCK, forward, parameter_shapes
 from trimtab.core.features import GLOBAL_FEATURES
 from trimtab.core.spec import MOVES
 
-__all__ = [
-    "act",
-    "all_logits",
-    "critic_inputs",
-    "evaluate_actions",
-    "init_critic",
-    "init_policy",
-    "policy_logits",
-    "value",
-]
-
 
 def init_policy(seed: int, width: int = 64) -> dict[str, jax.Array]:
     """Return fresh parameters: untrained, the policy mostly leaves the reference alone.

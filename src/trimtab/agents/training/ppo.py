@@ -19,8 +19,6 @@ import optax
 
 from trimtab.agents.training.policy_network import evaluate_actions, value
 
-__all__ = ["Learner", "PPOSettings", "advantages", "optimiser", "update"]
-
 
 @dataclass(frozen=True)
 class PPOSettings:

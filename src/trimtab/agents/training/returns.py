@@ -11,8 +11,6 @@ from trimtab.agents.training.rollout import Episodes
 from trimtab.agents.training.settings import LearnSettings
 from trimtab.core.rewards import potential
 
-__all__ = ["learning_batch", "paid", "return_figures"]
-
 
 def _final_correction(episodes: Episodes) -> np.ndarray:
     """Return (B,) what turns the validation return into that of the selection split, in nats."""

@@ -29,22 +29,6 @@ from trimtab.core.spec import ControlSpec, window_ends
 from trimtab.envs.simulators.batch import Programs, values_at
 from trimtab.envs.simulators.family import OPTIMISERS
 
-__all__ = [
-    "BATCH_SIZE",
-    "MAX_STEPS",
-    "PAD",
-    "STEERING",
-    "Decided",
-    "Episodes",
-    "bounded",
-    "closing_program",
-    "columns_of",
-    "decision_program",
-    "fair_lr",
-    "initial_carry",
-    "rollout",
-]
-
 STEERING = "mean"
 """How a policy answers in use; see `trimtab.agents.training.policy_network.act`."""
 

@@ -23,22 +23,6 @@ from trimtab.envs.simulators.families.registry import make_family
 from trimtab.envs.simulators.family import FamilyOptions, narrowed
 from trimtab.envs.simulators.tasks import QUADRATIC, compiled_family
 
-__all__ = [
-    "Bucket",
-    "Drawn",
-    "Tuned",
-    "TunedRates",
-    "all_buckets",
-    "control_spec",
-    "count_properties",
-    "draw_iteration",
-    "drawn_decades",
-    "family_of",
-    "log_losses",
-    "lowest_place",
-    "start_values",
-]
-
 _NEAR = 0.3  # decades
 _SMOOTHING = (0.25, 0.5, 0.25)  # of losses along the grid, each from a single run
 

@@ -21,8 +21,6 @@ from trimtab.core.hyperparameters import Hyperparameter
 from trimtab.envs.simulators.family import Family
 from trimtab.envs.simulators.lockstep import advance_many, evaluate_many
 
-__all__ = ["Programs", "Runs", "programs", "values_at"]
-
 _EACH, _ALL = P("runs"), P()
 
 

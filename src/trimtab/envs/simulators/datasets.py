@@ -16,8 +16,6 @@ import numpy as np
 
 from trimtab.core.errors import MissingDependencyError, unknown_name
 
-__all__ = ["DATA_SETS", "FEATURES", "MAX_CLASSES", "Rows", "Table", "data_set", "stacked"]
-
 FEATURES = 64
 MAX_CLASSES = 10
 _SAMPLES = 2400

@@ -12,8 +12,6 @@ from jax import lax
 from trimtab.core.metrics import Metrics
 from trimtab.envs.simulators.family import OPTIMISERS
 
-__all__ = ["BETA2", "EPSILON", "Effects", "Optimiser", "State", "descend", "direction"]
-
 BETA2 = {"adam": 0.999, "adamw": 0.999, "sgd": 0.0, "rmsprop": 0.99}
 EPSILON = 1e-8
 _ADAM, _ADAMW, _SGD, _RMSPROP = range(len(OPTIMISERS))

@@ -18,16 +18,6 @@ import numpy as np
 from trimtab.envs.simulators.datasets import FEATURES, MAX_CLASSES, Rows
 from trimtab.envs.simulators.family import OPTIMISERS
 
-__all__ = [
-    "EVENT_KINDS",
-    "SLOTS",
-    "Draw",
-    "Pool",
-    "distributions",
-    "distributions_hash",
-    "draw_task",
-]
-
 
 def _text() -> bytes:
     return resources.files(__package__).joinpath("distributions.toml").read_bytes()

@@ -14,8 +14,6 @@ from trimtab.envs.simulators.draws import Draw
 from trimtab.envs.simulators.family import OPTIMISERS
 from trimtab.envs.simulators.layouts import Layout
 
-__all__ = ["Interpreter", "task_decay", "usual_effects", "usual_hyperparameters"]
-
 Interpreter = Callable[[Layout, Draw, jax.Array, Mapping[str, jax.Array]], Effects]
 """(layout, task, (P,) scales of the weights, values by name) -> effects."""
 

@@ -9,8 +9,6 @@ import numpy as np
 from trimtab.envs.simulators.draws import EVENT_KINDS, Draw, distributions
 from trimtab.envs.simulators.random_numbers import mixed, uniform_hash
 
-__all__ = ["augmentation", "disturbed_batch", "disturbed_gradient"]
-
 _EVENT_STREAM = np.uint32(0x27D4EB2F)
 _AUGMENTATION_STREAM = np.uint32(0x165667B1)
 

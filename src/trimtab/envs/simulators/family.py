@@ -15,17 +15,6 @@ from trimtab.core.errors import SpecError, unknown_name
 from trimtab.core.hyperparameters import Hyperparameter
 from trimtab.core.metrics import Metrics
 
-__all__ = [
-    "EVALUATION_CHUNK",
-    "LOSSES",
-    "OPTIMISERS",
-    "SPLITS",
-    "Family",
-    "FamilyOptions",
-    "Narrowed",
-    "narrowed",
-]
-
 EVALUATION_CHUNK = 128
 """Runs that are evaluated together, where a family does not say otherwise."""
 

@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Layout", "Tensor"]
-
 
 @dataclass(frozen=True)
 class Tensor:

@@ -17,8 +17,6 @@ from jax import lax
 from trimtab.core.metrics import Metrics
 from trimtab.envs.simulators.family import Family
 
-__all__ = ["CHUNK", "advance_many", "evaluate_many"]
-
 CHUNK = 16
 """Runs that are advanced together; must divide the number of runs, else all are one chunk."""
 

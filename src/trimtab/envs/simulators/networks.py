@@ -14,18 +14,6 @@ from trimtab.envs.simulators.draws import Draw, Pool, distributions
 from trimtab.envs.simulators.layouts import Layout
 from trimtab.envs.simulators.random_numbers import uniform_hash
 
-__all__ = [
-    "ACTIVATIONS",
-    "Architecture",
-    "Dropout",
-    "dropped",
-    "fan_in_normal",
-    "layer_norm",
-    "merged",
-    "table_pool",
-    "transformed",
-]
-
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
     "tanh": jnp.tanh,

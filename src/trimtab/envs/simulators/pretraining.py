@@ -11,8 +11,6 @@ from trimtab.envs.simulators.draws import Pool, distributions
 from trimtab.envs.simulators.networks import Architecture
 from trimtab.envs.simulators.random_numbers import mixed
 
-__all__ = ["pretrained"]
-
 _BATCH = 64
 
 

@@ -9,8 +9,6 @@ from trimtab.envs.simulators.datasets import MAX_CLASSES
 from trimtab.envs.simulators.draws import Draw
 from trimtab.envs.simulators.family import OPTIMISERS
 
-__all__ = ["PROPERTIES", "property_vector"]
-
 PROPERTIES: tuple[str, ...] = (
     "log10 training samples / 3",
     "log10 validation samples / 3",

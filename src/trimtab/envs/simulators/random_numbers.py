@@ -18,8 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["batch_positions", "mixed", "normal", "seed_of", "uniform", "uniform_hash"]
-
 _GOLDEN = np.uint32(0x9E3779B9)
 
 

@@ -10,8 +10,6 @@ import numpy as np
 from trimtab.core.errors import unknown_name
 from trimtab.envs.simulators.datasets import Rows
 
-__all__ = ["CHAINS", "LENGTH", "VOCABULARY", "stacked_chains"]
-
 LENGTH = 8
 VOCABULARY = 16
 _SAMPLES = 2400

@@ -18,21 +18,6 @@ from trimtab.core.hyperparameters import Hyperparameter
 from trimtab.core.metrics import FORWARD_CHARGE, Metrics
 from trimtab.envs.simulators.family import SPLITS, Family, FamilyOptions
 
-__all__ = [
-    "VARIANTS",
-    "SimulatedRun",
-    "SimulatedTask",
-    "bucket_of",
-    "cnn",
-    "compiled_family",
-    "mlp",
-    "quadratic",
-    "run_key",
-    "task_key",
-    "transformer",
-    "wide",
-]
-
 VARIANTS: Mapping[str, int] = {"tiny": 40, "small": 100, "default": 200}
 """Size of a task -> optimiser steps of a whole run."""
 

@@ -18,8 +18,6 @@ from trimtab.core.references import reference_multipliers
 from trimtab.core.spec import ControlSpec, window_ends
 from trimtab.envs.simulators.family import Family
 
-__all__ = ["DECADES", "SEEDS", "best_rate", "grid_losses"]
-
 DECADES: tuple[float, ...] = tuple(float(decade) for decade in np.linspace(-2.5, 2.5, 32))
 """The grid around a task's usual rate, as powers of ten."""
 

@@ -13,8 +13,6 @@ from trimtab.records.export.schedule import Replay, replay_of
 from trimtab.records.export.source import fill_template, literal, number_list
 from trimtab.records.store.rows import RunRecord
 
-__all__ = ["EXPORT_FORMAT", "EXPORT_TARGETS", "ExportTarget", "export_run", "export_text"]
-
 EXPORT_FORMAT = "trimtab-schedule-1"
 
 

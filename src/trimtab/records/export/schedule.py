@@ -21,8 +21,6 @@ from trimtab.core.references import reference_multipliers
 from trimtab.core.rewards import potential
 from trimtab.records.store.rows import DecisionRecord, RunRecord
 
-__all__ = ["Replay", "replay_of"]
-
 _ABOUT = (
     "task",
     "variant",

@@ -12,8 +12,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-__all__ = ["fill_template", "literal", "number_list"]
-
 _FOLDER = Path(__file__).with_name("templates")
 _WIDTH = 96
 

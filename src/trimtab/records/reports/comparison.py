@@ -13,8 +13,6 @@ from trimtab.records.reports.page import page
 from trimtab.records.reports.run_charts import require_report_extra
 from trimtab.records.store.rows import command_line
 
-__all__ = ["COST_HEADS", "cost_cells", "write_comparison_report"]
-
 Row = Mapping[str, Any]
 
 COST_HEADS: tuple[str, ...] = (

@@ -8,8 +8,6 @@ from typing import Any
 
 from trimtab.records.reports.regret_chart import COLOURS, STEERED, apart, inline, regret_chart
 
-__all__ = ["comparison_charts"]
-
 _ONE_RUN = "one run"
 _GROUPS = {**COLOURS, _ONE_RUN: "#8b96a3", STEERED: "#1f86b4"}
 _ROW_HEIGHT = 18  # pixels

@@ -13,8 +13,6 @@ import numpy as np
 
 from trimtab.records.reports.study_view import StudyRun, StudyView
 
-__all__ = ["Importance", "begun_anew", "importance_of"]
-
 _PED_ANOVA_FROM = 20  # runs; below, a tenth of them is too few to stand for the best
 _RANKS_FROM = 4
 

@@ -25,17 +25,6 @@ from trimtab.records.reports.run_charts import (
 )
 from trimtab.records.store.rows import DecisionRecord, RunRecord
 
-__all__ = [
-    "decisions_table",
-    "draw",
-    "page",
-    "report_html",
-    "sheet_of",
-    "write_file",
-    "write_picture",
-    "write_report",
-]
-
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
 _POLICY += "script-src 'unsafe-inline' 'unsafe-eval'"  # Vega compiles its expressions
 _EXPORTS = "window.vegaEmbed = vegaEmbed;"

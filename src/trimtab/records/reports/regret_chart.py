@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["COLOURS", "STEERED", "apart", "compute_picture", "inline", "regret_chart"]
-
 STEERED = "trimtab"
 """Label of the steered runs."""
 

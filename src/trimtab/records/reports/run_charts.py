@@ -18,25 +18,6 @@ from trimtab.core.errors import MissingDependencyError, UnknownNameError
 from trimtab.core.references import reference_multipliers
 from trimtab.records.store.rows import DecisionRecord, RunRecord
 
-__all__ = [
-    "THEMES",
-    "Row",
-    "best_row",
-    "charts_of",
-    "evaluations",
-    "figures_of",
-    "hyperparameter_path",
-    "label_of",
-    "metric_names",
-    "metric_rows",
-    "move_points",
-    "reference_path",
-    "require_report_extra",
-    "spelled",
-    "steered_names",
-    "value_domain",
-]
-
 Row = dict[str, Any]
 
 _NOT_METRICS = ("step", "train_loss", "reward", "examples", "loss")

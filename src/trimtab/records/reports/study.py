@@ -25,19 +25,6 @@ from trimtab.records.store.encoding import to_json
 from trimtab.records.store.rows import RunRecord
 from trimtab.records.store.store import Store
 
-__all__ = [
-    "StudyReport",
-    "choices_of",
-    "figure",
-    "path_in_words",
-    "read_study_report",
-    "study_figures",
-    "study_report_html",
-    "why_in_words",
-    "write_study_picture",
-    "write_study_report",
-]
-
 
 def figure(value: Any) -> str:
     """Return a figure in four digits; a dash for what is no finite number."""

@@ -11,8 +11,6 @@ from trimtab.records.reports.run_charts import spelled
 from trimtab.records.reports.study_tree import CoursePoint, course, shown_range
 from trimtab.records.reports.study_view import StudyRun, StudyView
 
-__all__ = ["study_charts"]
-
 _HEIGHT = 300  # pixels
 _POOR, _GOOD = "#8b96a3", "#1f86b4"  # of runs from the worst to the best, on light and dark
 _LEFT_OUT = -0.16  # where an axis shows a run that left the choice as it was

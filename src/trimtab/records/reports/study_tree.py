@@ -12,17 +12,6 @@ from dataclasses import dataclass
 
 from trimtab.records.reports.study_view import StudyRun, StudyView
 
-__all__ = [
-    "MOST_DRAWN",
-    "CoursePoint",
-    "TreeRow",
-    "course",
-    "course_svg",
-    "shown_range",
-    "tree_rows",
-    "tree_svg",
-]
-
 MOST_DRAWN = 60
 """Runs that a tree shows; of more, the best path, what is going on, and the best others."""
 

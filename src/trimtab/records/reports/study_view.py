@@ -18,8 +18,6 @@ from trimtab.records.store.store import Store
 from trimtab.records.store.studies import is_gone
 from trimtab.records.store.study_rows import StudyRecord, UnitRecord, read_study, read_unit
 
-__all__ = ["StudyRun", "StudyView", "read_view"]
-
 _TRAINING = ("first", "restart", "reference", "fork")
 
 

@@ -26,8 +26,6 @@ from trimtab.records.reports.study_view import StudyRun, StudyView, read_view
 from trimtab.records.store.encoding import to_json
 from trimtab.records.store.store import Store
 
-__all__ = ["LOOPBACK", "WatchServer", "watch_state"]
-
 LOOPBACK = "127.0.0.1"
 """The only address that the page is served on."""
 

@@ -18,20 +18,6 @@ from trimtab.core.errors import MissingDependencyError, StoreError
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
-__all__ = [
-    "BUSY_SECONDS",
-    "DEFAULT_STORE",
-    "close_engine",
-    "explain_failure",
-    "file_of",
-    "may_write_beside",
-    "open_engine",
-    "prepare_schema",
-    "reading_address",
-    "shown",
-    "store_url",
-]
-
 _READS_AHEAD = b"\x02\x02"  # bytes 18 and 19 of a file with a write-ahead log, see its format
 
 

@@ -11,15 +11,6 @@ import numpy as np
 
 from trimtab.core.metrics import Metrics
 
-__all__ = [
-    "array_from_bytes",
-    "array_to_bytes",
-    "from_json",
-    "metrics_from_json",
-    "metrics_to_json",
-    "to_json",
-]
-
 
 def to_json(value: Any) -> str:
     """Return strict JSON of plain data; nan becomes null and infinities ``"inf"``, ``"-inf"``.

@@ -22,8 +22,6 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-__all__ = ["METADATA", "SCHEMA_VERSION", "decisions", "runs", "snapshots", "studies", "units"]
-
 SCHEMA_VERSION = "0002"
 """Revision of the newest file in `migrations/versions`; the store of this code."""
 

@@ -31,8 +31,6 @@ from trimtab.records.store.rows import decision_row, finish_row, run_row
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-__all__ = ["StoreRecorder", "read_spill"]
-
 _BUSY_SECONDS_IN_A_RUN = 0.2
 
 

@@ -28,21 +28,6 @@ from trimtab.core.guard import describe_reason
 from trimtab.core.metrics import Metrics
 from trimtab.records.store import encoding
 
-__all__ = [
-    "DecisionRecord",
-    "RunRecord",
-    "command_line",
-    "decision_row",
-    "finish_row",
-    "git_commit",
-    "machine",
-    "package_versions",
-    "read_decision",
-    "read_run",
-    "run_row",
-    "summary_figures",
-]
-
 # Module name -> distribution name; looked up only if the module is loaded.
 _PACKAGES: dict[str, str] = {
     "gymnasium": "gymnasium",

@@ -19,18 +19,6 @@ from trimtab.core.errors import SpecError, StoreError
 from trimtab.core.nested_state import StateForm
 from trimtab.records.store.database import file_of
 
-__all__ = [
-    "Kept",
-    "check_study_name",
-    "is_snapshot_of",
-    "pack",
-    "read_snapshot",
-    "remove_snapshot",
-    "snapshot_folder",
-    "unpack",
-    "write_snapshot",
-]
-
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _RUN_FOLDER = re.compile(r"run-[0-9]{6,}")
 

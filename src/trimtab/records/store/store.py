@@ -15,10 +15,8 @@ from trimtab.records.store.database import (
     shown,
     store_url,
 )
-from trimtab.records.store.recorder import StoreRecorder, read_spill
+from trimtab.records.store.recorder import read_spill
 from trimtab.records.store.rows import RunRecord, read_decision, read_run
-
-__all__ = ["DEFAULT_STORE", "Store", "StoreRecorder", "load_run"]
 
 
 class Store:

@@ -44,17 +44,6 @@ from trimtab.records.store.transactions import Transactions
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-__all__ = [
-    "LEASE_SECONDS",
-    "UNCLAIMED",
-    "Studies",
-    "free_units",
-    "is_gone",
-    "process_token",
-    "take_unit",
-    "update_held",
-]
-
 UNCLAIMED: Mapping[str, Any] = {"status": "waiting", "owner": None, "lease_until": None}
 """Columns of a unit that anybody may claim."""
 

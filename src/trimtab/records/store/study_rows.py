@@ -10,20 +10,6 @@ from typing import Any
 from trimtab.core.errors import SpecError
 from trimtab.records.store.encoding import from_json, to_json
 
-__all__ = [
-    "Claim",
-    "RunNode",
-    "SnapshotRecord",
-    "StudyRecord",
-    "UnitRecord",
-    "UnitRequest",
-    "read_node",
-    "read_snapshot_row",
-    "read_study",
-    "read_unit",
-    "require_same",
-]
-
 
 @dataclass(frozen=True)
 class StudyRecord:

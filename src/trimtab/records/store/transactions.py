@@ -28,17 +28,6 @@ from trimtab.records.store.database import (
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-__all__ = [
-    "LEAST_SECONDS",
-    "PATIENCE_SECONDS",
-    "TELL_SECONDS",
-    "Patience",
-    "StoreWaitWarning",
-    "Transactions",
-    "Wait",
-    "patience_with",
-]
-
 PATIENCE_SECONDS = 60.0
 """How long operations on one store are tried again in all, before their failure is told."""
 

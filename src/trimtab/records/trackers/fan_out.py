@@ -16,8 +16,6 @@ from trimtab.core.errors import (
 )
 from trimtab.core.notices import tell
 
-__all__ = ["Recorders", "check_log_to", "open_trackers", "tell_trackers"]
-
 _SERVICES = ("mlflow", "tensorboard", "wandb")
 
 

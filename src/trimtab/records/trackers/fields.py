@@ -13,19 +13,6 @@ from trimtab.core.decision import Decision, RunInfo, Summary
 from trimtab.core.guard import describe_reason
 from trimtab.records.store.rows import summary_figures
 
-__all__ = [
-    "MOST_POINTS",
-    "decision_numbers",
-    "end_numbers",
-    "explain",
-    "figure_numbers",
-    "run_name",
-    "safe_name",
-    "schedule_points",
-    "settings_of",
-    "summary_text",
-]
-
 MOST_POINTS = 10_000
 """Points of each hyperparameter's schedule that are written at the end of a run."""
 

@@ -12,8 +12,6 @@ from trimtab.core.decision import Decision, Recorder, RunInfo, Summary
 from trimtab.core.errors import StoreError
 from trimtab.records.trackers import fields as wording
 
-__all__ = ["MlflowTracker"]
-
 _BATCH = 1000  # metrics that MLflow takes in one call
 _LONGEST = 500  # characters of a parameter that every version takes
 _ODD = re.compile(r"[^A-Za-z0-9_.\- /]+")

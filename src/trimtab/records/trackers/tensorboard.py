@@ -13,8 +13,6 @@ from typing import Any, BinaryIO
 from trimtab.core.decision import Decision, Recorder, RunInfo, Summary
 from trimtab.records.trackers import fields as wording
 
-__all__ = ["TensorBoardTracker"]
-
 _COUNT = itertools.count()
 
 

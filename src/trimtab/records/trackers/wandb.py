@@ -9,8 +9,6 @@ from typing import Any
 from trimtab.core.decision import Decision, Recorder, RunInfo, Summary
 from trimtab.records.trackers import fields as wording
 
-__all__ = ["WandbTracker"]
-
 _STEP = "step"
 
 

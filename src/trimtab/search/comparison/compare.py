@@ -19,8 +19,6 @@ from trimtab.search.engines.local import LocalEngine
 from trimtab.search.methods.base import Outcome, SingleRun, find_method
 from trimtab.tasks.data.cache import cache_folder
 
-__all__ = ["Comparison", "Entry", "Failure", "TaskResult", "Update", "compare"]
-
 
 class Failure(NamedTuple):
     """A piece of work that raised."""

@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["cost_answer", "cost_rows", "cost_sentence"]
-
 _STEERED = "trimtab"
 _EQUAL = 1.1  # one run of a search may be charged a little more than a steered one
 

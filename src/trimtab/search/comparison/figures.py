@@ -21,8 +21,6 @@ from trimtab.records.measures import (
 )
 from trimtab.search.comparison.compare import Comparison, Entry, TaskResult
 
-__all__ = ["PROFILE_LEVELS", "comparison_figures", "label_of"]
-
 PROFILE_LEVELS = tuple(float(level) for level in np.round(np.linspace(-0.5, 2.0, 51), 3))
 """Regrets at which performance profiles are read."""
 

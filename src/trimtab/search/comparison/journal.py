@@ -18,8 +18,6 @@ from typing import Any, TextIO
 from trimtab.core.errors import SpecError, StoreError
 from trimtab.records.store.encoding import from_json, to_json
 
-__all__ = ["Journal", "code_fingerprint", "fingerprint"]
-
 # What no result hangs on, as patterns of paths inside the package: commands, pages and pictures,
 # the training of policies, and the policies themselves, which a unit names by their content.
 _NO_RESULT = (

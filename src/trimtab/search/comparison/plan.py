@@ -21,19 +21,6 @@ from trimtab.search.comparison.units import Unit, tuning_seeds, usual_pool
 from trimtab.search.methods.base import Method, Rhythm, find_method, parse_methods
 from trimtab.search.methods.starts import StartLaw
 
-__all__ = [
-    "SUITES",
-    "Frame",
-    "Plan",
-    "Refusal",
-    "Suite",
-    "frames_of",
-    "policy_of",
-    "require_some",
-    "rhythm_of",
-    "suite_plans",
-]
-
 
 @dataclass(frozen=True)
 class Plan:

@@ -12,8 +12,6 @@ from trimtab.core.errors import SpecError
 from trimtab.search.comparison.compare import Comparison, Entry, TaskResult
 from trimtab.search.methods.base import Outcome, SingleRun, find_method
 
-__all__ = ["read_parquet", "result_rows", "tidy_rows", "write_parquet"]
-
 
 def result_rows(comparison: Comparison) -> list[dict[str, Any]]:
     """Return one row a result: what a method came to on a task with a seed.

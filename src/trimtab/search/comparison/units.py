@@ -25,18 +25,6 @@ from trimtab.search.methods.base import (
 from trimtab.search.methods.schedules import reference_run
 from trimtab.search.methods.starts import Start, StartLaw, generator_for
 
-__all__ = [
-    "Told",
-    "Unit",
-    "has_known_rate",
-    "outcome_from",
-    "outcome_to",
-    "perform",
-    "tuned_rate",
-    "tuning_seeds",
-    "usual_pool",
-]
-
 _TUNED_SEEDS, _GRID_SEEDS, _GRID_POINTS = 2, 3, 32
 _GRID_DECADES = 2.5
 _SEEDS_OF_TUNING, _SEEDS_OF_POOL = 970_001, 980_000  # used by nothing else

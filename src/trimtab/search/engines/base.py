@@ -12,8 +12,6 @@ from typing import Any, NamedTuple, Protocol, Self
 from trimtab.core.errors import SpecError
 from trimtab.records.store.transactions import StoreWaitWarning
 
-__all__ = ["Done", "Engine", "Resources", "quieten_worker"]
-
 
 class Done(NamedTuple):
     """A unit that came back.

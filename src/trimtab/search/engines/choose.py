@@ -7,8 +7,6 @@ from trimtab.search.engines.base import Engine, Resources
 from trimtab.search.engines.local import LocalEngine
 from trimtab.search.engines.ray import RayEngine
 
-__all__ = ["ENGINES", "make_engine"]
-
 ENGINES: tuple[str, ...] = ("local", "ray")
 """The names that ``--engine`` takes."""
 

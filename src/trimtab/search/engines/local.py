@@ -25,8 +25,6 @@ from typing import Any, Self
 from trimtab.core.errors import SpecError
 from trimtab.search.engines.base import Done, Resources, quieten_worker
 
-__all__ = ["InlineEngine", "LocalEngine", "visible_gpus"]
-
 _THREADS = (
     "OMP_NUM_THREADS",
     "MKL_NUM_THREADS",

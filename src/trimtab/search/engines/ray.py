@@ -17,8 +17,6 @@ from typing import Any, Self
 from trimtab.core.errors import MissingDependencyError, SpecError, StoreError
 from trimtab.search.engines.base import Done, Resources, quieten_worker
 
-__all__ = ["RayEngine"]
-
 _SECONDS_TO_END = 20.0
 _SECONDS_TO_ANSWER = 10.0
 _STARTS = 3

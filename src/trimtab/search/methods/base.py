@@ -16,18 +16,6 @@ from trimtab.core.registry import lookup, names
 from trimtab.core.spec import LEAST_STEPS, ControlSpec, window_ends
 from trimtab.search.methods.starts import Start, StartLaw
 
-__all__ = [
-    "Assignment",
-    "Method",
-    "Outcome",
-    "Rhythm",
-    "SingleRun",
-    "find_method",
-    "loss_of",
-    "parse_methods",
-    "select",
-]
-
 _USUAL_BUDGET = 8
 
 

@@ -12,8 +12,6 @@ from trimtab.search.methods.schedules import reference_run
 from trimtab.search.methods.starts import Range, Start, generator_for
 from trimtab.search.methods.trial import Trial
 
-__all__ = ["HYPEROPT", "OPTUNA"]
-
 # What the libraries take before their model speaks: 20 and 10 trials. Within 8 or 16 whole runs
 # they would be random search in all or most of them, so a quarter of the budget is taken.
 _HYPEROPT_STARTUP, _OPTUNA_STARTUP = 20, 10

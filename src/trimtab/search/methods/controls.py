@@ -15,8 +15,6 @@ from trimtab.search.methods.schedules import steered_run
 from trimtab.search.methods.starts import Start
 from trimtab.search.methods.trial import Trial
 
-__all__ = ["OPEN_LOOP", "SHUFFLED"]
-
 
 class _Exchanged:
     """Shows a controller the observations of another run."""

@@ -21,8 +21,6 @@ from trimtab.search.methods.trial import Trial
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["DOG", "GREEDY", "PRODIGY", "SCHEDULE_FREE", "averaged"]
-
 _WARMUP_SHARE = 0.05
 Make = Callable[[list[dict[str, Any]]], "torch.optim.Optimizer"]
 

@@ -10,8 +10,6 @@ import numpy as np
 from trimtab.search.methods.base import Assignment, Method, Outcome, SingleRun, select
 from trimtab.search.methods.starts import Range, generator_for
 
-__all__ = ["GRID", "RANDOM", "grid_levels", "nearest_runs"]
-
 
 def _pool_of(assignment: Assignment) -> list[SingleRun]:
     return list(assignment.aside["pool"])

@@ -6,8 +6,6 @@ from collections.abc import Callable
 
 from trimtab.search.methods.base import Assignment, Method, Outcome
 
-__all__ = ["ASHA", "PB2", "PBT"]
-
 
 def _by_ray(scheduler: str) -> Callable[[Assignment], Outcome]:
     def run(assignment: Assignment) -> Outcome:

@@ -12,8 +12,6 @@ from trimtab.search.methods.base import Assignment, Method, Outcome
 from trimtab.search.methods.starts import Start
 from trimtab.search.methods.trial import Checkpoint, Trial
 
-__all__ = ["LR_FINDER", "RACE", "steepest_descent"]
-
 _RACE_FACTORS = (0.01, 0.1, 1.0, 10.0, 100.0)
 _RACE_SHARE = 0.02
 _FINDER_SHARE = 0.1

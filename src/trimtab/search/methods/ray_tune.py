@@ -26,8 +26,6 @@ from trimtab.search.methods.base import Assignment, Outcome, Rhythm, SingleRun, 
 from trimtab.search.methods.starts import Start, StartLaw, generator_for
 from trimtab.search.methods.trial import Checkpoint, Trial
 
-__all__ = ["run_by_ray"]
-
 _KEPT_CHECKPOINTS = 4  # of each member; a population copies only from its latest
 _ASHA_REDUCTION = 4
 _PERTURBATIONS = 5  # a run

@@ -17,19 +17,6 @@ from trimtab.search.methods.base import Assignment, Method, Outcome, Rhythm, Sin
 from trimtab.search.methods.starts import Start, StartLaw
 from trimtab.tasks.run import RunResult, RunSettings, run_task
 
-__all__ = [
-    "CONSTANT",
-    "COSINE",
-    "MANUAL",
-    "ONE_CYCLE",
-    "REFERENCE",
-    "ZERO",
-    "policy_file",
-    "reference_run",
-    "single_run",
-    "steered_run",
-]
-
 
 @cache
 def policy_file(path: str) -> PolicyFile:

@@ -12,8 +12,6 @@ import numpy as np
 from trimtab.core.errors import SpecError
 from trimtab.core.hyperparameters import Hyperparameter
 
-__all__ = ["HIGHEST_FACTOR", "LOWEST_FACTOR", "Range", "Start", "StartLaw", "generator_for"]
-
 LOWEST_FACTOR, HIGHEST_FACTOR = 0.01, 100.0
 """Learning rates start between these factors of the tuned one."""
 

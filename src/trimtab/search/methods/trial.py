@@ -17,8 +17,6 @@ from trimtab.core.spec import ControlSpec
 from trimtab.search.methods.base import Rhythm, SingleRun
 from trimtab.search.methods.starts import Start
 
-__all__ = ["Checkpoint", "Trial"]
-
 _EXPLOSION = ControlSpec().explosion
 
 

@@ -27,8 +27,6 @@ from trimtab.records.store.study_rows import Claim, SnapshotRecord
 from trimtab.records.store.transactions import patience_with
 from trimtab.tasks.run import Progress
 
-__all__ = ["ClaimLostError", "Heartbeat", "KeptRun", "RunPath", "StudyRecorder", "newest_state"]
-
 _CATCH_UP = 2.5  # a run may still gain this much more than the best run did from here on
 _IN_A_ROW = 2
 

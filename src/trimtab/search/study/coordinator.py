@@ -21,8 +21,6 @@ from trimtab.search.study.pareto import pareto_set
 from trimtab.search.study.plan import Entry, StudySettings, best_of, is_given, spent_by
 from trimtab.search.study.worker import perform
 
-__all__ = ["Best", "Coordinator", "StudyProgress", "TuneResult"]
-
 
 @dataclass(frozen=True)
 class Best:

@@ -11,8 +11,6 @@ from trimtab.records.store.studies import Studies
 from trimtab.records.store.study_rows import SnapshotRecord, StudyRecord, UnitRecord
 from trimtab.search.study.plan import Entry, best_of
 
-__all__ = ["Freed", "collect", "prune"]
-
 
 @dataclass(frozen=True)
 class Freed:

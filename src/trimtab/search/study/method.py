@@ -17,8 +17,6 @@ from trimtab.search.study.coordinator import Coordinator
 from trimtab.search.study.plan import Entry, StudySettings, given_name
 from trimtab.search.study.samplers import usual_sampler
 
-__all__ = ["TRIMTAB", "spend"]
-
 
 def spend(assignment: Assignment) -> Outcome:
     """Spend an assignment's budget as ``trimtab tune`` does; a row for each unit.

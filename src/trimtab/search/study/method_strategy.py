@@ -17,8 +17,6 @@ from trimtab.search.study.method_unit import law_of
 from trimtab.search.study.plan import Design, Entry, StudySettings, spent_by
 from trimtab.search.study.steered_strategy import SteeredDesign
 
-__all__ = ["MethodDesign", "design_of"]
-
 _ROUNDING = 1e-6
 _TOLD_SEEDS = 2  # steered runs of other seeds that a control is told of
 

@@ -18,8 +18,6 @@ from trimtab.search.methods.schedules import reference_run
 from trimtab.search.methods.starts import Start, StartLaw, generator_for
 from trimtab.search.study.plan import StudySettings
 
-__all__ = ["law_of", "perform_method", "start_of"]
-
 
 def law_of(task: Task, settings: StudySettings) -> StartLaw:
     """Return where the runs of a method start: around the study's start."""

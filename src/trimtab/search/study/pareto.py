@@ -9,8 +9,6 @@ from typing import Any
 
 from trimtab.core.errors import SpecError, TrimtabWarning
 
-__all__ = ["check_objectives", "pareto_set"]
-
 _COLUMNS = ("loss", "spent", "seconds")
 
 

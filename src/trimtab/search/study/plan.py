@@ -10,17 +10,6 @@ from typing import Any, Protocol
 from trimtab.core.protocols import Task
 from trimtab.records.store.study_rows import UnitRequest
 
-__all__ = [
-    "Design",
-    "Entry",
-    "MakeDesign",
-    "StudySettings",
-    "best_of",
-    "given_name",
-    "is_given",
-    "spent_by",
-]
-
 _GIVEN = "object "
 
 

@@ -10,8 +10,6 @@ import numpy as np
 from trimtab.core.protocols import Controller
 from trimtab.core.spec import MOVES
 
-__all__ = ["ForkedController"]
-
 _HIGHEST = float(len(MOVES) - 1)
 
 

@@ -16,8 +16,6 @@ from trimtab.core.errors import MissingDependencyError, TrimtabWarning, unknown_
 from trimtab.search.methods.starts import Range, generator_for
 from trimtab.search.study.spaces import Space, to_hyperopt
 
-__all__ = ["SAMPLERS", "propose_choices", "usual_sampler"]
-
 SAMPLERS: tuple[str, ...] = ("optuna", "hyperopt", "random")
 _STARTUP = 2  # proposals by chance before a sampler's model speaks
 

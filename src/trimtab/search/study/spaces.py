@@ -12,8 +12,6 @@ from trimtab.core.hyperparameters import Hyperparameter
 from trimtab.core.protocols import Task
 from trimtab.core.static_choice import StaticChoice
 
-__all__ = ["Space", "from_configspace", "space_of", "to_configspace", "to_hyperopt"]
-
 _RATE_FACTOR = 10.0  # either way: the policy forgives what is farther off
 _OTHERS_FACTOR = 3.0
 

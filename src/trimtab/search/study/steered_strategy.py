@@ -22,8 +22,6 @@ from trimtab.search.study.samplers import propose_choices
 from trimtab.search.study.spaces import Space, space_of
 from trimtab.search.study.worker import steering
 
-__all__ = ["SteeredDesign", "expected_gain", "next_decade"]
-
 _STEP = 0.3  # decades to a neighbour that was not tried yet
 _NEAR = 0.05  # decades within which two peaks are the same place
 _AGAIN = 0.1  # decades aside, where the best place was tried already

@@ -28,8 +28,6 @@ from trimtab.search.study.pareto import check_objectives
 from trimtab.search.study.plan import StudySettings, given_name, is_given
 from trimtab.search.study.samplers import SAMPLERS, usual_sampler
 
-__all__ = ["resume", "tune", "usual_study_name"]
-
 
 def tune(
     task: str | Task,

@@ -34,8 +34,6 @@ from trimtab.search.study.plan import StudySettings
 from trimtab.search.study.runs import ForkedController
 from trimtab.tasks.run import RunResult, RunSettings, run_task
 
-__all__ = ["outcome_of", "perform", "policy_of", "steering", "task_of"]
-
 
 @cache
 def _opened(store: str) -> Studies:

@@ -15,8 +15,6 @@ import numpy as np
 
 from trimtab.core.errors import SpecError
 
-__all__ = ["read_array"]
-
 _RECONSTRUCT = frozenset(
     {("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct")}
 )

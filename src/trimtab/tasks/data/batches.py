@@ -9,8 +9,6 @@ import numpy as np
 
 from trimtab.core.errors import SpecError
 
-__all__ = ["RunSeeds", "ShuffledBatches", "run_seeds"]
-
 
 class RunSeeds(NamedTuple):
     """The independent seeds of one run: new weights, order of data, dropout."""

@@ -15,8 +15,6 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
-__all__ = ["cache_folder", "cached_arrays"]
-
 
 def cache_folder() -> Path | None:
     """Return trimtab's folder below the user's cache folder, or None where there is no home.

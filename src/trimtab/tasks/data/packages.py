@@ -9,8 +9,6 @@ from pathlib import Path
 
 from trimtab.core.errors import MissingDependencyError
 
-__all__ = ["package_folder", "package_versions", "require_packages"]
-
 # Only their files are read, and what they declare to need does not fit beside current versions.
 _WITHOUT_DEPENDENCIES = frozenset(
     {

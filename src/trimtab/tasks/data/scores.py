@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["classification_scores"]
-
 
 def classification_scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Return ``loss`` (nats), ``accuracy``, ``macro_f1`` (unit interval) and ``examples``.

@@ -9,15 +9,6 @@ import numpy as np
 
 from trimtab.core.errors import SpecError
 
-__all__ = [
-    "SPLITS",
-    "first_of_duplicates",
-    "scaled_shares",
-    "splits_from_arrays",
-    "splits_to_arrays",
-    "stratified_splits",
-]
-
 SPLITS: tuple[str, ...] = ("train", "validation", "selection", "test")
 """Learned from; seen by the controller; the reward's, in development; reported only."""
 

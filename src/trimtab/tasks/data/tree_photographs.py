@@ -20,17 +20,6 @@ import numpy as np
 
 from trimtab.tasks.data.packages import package_folder
 
-__all__ = [
-    "TEST_SITE",
-    "TRAINING_SITE",
-    "TREE_PACKAGES",
-    "Photograph",
-    "read_boxes",
-    "read_photograph",
-    "resized",
-    "tile_corners",
-]
-
 TREE_PACKAGES: Mapping[str, str] = MappingProxyType({"deepforest": "deepforest", "PIL": "pillow"})
 """What `read_photograph` needs: importable module -> package."""
 

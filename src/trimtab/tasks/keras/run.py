@@ -22,8 +22,6 @@ from trimtab.tasks.data.batches import ShuffledBatches
 from trimtab.tasks.data.splits import SPLITS
 from trimtab.tasks.windows import checked_split, validated, values_by_step
 
-__all__ = ["KerasRun", "KerasSetup", "require_tensorflow"]
-
 
 def require_tensorflow(task: str) -> None:
     """Check that Keras is there and runs on TensorFlow.

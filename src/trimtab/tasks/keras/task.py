@@ -16,15 +16,6 @@ from trimtab.tasks.data.scores import classification_scores
 from trimtab.tasks.keras.run import KerasRun, KerasSetup, require_tensorflow
 from trimtab.tasks.variants import Pretraining, SizedTask
 
-__all__ = [
-    "KERAS_PACKAGES",
-    "KerasClassification",
-    "LabelledArrays",
-    "NetworkMaker",
-    "fine_tuning_setup",
-    "pretrained_body",
-]
-
 KERAS_PACKAGES: Mapping[str, str] = {"keras": "keras", "sklearn": "scikit-learn"}
 
 NetworkMaker = Callable[[int, int], Any]

@@ -23,21 +23,6 @@ from trimtab.tasks.torch.efficientnet import hold_statistics
 from trimtab.tasks.torch.pretraining import seeded
 from trimtab.tasks.torch.task import RunParts
 
-__all__ = [
-    "FROZEN_STAGES",
-    "STRIDE",
-    "BoxedImages",
-    "Boxes",
-    "DetectionNetwork",
-    "LocationTargets",
-    "average_precision",
-    "decoded",
-    "detection_loss",
-    "detection_parts",
-    "location_targets",
-    "suppressed",
-]
-
 FROZEN_STAGES = (5,)
 """After how many stages the frozen trunk's output is kept: at an eighth of the image."""
 STRIDE = 8

@@ -23,15 +23,6 @@ from trimtab.tasks.data.cache import cached_arrays
 from trimtab.tasks.data.packages import package_folder, package_versions, require_packages
 from trimtab.tasks.torch.task import TorchTask
 
-__all__ = [
-    "EFFICIENTNET_PACKAGES",
-    "FrozenTrunkTask",
-    "Tail",
-    "hold_statistics",
-    "pretrained_network",
-    "trunk_outputs",
-]
-
 EFFICIENTNET_PACKAGES: Mapping[str, str] = MappingProxyType(
     {
         "efficientnet_lite_pytorch": "efficientnet-lite-pytorch",

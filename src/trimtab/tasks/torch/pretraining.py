@@ -21,16 +21,6 @@ from trimtab.tasks.torch.run import adamw, decay_groups
 from trimtab.tasks.torch.task import LabelledData, RunParts, TorchTask, classification_parts
 from trimtab.tasks.variants import Pretraining
 
-__all__ = [
-    "HeadedNetwork",
-    "PretrainedClassification",
-    "TabularNetwork",
-    "pretrained_weights",
-    "seeded",
-    "standardised",
-    "train_classifier",
-]
-
 _Network = TypeVar("_Network", bound=nn.Module)
 
 

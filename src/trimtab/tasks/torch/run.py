@@ -22,16 +22,6 @@ from trimtab.tasks.data.batches import ShuffledBatches
 from trimtab.tasks.data.splits import SPLITS
 from trimtab.tasks.windows import checked_split, validated, values_by_step
 
-__all__ = [
-    "ShuffledBatches",
-    "TorchRun",
-    "TorchSetup",
-    "adamw",
-    "decay_groups",
-    "from_plain",
-    "to_plain",
-]
-
 # NumPy has no such type; its bits travel as another of the same size.
 _AS_BITS = {torch.bfloat16: torch.int16}
 

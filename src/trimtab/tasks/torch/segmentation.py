@@ -21,15 +21,6 @@ from trimtab.tasks.torch.efficientnet import FrozenTrunkTask, hold_statistics, t
 from trimtab.tasks.torch.pretraining import seeded
 from trimtab.tasks.torch.task import RunParts
 
-__all__ = [
-    "FROZEN_STAGES",
-    "LabelledImages",
-    "SegmentationNetwork",
-    "SegmentationTask",
-    "segmentation_parts",
-    "segmentation_scores",
-]
-
 FROZEN_STAGES = (1, 3, 5)
 """After how many stages the frozen trunk's output is kept: at a half, a quarter and an eighth."""
 

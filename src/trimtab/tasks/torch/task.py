@@ -23,16 +23,6 @@ from trimtab.tasks.data.scores import classification_scores
 from trimtab.tasks.torch.run import ParameterGroups, TorchRun, TorchSetup, adamw
 from trimtab.tasks.variants import SizedTask
 
-__all__ = [
-    "OFFERED_OPTIMIZERS",
-    "LabelledData",
-    "OptimizerMaker",
-    "RunParts",
-    "TorchTask",
-    "classification_parts",
-    "optimizer_maker",
-]
-
 OptimizerMaker = Callable[[ParameterGroups], torch.optim.Optimizer]
 """Makes an optimiser from parameter groups."""
 

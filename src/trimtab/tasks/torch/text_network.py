@@ -12,8 +12,6 @@ import numpy as np
 import torch
 from torch import nn
 
-__all__ = ["PADDING", "TextNetwork", "first_layers", "last_layers"]
-
 PADDING = 0
 """Index of [PAD]."""
 

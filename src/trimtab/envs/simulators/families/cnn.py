@@ -19,8 +19,6 @@ from trimtab.envs.simulators.family import FamilyOptions
 from trimtab.envs.simulators.layouts import Layout, Tensor
 from trimtab.envs.simulators.networks import Dropout, dropped, fan_in_normal
 
-__all__ = ["CHANNELS", "Convolutions", "cnn_family"]
-
 CHANNELS: tuple[tuple[int, int], ...] = ((8, 16), (6, 12))
 """Channels of the two convolutions, one pair a variant."""
 

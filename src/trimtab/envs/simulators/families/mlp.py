@@ -24,8 +24,6 @@ from trimtab.envs.simulators.networks import (
     transformed,
 )
 
-__all__ = ["HELD_OUT_SHAPES", "SHAPES", "Perceptrons", "Shape", "mlp_family"]
-
 
 @dataclass(frozen=True)
 class Shape:

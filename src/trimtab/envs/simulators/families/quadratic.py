@@ -38,8 +38,6 @@ from trimtab.envs.simulators.draws import distributions
 from trimtab.envs.simulators.family import EVALUATION_CHUNK
 from trimtab.envs.simulators.random_numbers import normal, seed_of, uniform
 
-__all__ = ["SPLITS", "Draw", "Moments", "Quadratics", "State", "draw_quadratic"]
-
 SPLITS = ("train", "validation", "selection", "test")
 """The rows of `Draw.optima`."""
 

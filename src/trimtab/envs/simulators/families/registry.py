@@ -8,8 +8,6 @@ from typing import cast
 from trimtab.core.errors import unknown_name
 from trimtab.envs.simulators.family import Family, FamilyOptions
 
-__all__ = ["FAMILIES", "make_family"]
-
 _PLACES = {
     "simulated/mlp": ("mlp", "mlp_family"),
     "simulated/transformer": ("transformer", "transformer_family"),

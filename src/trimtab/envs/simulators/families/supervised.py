@@ -31,8 +31,6 @@ from trimtab.envs.simulators.pretraining import pretrained
 from trimtab.envs.simulators.properties import property_vector
 from trimtab.envs.simulators.random_numbers import batch_positions, mixed
 
-__all__ = ["Bank", "SupervisedFamily"]
-
 _OF_FEATURES = ("simulated/mlp", "simulated/wide")
 _UNEVEN_STREAM = 0x51ED
 _HEAD_STREAM = np.uint32(0x7F4A7C15)

@@ -18,8 +18,6 @@ from trimtab.envs.simulators.layouts import Layout, Tensor
 from trimtab.envs.simulators.networks import Dropout, dropped, fan_in_normal, layer_norm
 from trimtab.envs.simulators.sequences import LENGTH, VOCABULARY, stacked_chains
 
-__all__ = ["HELD_OUT_SIZES", "SIZES", "Size", "Transformers", "transformer_family"]
-
 
 @dataclass(frozen=True)
 class Size:

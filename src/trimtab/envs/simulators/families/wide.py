@@ -24,8 +24,6 @@ from trimtab.envs.simulators.family import FamilyOptions
 from trimtab.envs.simulators.layouts import Layout
 from trimtab.envs.simulators.random_numbers import mixed
 
-__all__ = ["N_ACTING", "acting", "wide_effects", "wide_family", "wide_hyperparameters"]
-
 N_ACTING = 8
 """How many of the offered hyperparameters act in a task, the learning rate included."""
 
