@@ -40,7 +40,7 @@ WRITERS = 4
 STEPS = 1000
 REPORT = """
 import resource, sys, time
-from trimtab.records.study_report import read_study_report, study_report_html
+from trimtab.records.reports.study import read_study_report, study_report_html
 page = study_report_html(read_study_report("large", sys.argv[1]))
 print(len(page), time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """

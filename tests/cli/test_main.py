@@ -573,8 +573,8 @@ def test_a_demo_run_that_fails_is_told_in_one_line():
 def test_a_demo_run_that_is_ended_while_a_library_closes_something_logs_no_traceback():
     script = """
 import logging, os, queue, signal
-from trimtab import cli_demo
-from trimtab.cli_running import Request
+from trimtab.cli import demo as cli_demo
+from trimtab.cli.run import Request
 
 def closed_in_the_middle(*_, **__):
     try:

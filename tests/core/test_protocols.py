@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 from tests.tiny_task import make
+from trimtab.core.decision import Progress
 from trimtab.core.errors import SpecError, StoreError
 from trimtab.core.protocols import Task, is_storable
 from trimtab.core.registry import make_task
 from trimtab.defaults import controller_for
 from trimtab.records.store.snapshots import pack, read_snapshot, unpack, write_snapshot
-from trimtab.tasks.run import Progress, RunResult, RunSettings, run_task
+from trimtab.tasks.run import RunResult, RunSettings, run_task
 
 
 class Keeper:

@@ -9,12 +9,12 @@ import pytest
 
 from tests import tiny_task
 from tests.tiny_task import TinyTask
-from trimtab.core.decision import Decision, Recorder, Summary
+from trimtab.core.decision import Decision, Progress, Recorder, Summary
 from trimtab.core.errors import MetricError, SpecError, TrimtabWarning, UnknownNameError
 from trimtab.core.protocols import Task, TrainingRun
 from trimtab.core.references import reference_multipliers
 from trimtab.defaults import controller_for
-from trimtab.tasks.run import Progress, RunResult, RunSettings, run_task
+from trimtab.tasks.run import RunResult, RunSettings, run_task
 
 
 class Kept(Recorder):

@@ -13,9 +13,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from trimtab.core.decision import Summary
+from trimtab.core.decision import Progress, Summary
 from trimtab.core.errors import MissingDependencyError, SpecError
-from trimtab.tasks.run import Progress
 
 _PREFIX = "trimtab:"
 

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from rich.live import Live
     from rich.panel import Panel
 
-    from trimtab.tasks.run import Progress
+    from trimtab.core.decision import Progress
+
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _STYLES = ("cyan", "magenta", "green", "yellow")

@@ -27,9 +27,10 @@ from trimtab.cli.output import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from trimtab.core.decision import Progress
     from trimtab.core.protocols import Task
     from trimtab.core.spec import ControlSpec
-    from trimtab.tasks.run import Progress, RunResult
+    from trimtab.tasks.run import RunResult
 
 
 @dataclass(frozen=True)

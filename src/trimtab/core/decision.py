@@ -15,7 +15,7 @@ from trimtab.core.guard import describe_reason
 from trimtab.core.metrics import Metrics
 from trimtab.core.spec import ControlSpec
 
-__all__ = ["Decision", "Recorder", "RunInfo", "Summary"]
+__all__ = ["Decision", "Progress", "Recorder", "RunInfo", "Summary"]
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,33 @@ class Summary:
     frozen: int = 0
     finished: bool = False
     memory_retries: int = 0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands after a window and the decision that followed.
+
+    Attributes:
+        step: Steps done.
+        total_steps: Steps of the whole run.
+        total_windows: Windows of the whole run, each followed by a validation.
+        metrics: What the window measured.
+        measured: All values of the validation, by name.
+        values: Value of each steered hyperparameter at the next step, reference included.
+        decision: What was decided; None after the last window.
+        best: Measured values of the best weights so far, with ``"step"``.
+        seconds: Since the run began.
+    """
+
+    step: int
+    total_steps: int
+    total_windows: int
+    metrics: Metrics
+    measured: Mapping[str, float]
+    values: Mapping[str, float]
+    decision: Decision | None
+    best: Mapping[str, float]
+    seconds: float
 
 
 class Recorder:

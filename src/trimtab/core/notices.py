@@ -1,7 +1,4 @@
-"""Telling the user something while their training goes on, whatever they made of warnings.
-
-Telling the user something in a run that goes on, whatever they made of warnings.
-"""
+"""Telling the user something while their training goes on, whatever they made of warnings."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ from trimtab.core.errors import TrimtabWarning
 _PACKAGE = str(resources.files("trimtab")) + os.sep
 
 
-def tell(message: str) -> None:
+def tell(message: str, category: type[TrimtabWarning] = TrimtabWarning) -> None:
     """Warn at the line of the user's own code; where warnings are errors, log it instead.
 
     A training run is never stopped by a warning of ours.
@@ -27,6 +24,6 @@ def tell(message: str) -> None:
     while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
         level, frame = level + 1, frame.f_back
     try:
-        warnings.warn(message, TrimtabWarning, stacklevel=level)
+        warnings.warn(message, category, stacklevel=level)
     except TrimtabWarning:
         logging.getLogger("trimtab").warning(message)

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from trimtab.core.decision import Decision, Recorder
+from trimtab.core.decision import Decision, Progress, Recorder
 from trimtab.core.errors import TrimtabWarning
 from trimtab.core.metrics import FORWARD_CHARGE, Metrics, checked_window, loss_from_validation
 from trimtab.core.protocols import Controller, Snapshot, Task, TrainingRun
@@ -38,33 +38,6 @@ class RunSettings:
     watch_only: bool = False
     held: Mapping[str, float] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a run stands after a window and the decision that followed.
-
-    Attributes:
-        step: Steps done.
-        total_steps: Steps of the whole run.
-        total_windows: Windows of the whole run, each followed by a validation.
-        metrics: What the window measured.
-        measured: All values of the validation, by name.
-        values: Value of each steered hyperparameter at the next step, reference included.
-        decision: What was decided; None after the last window.
-        best: Measured values of the best weights so far, with ``"step"``.
-        seconds: Since the run began.
-    """
-
-    step: int
-    total_steps: int
-    total_windows: int
-    metrics: Metrics
-    measured: Mapping[str, float]
-    values: Mapping[str, float]
-    decision: Decision | None
-    best: Mapping[str, float]
-    seconds: float
 
 
 class RunKeeper(Protocol):

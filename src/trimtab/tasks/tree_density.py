@@ -1,7 +1,7 @@
 """Fine-tuning EfficientNet-Lite0 to tell how densely trees stand, from the air (PyTorch).
 
-Data: `trimtab.tasks.data.tree_photographs` (package deepforest, MIT). Weights: EfficientNet-Lite0 on
-ImageNet-1k, Apache-2.0.
+Data: `trimtab.tasks.data.tree_photographs` (package deepforest, MIT). Weights:
+EfficientNet-Lite0 on ImageNet-1k, Apache-2.0.
 """
 
 from __future__ import annotations

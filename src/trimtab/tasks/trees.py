@@ -1,7 +1,7 @@
 """Fine-tuning EfficientNet-Lite0 to put a box around each tree, seen from the air (PyTorch).
 
-Data: `trimtab.tasks.data.tree_photographs` (package deepforest, MIT). Weights: EfficientNet-Lite0 on
-ImageNet-1k, Apache-2.0.
+Data: `trimtab.tasks.data.tree_photographs` (package deepforest, MIT). Weights:
+EfficientNet-Lite0 on ImageNet-1k, Apache-2.0.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ class Trees(FrozenTrunkTask):
 
     Attributes:
         hyperparameters: All act: lr, weight_decay, beta1, dropout, clip.
-        monitor: ``"loss"``, see `trimtab.tasks.torch.detection.detection_loss`; ``ap`` and ``ap50`` are
-            measured with it.
+        monitor: ``"loss"``, see `trimtab.tasks.torch.detection.detection_loss`; ``ap`` and ``ap50``
+            are measured with it.
     """
 
     name = "detection/trees"

@@ -39,8 +39,8 @@ minibatches = 1
 
 CODE = """
 import sys
-from trimtab.agents.learn_settings import read_settings
-from trimtab.agents.meta_training import learn
+from trimtab.agents.training.settings import read_settings
+from trimtab.agents.training.learn import learn
 learn(read_settings(sys.argv[1]), sys.argv[2], resume=True, checkpoint_every=1)
 """
 

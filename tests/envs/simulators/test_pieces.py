@@ -7,11 +7,11 @@ import pytest
 from tests.envs.simulators.reference_steps import batch_places
 from trimtab.core.errors import SpecError, UnknownNameError
 from trimtab.envs.simulators.datasets import DATA_SETS, data_set
-from trimtab.envs.simulators.draws import distributions, distributions_hash
+from trimtab.envs.simulators.distributions import distributions, distributions_hash
 from trimtab.envs.simulators.families.registry import FAMILIES, make_family
 from trimtab.envs.simulators.family import FamilyOptions
+from trimtab.envs.simulators.hashing import batch_positions, uniform_hash
 from trimtab.envs.simulators.layouts import Layout, Tensor
-from trimtab.envs.simulators.random_numbers import batch_positions, uniform_hash
 from trimtab.envs.simulators.sequences import CHAINS, stacked_chains
 
 LAYOUT = Layout((Tensor("a", (2, 3), 0), Tensor("b", (3,), 1, decays=False)))

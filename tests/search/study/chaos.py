@@ -19,10 +19,10 @@ __all__ = ["Killer", "gone_within", "require_same_end"]
 ROOT = Path(__file__).parents[3]
 SCRIPT = """
 import json, sys
-from trimtab.search.study import tune
+from trimtab import tune
 result = tune(
-    "tests.search.study.slow_quadratic:make", budget=12.5, seed=5, jobs=2, store=sys.argv[1], study="s",
-    policy="trimtab-0", sampler="random", snapshot_seconds=0.0, engine=sys.argv[2],
+    "tests.search.study.slow_quadratic:make", budget=12.5, seed=5, jobs=2, store=sys.argv[1],
+    study="s", policy="trimtab-0", sampler="random", snapshot_seconds=0.0, engine=sys.argv[2],
 )
 print(json.dumps(result.to_dict()))
 """

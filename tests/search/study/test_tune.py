@@ -13,6 +13,7 @@ import pytest
 
 import trimtab
 from tests.tiny_task import TinyTask
+from trimtab.core.decision import Progress
 from trimtab.core.errors import SpecError, StoreError, UnknownNameError
 from trimtab.core.protocols import Task
 from trimtab.core.registry import make_task
@@ -26,7 +27,6 @@ from trimtab.search.study.garbage import collect
 from trimtab.search.study.pareto import pareto_set
 from trimtab.search.study.steered_strategy import expected_gain
 from trimtab.search.study.tune import resume, tune
-from trimtab.tasks.run import Progress
 
 Spend = Callable[..., TuneResult]
 

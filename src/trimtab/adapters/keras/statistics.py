@@ -22,7 +22,7 @@ _KEPT = 64  # steps that may be read together, where each is an execution of its
 def _tracker_class() -> type:
     import keras
 
-    class StepLossTracker(keras.metrics.Mean):  # type: ignore[misc]
+    class StepLossTracker(keras.metrics.Mean):
         """The model's loss tracker, which keeps the last steps' losses and a count besides."""
 
         def __init__(self, width: int, name: str) -> None:

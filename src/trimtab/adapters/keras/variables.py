@@ -142,7 +142,7 @@ def _held_class() -> type:
     def is_number(other: Any) -> bool:
         return isinstance(other, int | float)
 
-    class Held(keras.Variable):  # type: ignore[misc]
+    class Held(keras.Variable):
         """A variable that Python's tests take for a positive number below 1.
 
         Keras asks ``if self.momentum != 0`` or ``if rate == 1.0`` while it traces a step, where a

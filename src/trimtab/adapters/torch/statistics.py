@@ -176,8 +176,8 @@ class WindowStatistics:
     """Loss and gradient statistics of one window of optimiser steps.
 
     Gradients and weights are touched on the window's last two steps only, and of a model with
-    more than `trimtab.adapters.torch.statistics.SAMPLED_ENTRIES` weights only a fixed sample of them,
-    stratified by tensor (see `trimtab.adapters.torch.statistics.Sample`): the features look at changes
+    more than `SAMPLED_ENTRIES` weights only a fixed sample of them,
+    stratified by tensor (see `Sample`): the features look at changes
     against the run's own past, for which the same entries each time serve as well as all. The last
     but one step copies the sample of the gradients; the last one takes their product with its own,
     and copies the sample of the weights before and after its update. All other steps cost the

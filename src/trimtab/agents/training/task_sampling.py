@@ -20,7 +20,8 @@ from trimtab.core.hyperparameters import Hyperparameter
 from trimtab.core.spec import ControlSpec
 from trimtab.envs.simulators.batch import Programs, programs
 from trimtab.envs.simulators.families.registry import make_family
-from trimtab.envs.simulators.family import FamilyOptions, narrowed
+from trimtab.envs.simulators.family import FamilyOptions
+from trimtab.envs.simulators.narrowed import narrowed
 from trimtab.envs.simulators.tasks import QUADRATIC, compiled_family
 
 _NEAR = 0.3  # decades

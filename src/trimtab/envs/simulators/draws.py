@@ -1,14 +1,7 @@
-"""The properties of one simulated fine-tuning task, each drawn from a key of its own.
-
-The documented distributions of the simulators, read from ``distributions.toml``.
-"""
+"""The properties of one simulated fine-tuning task, each drawn from a key of its own."""
 
 from __future__ import annotations
 
-import hashlib
-import tomllib
-from functools import cache
-from importlib import resources
 from typing import Any, NamedTuple
 
 import jax
@@ -16,23 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from trimtab.envs.simulators.datasets import FEATURES, MAX_CLASSES, Rows
+from trimtab.envs.simulators.distributions import distributions
 from trimtab.envs.simulators.family import OPTIMISERS
-
-
-def _text() -> bytes:
-    return resources.files(__package__).joinpath("distributions.toml").read_bytes()
-
-
-@cache
-def distributions() -> dict[str, Any]:
-    """Return the tables of ``distributions.toml``; nobody may change them."""
-    return tomllib.loads(_text().decode())
-
-
-def distributions_hash() -> str:
-    """Return the SHA-256 of the file, in hexadecimal digits; reports print it."""
-    return hashlib.sha256(_text()).hexdigest()
-
 
 SLOTS: dict[str, tuple[int, int]] = {
     "train": (0, 1100),

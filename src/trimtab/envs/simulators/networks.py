@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from trimtab.envs.simulators.datasets import stacked
-from trimtab.envs.simulators.draws import Draw, Pool, distributions
+from trimtab.envs.simulators.distributions import distributions
+from trimtab.envs.simulators.draws import Draw, Pool
+from trimtab.envs.simulators.hashing import uniform_hash
 from trimtab.envs.simulators.layouts import Layout
-from trimtab.envs.simulators.random_numbers import uniform_hash
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 from trimtab.core.errors import SpecError, StoreError
 from trimtab.search.comparison.journal import Journal
 from trimtab.search.comparison.plan import Frame, Plan, Refusal, frames_of, require_some
-from trimtab.search.comparison.units import Told, Unit, outcome_from, perform, tuned_rate
+from trimtab.search.comparison.units import Told, Unit, perform, tuned_rate
 from trimtab.search.engines.base import Done, Engine
 from trimtab.search.engines.local import LocalEngine
-from trimtab.search.methods.base import Outcome, SingleRun, find_method
+from trimtab.search.methods.base import Outcome, SingleRun, find_method, outcome_from
 from trimtab.tasks.data.cache import cache_folder
 
 

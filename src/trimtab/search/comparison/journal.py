@@ -22,15 +22,11 @@ from trimtab.records.store.encoding import from_json, to_json
 # the training of policies, and the policies themselves, which a unit names by their content.
 _NO_RESULT = (
     "agents/*",
-    "cli*",
+    "cli/*",
     "policies/*",
-    "records/comparison_*",
-    "records/export*",
-    "records/study_[!r]*",
+    "records/export/*",
+    "records/reports/*",
     "records/trackers/*",
-    "records/watch*",
-    "records/*chart*",
-    "records/*report*",
 )
 _SUFFIXES = frozenset({".py", ".toml"})
 _PACKAGES = (

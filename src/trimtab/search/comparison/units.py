@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from typing import Any
@@ -20,6 +20,7 @@ from trimtab.search.methods.base import (
     SingleRun,
     find_method,
     loss_of,
+    outcome_to,
     select,
 )
 from trimtab.search.methods.schedules import reference_run
@@ -199,22 +200,3 @@ def _method(unit: Unit, task: Task, told: Told) -> Outcome:
         aside=aside,
     )
     return find_method(unit.method).run(assignment)
-
-
-def outcome_to(outcome: Outcome) -> dict[str, Any]:
-    """Return an outcome as data that JSON can hold, but for numbers that are not finite."""
-    return {"chosen": outcome.chosen, "runs": [asdict(run) for run in outcome.runs]}
-
-
-def _with_nan(data: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: float("nan") if value is None else value for name, value in data.items()}
-
-
-def outcome_from(data: Mapping[str, Any]) -> Outcome:
-    """Return the outcome that `outcome_to` gave as data; null stands for nan."""
-    runs = []
-    for given in data["runs"]:
-        fields: dict[str, Any] = _with_nan(given)
-        fields["tested"] = _with_nan(given["tested"])
-        runs.append(SingleRun(**fields))
-    return Outcome(tuple(runs), int(data["chosen"]))

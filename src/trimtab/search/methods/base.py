@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -246,3 +246,22 @@ def select(task: Task, runs: Sequence[SingleRun]) -> Outcome:
     """Return the outcome that keeps the best run on validation, the first among equals."""
     losses = np.array([loss_of(task, run.validation) for run in runs])
     return Outcome(tuple(runs), int(np.argmin(np.where(np.isfinite(losses), losses, np.inf))))
+
+
+def outcome_to(outcome: Outcome) -> dict[str, Any]:
+    """Return an outcome as data that JSON can hold, but for numbers that are not finite."""
+    return {"chosen": outcome.chosen, "runs": [asdict(run) for run in outcome.runs]}
+
+
+def _with_nan(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: float("nan") if value is None else value for name, value in data.items()}
+
+
+def outcome_from(data: Mapping[str, Any]) -> Outcome:
+    """Return the outcome that `outcome_to` gave as data; null stands for nan."""
+    runs = []
+    for given in data["runs"]:
+        fields: dict[str, Any] = _with_nan(given)
+        fields["tested"] = _with_nan(given["tested"])
+        runs.append(SingleRun(**fields))
+    return Outcome(tuple(runs), int(data["chosen"]))

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from trimtab.core.decision import RunInfo, Summary
+from trimtab.core.decision import Progress, RunInfo, Summary
 from trimtab.core.errors import StoreError
 from trimtab.core.rewards import potential
 from trimtab.records.store.recorder import StoreRecorder
@@ -25,7 +25,6 @@ from trimtab.records.store.snapshots import (
 from trimtab.records.store.studies import LEASE_SECONDS, Studies
 from trimtab.records.store.study_rows import Claim, SnapshotRecord
 from trimtab.records.store.transactions import patience_with
-from trimtab.tasks.run import Progress
 
 _CATCH_UP = 2.5  # a run may still gain this much more than the best run did from here on
 _IN_A_ROW = 2

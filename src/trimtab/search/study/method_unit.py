@@ -12,8 +12,16 @@ from trimtab.core.protocols import Task
 from trimtab.records.store.encoding import to_json
 from trimtab.records.store.rows import run_row
 from trimtab.records.store.study_rows import Claim, StudyRecord
-from trimtab.search.comparison.units import outcome_from, outcome_to
-from trimtab.search.methods.base import Assignment, Outcome, Rhythm, SingleRun, find_method, loss_of
+from trimtab.search.methods.base import (
+    Assignment,
+    Outcome,
+    Rhythm,
+    SingleRun,
+    find_method,
+    loss_of,
+    outcome_from,
+    outcome_to,
+)
 from trimtab.search.methods.schedules import reference_run
 from trimtab.search.methods.starts import Start, StartLaw, generator_for
 from trimtab.search.study.plan import StudySettings

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from trimtab.envs.simulators.datasets import MAX_CLASSES, stacked
-from trimtab.envs.simulators.draws import Draw, Pool, distributions
+from trimtab.envs.simulators.distributions import distributions
+from trimtab.envs.simulators.draws import Draw, Pool
 from trimtab.envs.simulators.families.supervised import SupervisedFamily
 from trimtab.envs.simulators.family import FamilyOptions
 from trimtab.envs.simulators.layouts import Layout, Tensor

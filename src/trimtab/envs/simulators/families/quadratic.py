@@ -34,7 +34,7 @@ import numpy as np
 from trimtab.core.errors import unknown_name
 from trimtab.core.hyperparameters import Hyperparameter, hyperparameter
 from trimtab.core.metrics import Metrics
-from trimtab.envs.simulators.draws import distributions
+from trimtab.envs.simulators.distributions import distributions
 from trimtab.envs.simulators.family import EVALUATION_CHUNK
 from trimtab.envs.simulators.random_numbers import normal, seed_of, uniform
 

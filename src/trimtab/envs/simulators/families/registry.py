@@ -28,5 +28,5 @@ def make_family(name: str, options: FamilyOptions | None = None) -> Family:
     if name not in _PLACES:
         raise unknown_name("family", name, FAMILIES)
     module, function = _PLACES[name]
-    make = getattr(import_module(f"trimtab.envs.simulators.{module}"), function)
+    make = getattr(import_module(f"trimtab.envs.simulators.families.{module}"), function)
     return cast(Family, make(options or FamilyOptions()))

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from trimtab.envs.simulators.datasets import MAX_CLASSES
-from trimtab.envs.simulators.draws import Draw, Pool, distributions
+from trimtab.envs.simulators.distributions import distributions
+from trimtab.envs.simulators.draws import Draw, Pool
 from trimtab.envs.simulators.families.supervised import SupervisedFamily
 from trimtab.envs.simulators.family import FamilyOptions
 from trimtab.envs.simulators.layouts import Layout, Tensor

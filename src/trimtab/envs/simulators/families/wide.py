@@ -21,8 +21,8 @@ from trimtab.envs.simulators.effects import task_decay
 from trimtab.envs.simulators.families.mlp import Perceptrons, Shape
 from trimtab.envs.simulators.families.supervised import SupervisedFamily
 from trimtab.envs.simulators.family import FamilyOptions
+from trimtab.envs.simulators.hashing import mixed
 from trimtab.envs.simulators.layouts import Layout
-from trimtab.envs.simulators.random_numbers import mixed
 
 N_ACTING = 8
 """How many of the offered hyperparameters act in a task, the learning rate included."""

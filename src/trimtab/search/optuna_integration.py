@@ -1,0 +1,3 @@
+"""The former place of `trimtab.adapters.optuna`, for code that imports it from here."""
+
+from trimtab.adapters.optuna import *  # noqa: F403
