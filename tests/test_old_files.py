@@ -26,9 +26,9 @@ from tests.old_files import agent_runs
 from trimtab.cli import main
 from trimtab.controllers.learned import LearnedController, read_policy
 from trimtab.core.errors import SpecError
-from trimtab.records.store import Store, load_run
-from trimtab.search.comparison_rows import read_parquet
-from trimtab.search.journal import Journal
+from trimtab.records.store.store import Store, load_run
+from trimtab.search.comparison.table import read_parquet
+from trimtab.search.comparison.journal import Journal
 
 OLD = Path(__file__).with_name("old_files")
 STUDY = ("--variant", "tiny", "--decisions", "10", "--policy", "policy.safetensors")
@@ -122,7 +122,7 @@ def test_an_agent_chooses_as_it_did_and_learns_on(name: str) -> None:
 
 def test_a_training_has_its_policy_and_remembers_its_runs() -> None:
     pytest.importorskip("jax")
-    from trimtab.agents.checkpoints import load_memory
+    from trimtab.agents.training.checkpoints import load_memory
 
     memory = load_memory(Path("learning"))
     assert {name: array.shape for name, array in memory.items()} == {

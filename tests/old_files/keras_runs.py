@@ -23,7 +23,7 @@ from safetensors.numpy import load_file, save_file
 from trimtab.adapters.keras import KerasController, TrimtabCallback
 
 # No package offers these; they move with the adapters.
-from trimtab.adapters.keras_state_file import fingerprint, read_state, write_state
+from trimtab.adapters.keras.state import fingerprint, read_state, write_state
 
 N, BATCH, EPOCHS, KILLED_AT, STOPPED_AT = 40, 8, 4, 12, 7
 STEPS = EPOCHS * N // BATCH
