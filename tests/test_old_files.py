@@ -27,8 +27,8 @@ from trimtab.cli import main
 from trimtab.controllers.learned import LearnedController, read_policy
 from trimtab.core.errors import SpecError
 from trimtab.records.store.store import Store, load_run
-from trimtab.search.comparison.table import read_parquet
 from trimtab.search.comparison.journal import Journal
+from trimtab.search.comparison.table import read_parquet
 
 OLD = Path(__file__).with_name("old_files")
 STUDY = ("--variant", "tiny", "--decisions", "10", "--policy", "policy.safetensors")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from trimtab.cli import main as cli
+from trimtab import cli
 
 HERE = Path(__file__).parents[1]
 Run = Callable[..., tuple[int, str, str]]

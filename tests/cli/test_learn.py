@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from trimtab.cli import main as cli
+from trimtab import cli
 
 pytest.importorskip("jax")
 

@@ -18,7 +18,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from trimtab.cli import main as cli
+from trimtab import cli
 from trimtab.core.decision import Decision
 from trimtab.records.store.store import load_run
 

@@ -208,7 +208,7 @@ def test_more_methods_in_the_same_folder_repeat_nothing(whole):
     ],
 )
 def test_what_cannot_be_compared_is_refused_before_any_run(folder, capsys, arguments, words):
-    from trimtab.cli import main as cli
+    from trimtab import cli
 
     if "prodigy" in arguments:
         pytest.importorskip("prodigyopt")
@@ -220,7 +220,7 @@ def test_what_cannot_be_compared_is_refused_before_any_run(folder, capsys, argum
 
 
 def test_fewer_decisions_than_were_asked_for_are_told_once(folder, capsys):
-    from trimtab.cli import main as cli
+    from trimtab import cli
 
     asked = ["tiny:make", "--methods", "reference", "--seeds", "1", "--pool", "0", "--jobs", "1"]
     with pytest.raises(SystemExit):
@@ -232,7 +232,7 @@ def test_fewer_decisions_than_were_asked_for_are_told_once(folder, capsys):
 
 
 def test_what_a_pool_without_test_losses_cannot_tell_is_said(folder, capsys):
-    from trimtab.cli import main as cli
+    from trimtab import cli
 
     (folder / "untested.py").write_text(
         "from tiny import TinyTask\n\ndef make():\n    return TinyTask(has_test=False)\n"
@@ -248,7 +248,7 @@ def test_what_a_pool_without_test_losses_cannot_tell_is_said(folder, capsys):
 
 
 def test_without_what_the_table_needs_nothing_is_run(folder, capsys, monkeypatch):
-    from trimtab.cli import main as cli
+    from trimtab import cli
 
     found = importlib.util.find_spec
     monkeypatch.setattr(
@@ -262,7 +262,7 @@ def test_without_what_the_table_needs_nothing_is_run(folder, capsys, monkeypatch
 
 
 def test_a_table_that_cannot_be_written_loses_no_result(folder, capsys):
-    from trimtab.cli import main as cli
+    from trimtab import cli
 
     asked = ["tiny:make", "--methods", "reference", "--seeds", "1", "--pool", "0", "--jobs", "1"]
     report = folder / "comparison" / "comparison.html"
