@@ -70,7 +70,8 @@ def test_a_run_that_goes_on_from_a_file_is_the_one_never_left(
     assert len(first.data or b"") > 1000
 
 
-def test_a_task_without_a_plain_form_is_not_storable(quadratic: Task) -> None:
+def test_a_task_without_a_plain_form_is_not_storable() -> None:
+    quadratic = make_task("simulated/quadratic", variant="tiny", default_member=0)
     assert not is_storable(make().start(seed=0))
     assert is_storable(quadratic.start(seed=0))
 

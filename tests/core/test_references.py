@@ -12,8 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimtab.core import references
-from trimtab.core import references as by_controllers
 from trimtab.core.errors import SpecError, UnknownNameError
 from trimtab.core.references import REFERENCES, reference_multipliers
 
@@ -84,11 +82,6 @@ def test_function_that_gives_no_multiplier_is_refused(
 def test_unknown_name_gets_the_nearest() -> None:
     with pytest.raises(UnknownNameError, match="'cosin'; did you mean 'cosine'"):
         reference_multipliers("cosin", 10)
-
-
-def test_controllers_offer_the_same_schedules() -> None:
-    for name in by_controllers.__all__:
-        assert getattr(by_controllers, name) is getattr(references, name)
 
 
 # Against PyTorch's own.
