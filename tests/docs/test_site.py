@@ -94,9 +94,9 @@ def test_data_that_are_not_installed_are_named_in_the_place_of_a_picture(site):
 def test_a_picture_is_made_again_once_anything_that_the_task_is_made_of_has_changed(site):
     names = {path.name for path in site.sources("trimtab.tasks.nuclei")}
 
-    assert names >= {"nuclei.py", "segmentation_task.py", "frozen_trunk.py", "cache.py"}
+    assert names >= {"nuclei.py", "segmentation.py", "efficientnet.py", "cache.py"}
     assert "letters.py" not in names
-    assert "torch_plain.py" in {path.name for path in site.sources("trimtab.tasks.torch.run")}
+    assert "splits.py" in {path.name for path in site.sources("trimtab.tasks.torch.run")}
 
 
 def test_what_a_task_is_made_of_is_found_in_folders_too(site, monkeypatch, tmp_path):

@@ -45,7 +45,7 @@ def in_two_processes(work: str, folder: Path) -> list[Any]:
         port = free.getsockname()[1]
     script = (
         "import json, os, sys; from pathlib import Path; "
-        "from tests.adapters import test_torch_distributed as t; "
+        "from tests.adapters.torch import test_distributed as t; "
         f"result = t.{work}(int(os.environ['RANK']), Path(sys.argv[1])); "
         "Path(sys.argv[1], os.environ['RANK'] + '.json').write_text(json.dumps(result)); "
         "t.leave()"
