@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_layering import COMPOSITION_ROOTS, LAYERS, SOURCE, part_named
+from tests.test_layering import COMPOSITION_ROOTS, LAYERS, SOURCE
 
 PAGE = SOURCE.parents[1] / "CONTRIBUTING.md"
 HEAD = "| in `src/trimtab` | holds | may import of trimtab |\n|---|---|---|\n"
@@ -28,21 +28,15 @@ def folders(source: Path) -> Iterator[tuple[str, Path]]:
 
 
 def single_files(source: Path) -> Iterator[tuple[str, Path]]:
-    """Yield each part that is no folder: a file, or files with a common prefix."""
-    names = {part_named(file.stem) for file in source.glob("*.py")}
-    for name in sorted(names):
-        if not name.startswith("__") and not (source / name).is_dir():
-            is_one = not any(source.glob(f"{name}_*.py"))
-            yield f"{name}.py" if is_one else f"{name}*.py", source / f"{name}.py"
-
-
-def part_of_row(name: str) -> str:
-    return name.removesuffix(".py").removesuffix("*")
+    """Yield each part that is a file."""
+    for file in sorted(source.glob("*.py")):
+        if not file.stem.startswith("__"):
+            yield file.name, file
 
 
 def may_import(name: str) -> str:
     """Return what a part may import; a folder inside of one has a word of its own or none."""
-    part = part_of_row(name)
+    part = name.removesuffix(".py")
     if part in COMPOSITION_ROOTS:
         return "anything, inside functions"
     if part in LAYERS:
@@ -55,7 +49,7 @@ def folder_map(source: Path) -> str:
     order = {name: place for place, name in enumerate(LAYERS)}
     rows = sorted(
         [*folders(source), *single_files(source)],
-        key=lambda row: (order.get(part_of_row(row[0]).partition("/")[0], len(order)), row[0]),
+        key=lambda row: (order.get(row[0].removesuffix(".py").partition("/")[0], len(order)), row[0]),
     )
     lines = [f"| `{name}` | {summary_of(file)} | {may_import(name)} |" for name, file in rows]
     return HEAD + "\n".join(lines) + "\n"
@@ -74,7 +68,7 @@ def test_the_map_of_folders_is_that_of_the_code(request: pytest.FixtureRequest) 
 
 
 def test_each_folder_is_named_once(tmp_path: Path) -> None:
-    for name in ("core", "records", "records/store", "cli_a.py", "cli.py", "defaults.py"):
+    for name in ("core", "records", "records/store", "cli", "defaults.py"):
         file = tmp_path / name if name.endswith(".py") else tmp_path / name / "__init__.py"
         file.parent.mkdir(exist_ok=True)
         file.write_text(f'"""What {name} is.\n\nMore of it.\n"""')
@@ -82,7 +76,7 @@ def test_each_folder_is_named_once(tmp_path: Path) -> None:
         "| `core` | What core is | nothing |",
         "| `records` | What records is | `core` |",
         "| `records/store` | What records/store is |  |",
-        "| `cli*.py` | What cli.py is | anything, inside functions |",
+        "| `cli` | What cli is | anything, inside functions |",
         "| `defaults.py` | What defaults.py is | anything, inside functions |",
     ]
 
