@@ -49,7 +49,7 @@ def folder_map(source: Path) -> str:
     order = {name: place for place, name in enumerate(LAYERS)}
     rows = sorted(
         [*folders(source), *single_files(source)],
-        key=lambda row: (order.get(row[0].removesuffix(".py").partition("/")[0], len(order)), row[0]),
+        key=lambda row: (order.get(row[0].partition("/")[0].removesuffix(".py"), 99), row[0]),
     )
     lines = [f"| `{name}` | {summary_of(file)} | {may_import(name)} |" for name, file in rows]
     return HEAD + "\n".join(lines) + "\n"

@@ -339,7 +339,8 @@ def long_fit(module: Any, callbacks: list[Any], resume: Path | None = None) -> A
 
 def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from tests.adapters.lightning import test_lightning as t; "
+        "import sys; from pathlib import Path; "
+        "from tests.adapters.lightning import test_lightning as t; "
         "t.long_fit(t.Module(), [*t.resumable(Path(sys.argv[1])), t.Killer()])"
     )
     folder = tmp_path / "killed"

@@ -242,7 +242,8 @@ class Killer(transformers.TrainerCallback):  # type: ignore[misc]
 
 def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from tests.adapters.transformers import test_transformers as t; "
+        "import sys; from pathlib import Path; "
+        "from tests.adapters.transformers import test_transformers as t; "
         "t.train(Path(sys.argv[1]), [t.resumable(), t.Killer()], **t.SETTINGS)"
     )
     folder = tmp_path / "killed"
