@@ -28,6 +28,11 @@ class Snapshots(Protocol):
         """Whether there is a state to go back to."""
         ...
 
+    @property
+    def bytes(self) -> int:
+        """Size of one snapshot, as far as it is known."""
+        ...
+
     def announce(self) -> None:
         """Say in the log how large a snapshot is, and where it goes."""
         ...

@@ -83,12 +83,12 @@ def _nothing() -> None:
     return None
 
 
-def _both(first: Callable[[], None], second: Callable[[], None]) -> Callable[[], None]:
-    def call() -> None:
-        first()
-        second()
+def _restoring(snapshots: Snapshots, afterwards: Callable[[], None]) -> Callable[[], None]:
+    def restore() -> None:  # no method: a session that held one would hold its run
+        snapshots.restore()
+        afterwards()
 
-    return call
+    return restore
 
 
 class SteeredRun:
@@ -143,7 +143,7 @@ class SteeredRun:
         self._info, self._policy, self._store = info, policy, store
         self._actuators, self._validation = actuators, validation
         self._keep_best = keep_best and not info.watch_only
-        self.restore, self._after_end = _both(snapshots.restore, after_restore), after_end
+        self.restore, self._after_end = _restoring(snapshots, after_restore), after_end
         kinds = [item.kind for item in info.spec.hyperparameters]
         self._lr_index = kinds.index("lr") if "lr" in kinds else None
         self._begun_at = 0  # steps done when the open window was opened

@@ -18,19 +18,13 @@ from trimtab.adapters.keras.state import before, evaluation, fingerprint, read_s
 from trimtab.adapters.keras.statistics import StepLosses
 from trimtab.adapters.keras.values import SteeredValue
 from trimtab.adapters.keras.variables import backend_name, synchronise
+from trimtab.adapters.memory import is_out_of_memory
 from trimtab.core.decision import Summary
 from trimtab.core.errors import AdapterError, SpecError
 from trimtab.core.hyperparameters import Hyperparameter
 from trimtab.core.spec import ControlSpec, window_ends
 
 _MOST_IN_A_ROW = 3
-_ERRORS = frozenset({"MemoryError", "OutOfMemoryError", "ResourceExhaustedError"})
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error of TensorFlow, JAX, PyTorch or Python says that memory ran out."""
-    names = {cls.__name__ for cls in type(error).__mro__}
-    return bool(names & _ERRORS) or str(error).startswith("RESOURCE_EXHAUSTED")
 
 
 class MemoryGuard:

@@ -50,6 +50,11 @@ class Snapshots:
         """Whether there is a state to go back to."""
         return self._arrays.there
 
+    @property
+    def bytes(self) -> int:
+        """Size of one snapshot; 0 before it is announced or kept."""
+        return self._arrays.bytes
+
     def announce(self) -> None:
         """Say in the log how large a snapshot is, and where it goes."""
         self._arrays.bytes = sum(_bytes_of(variable) for variable in self._variables().values())
