@@ -144,10 +144,10 @@ def measure(name: str, make: Callable[[], Loop], policy: Any) -> dict[str, Any]:
         model=steered.model,
         policy=policy,
     )
-    steering: Any = controller._steering
-    steering.snapshots.keep = keeping.around(steering.snapshots.keep)
-    steering.snapshots.restore = keeping.around(steering.snapshots.restore)
-    steering._validation.later = validating.around(steering._validation.later)
+    run: Any = controller._run
+    run.snapshots.keep = keeping.around(run.snapshots.keep)
+    run.snapshots.restore = keeping.around(run.snapshots.restore)
+    run._validation.later = validating.around(run._validation.later)
     optimizer: Any = steered.optimizer
     optimizer.step = optimizing.around(optimizer.step)
     optimizer.zero_grad = optimizing.around(optimizer.zero_grad)

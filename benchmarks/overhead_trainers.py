@@ -43,7 +43,7 @@ def in_keras(name: str, variant: str, policy: Any) -> dict[str, Any]:
 
     from trimtab.adapters.keras import TrimtabCallback
     from trimtab.adapters.keras import snapshots as keras_snapshots
-    from trimtab.adapters.keras import state as keras_validation
+    from trimtab.adapters.validation import Validation
 
     task: Any = make_task(name, variant=variant)
 
@@ -80,7 +80,7 @@ def in_keras(name: str, variant: str, policy: Any) -> dict[str, Any]:
         apart=(
             (keras_snapshots.Snapshots, "keep", "snapshots"),
             (keras_snapshots.Snapshots, "restore", "snapshots"),
-            (keras_validation.Validation, "later", "validation"),
+            (Validation, "later", "validation"),
         ),
     )
 
@@ -95,8 +95,8 @@ def in_transformers(name: str, variant: str, policy: Any) -> dict[str, Any]:
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
     from trimtab.adapters.torch import snapshots as torch_snapshots
-    from trimtab.adapters.torch import state as torch_validation
     from trimtab.adapters.transformers import TrimtabCallback
+    from trimtab.adapters.validation import Validation
 
     task: Any = make_task(name, variant=variant)
 
@@ -157,7 +157,7 @@ def in_transformers(name: str, variant: str, policy: Any) -> dict[str, Any]:
         apart=(
             (torch_snapshots.Snapshots, "keep", "snapshots"),
             (torch_snapshots.Snapshots, "restore", "snapshots"),
-            (torch_validation.Validation, "later", "validation"),
+            (Validation, "later", "validation"),
             (torch.nn.utils, "clip_grad_norm_", "clipping"),
         ),
     )

@@ -79,7 +79,7 @@ def test_last_window_that_was_cut_short_is_finished_by_one_more() -> None:
 def test_steps_that_no_decision_follows_are_in_the_schedule() -> None:
     session = session_of(None)
     session.step(Metrics(val_loss=2.0))
-    session.tally(3)
+    session.count_steps(3)
 
     assert [row["step"] for row in session.summary.schedule] == [0, 1, 2]
     assert session.summary.spent_steps == 3

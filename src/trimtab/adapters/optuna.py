@@ -19,7 +19,7 @@ from trimtab.core.errors import MissingDependencyError, SpecError
 _PREFIX = "trimtab:"
 
 
-class Steering(Protocol):
+class TrialController(Protocol):
     """What `SteeredTrial` needs of a controller; ``TorchController`` and ``KerasController``."""
 
     @property
@@ -83,7 +83,7 @@ class SteeredTrial:
         MissingDependencyError: Optuna is not installed.
     """
 
-    def __init__(self, trial: Any, controller: Steering, *, monitor: str = "loss") -> None:
+    def __init__(self, trial: Any, controller: TrialController, *, monitor: str = "loss") -> None:
         _optuna()
         self.trial, self.controller = trial, controller
         self._monitor = monitor

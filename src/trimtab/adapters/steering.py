@@ -1,89 +1,367 @@
-"""What every adapter does with the session of its run, whatever the framework."""
+"""The course of one steered run, whatever the framework: windows, validations, decisions, its end.
+
+A driver stands between a framework's loop and this: it counts steps, writes learning rates, and
+says when a window ends.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from trimtab.adapters.validation import Validated
+import numpy as np
+
+from trimtab.adapters.snapshots import Snapshots
+from trimtab.adapters.validation import Validated, Validates
+from trimtab.core.decision import RunInfo
 from trimtab.core.errors import AdapterError
 from trimtab.core.guard import Reason
 from trimtab.core.hyperparameters import Hyperparameter
 from trimtab.core.metrics import Metrics
+from trimtab.core.notices import tell
+from trimtab.core.protocols import Controller
 from trimtab.core.session import Session
 from trimtab.core.spec import ControlSpec
 
-GIVEN_UP = (
-    "training diverged {count} times; the best weights are back, the values stay where they are, "
-    "and no decision is taken any more: start lower, or look at the data"
-)
-"""Said when a run is given up, with the ``count`` of divergences."""
+_STATE_FORMAT = 1
 
 
-class Validates(Protocol):
-    """What validates a run before its first step."""
+class Actuator(Protocol):
+    """Writes one hyperparameter where its framework reads it."""
 
-    def first(self) -> Validated:
-        """Validate; whatever is wrong is an error."""
+    def write(self, offset: float) -> str:
+        """Write the value at an offset; return what is wrong with it, in words, or nothing."""
+        ...
+
+    def starts(self) -> Any:
+        """Return the start value of each place that is written."""
+        ...
+
+    def begin_at(self, item: Hyperparameter, starts: Any) -> None:
+        """Take over the start values of a run that goes on."""
         ...
 
 
-def first_validation(session: Session, validation: Validates) -> Validated:
-    """Return the validation before step 1; a run that fails there is recorded as failed.
+class Driver(Protocol):
+    """The framework's side of a run."""
 
-    Raises:
-        MetricError: The validation fails or gives nothing to steer by.
-    """
-    try:
-        return validation.first()
-    except BaseException:
-        session.close("failed")
-        raise
+    @property
+    def multipliers(self) -> np.ndarray:
+        """(T,) float64, reference of the learning rate over its start; it may change in place."""
+        ...
+
+    @property
+    def steps(self) -> int:
+        """Steps of the open window that are done; 0 if none is open."""
+        ...
+
+    def begin_window(self, multiplier: float, state: Mapping[str, Any] | None) -> None:
+        """Write the learning rate of the coming steps.
+
+        Args:
+            multiplier: Of the reference, from now on.
+            state: What `state_dict` returned, to go on in the middle of a window; None at its
+                beginning.
+        """
+        ...
+
+    def validated(self, monitored: float, step: int) -> None:
+        """Take in a validation's value, in its own unit, and the steps done by then."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the open window and the learning rates."""
+        ...
+
+    def load_rates(self, state: Mapping[str, Any]) -> None:
+        """Take over the learning rates of `state_dict`."""
+        ...
 
 
-def decide_on(session: Session, metrics: Metrics, seen: Validated, problem: str) -> None:
-    """Take in a window and decide, or end the run.
+def _nothing() -> None:
+    return None
+
+
+def _restoring(snapshots: Snapshots, afterwards: Callable[[], None]) -> Callable[[], None]:
+    def restore() -> None:  # no method: a session that held one would hold its run
+        snapshots.restore()
+        afterwards()
+
+    return restore
+
+
+class SteeredRun:
+    """One steered run: a session, and what a driver tells it of a training loop.
+
+    A driver is given to it, as `driver`, before it starts. The driver calls `end_window` where the
+    window's steps are done, or where a loss was not finite, until `after_last_decision`.
 
     Args:
-        session: Of the run.
-        metrics: Of the window, without its validation.
-        seen: Its validation.
-        problem: Why the values are held, in words; empty to let the controller choose.
+        info: What is known of the run; its spec says what is steered.
+        policy: Who chooses.
+        actuators: Writes each hyperparameter of the spec; None where the driver does.
+        validation: Validates the model.
+        snapshots: Where the best state is kept.
+        keep_best: Whether the best weights are put back at the end; not in a run that is watched.
+        store: Where the record goes; None for nowhere.
+        after_restore: Called when the best state has been put back in the middle of the run.
+        after_end: Called when it has been put back at the end.
+
+    Attributes:
+        driver: The framework's side, which holds this; a weak reference to it will do.
+        restore: Puts the best state back in the middle of the run.
+        spec: What is steered.
+        session: The session; None before `start`.
+        snapshots: Where the best state is kept.
+        guarded: Whether a run that goes wrong is rolled back.
+        window_steps: Steps of the open window; 0 if none is open.
+        after_last_decision: Whether no decision is due any more.
     """
-    finite = metrics.finite if math.isfinite(seen.loss) else 0.0
-    metrics = metrics._replace(val_loss=seen.loss, finite=finite)
-    if not problem:
-        session.step(metrics, seen.measured)
-        return
-    session.observe(metrics, seen.measured)
-    if session.finished:
-        session.close()
-    else:
-        session.decide(None, note=problem, extra=int(Reason.FROZEN))
 
+    driver: Driver
+    restore: Callable[[], None]
 
-def resumed_spec(spec: ControlSpec, state: Mapping[str, Any], steps_done: int) -> ControlSpec:
-    """Return a run's spec with the start values of the state that it goes on from.
+    def __init__(
+        self,
+        info: RunInfo,
+        policy: Controller,
+        *,
+        actuators: Sequence[Actuator | None],
+        validation: Validates,
+        snapshots: Snapshots,
+        keep_best: bool,
+        store: str | None,
+        after_restore: Callable[[], None] = _nothing,
+        after_end: Callable[[], None] = _nothing,
+    ) -> None:
+        self.spec: ControlSpec = info.spec
+        self.session: Session | None = None
+        self.snapshots = snapshots
+        self.guarded = policy.guarded and not info.watch_only
+        self.window_steps, self.after_last_decision = 0, False
+        self._info, self._policy, self._store = info, policy, store
+        self._actuators, self._validation = actuators, validation
+        self._keep_best = keep_best and not info.watch_only
+        self.restore, self._after_end = _restoring(snapshots, after_restore), after_end
+        kinds = [item.kind for item in info.spec.hyperparameters]
+        self._lr_index = kinds.index("lr") if "lr" in kinds else None
+        self._begun_at = 0  # steps done when the open window was opened
+        self._warned: set[str] = set()
+        self._closed = False
+        if not info.watch_only and (keep_best or policy.guarded):
+            snapshots.announce()
 
-    Args:
-        spec: Of the run.
-        state: What an adapter kept, with the fields of its ``"hyperparameters"``.
-        steps_done: By the run so far.
+    @property
+    def session_now(self) -> Session:
+        """The session of a run that has begun.
 
-    Raises:
-        AdapterError: Steps were done already, or the state is of other hyperparameters.
-    """
-    if steps_done:
-        raise AdapterError(
-            f"load_state_dict: {steps_done} steps were done already; load before the first one"
+        Raises:
+            AdapterError: It has not.
+        """
+        if self.session is None:
+            raise AdapterError("the run has not begun; begin training, or enter the with block")
+        return self.session
+
+    @property
+    def memory_retries(self) -> int:
+        """How often a batch was done again because memory ran out; kept in the summary."""
+        return 0 if self.session is None else self.session.summary.memory_retries
+
+    @memory_retries.setter
+    def memory_retries(self, count: int) -> None:
+        if self.session is not None:
+            self.session.summary.memory_retries = count
+
+    def start(self) -> None:
+        """Validate, take the first decision and write the first values; later calls do nothing.
+
+        Raises:
+            AdapterError: The run is closed.
+            MetricError: The validation fails or gives nothing to steer by.
+            StoreError: The store cannot be opened.
+        """
+        if self._closed:
+            raise AdapterError(
+                "the run is closed; make a new controller or callback for another one"
+            )
+        if self.session is not None:
+            return
+        session = self._open()
+        try:
+            first = self._validation.first()
+        except BaseException:
+            session.close("failed")
+            raise
+        self.session = session
+        session.step(Metrics(val_loss=first.loss), first.measured)
+        self._begin_window()
+
+    def end_window(self, metrics: Metrics, problem: str = "") -> None:
+        """Validate, decide, and write the values of the next window.
+
+        Args:
+            metrics: Of the window, without its validation.
+            problem: Why the values are held, in words; empty to let the controller choose.
+        """
+        if self.guarded and not metrics.finite:
+            seen = Validated(math.nan)
+        else:
+            seen = self._validation.later()
+        if seen.monitored is not None:
+            done = self.session_now.steps_done + int(metrics.steps)
+            self.driver.validated(seen.monitored, done)
+        if seen.problem:
+            self.warn("validate", f"{seen.problem}; the last loss is used and the values are held")
+        finite = metrics.finite if math.isfinite(seen.loss) else 0.0
+        metrics = metrics._replace(val_loss=seen.loss, finite=finite)
+        self._decide(metrics, seen.measured, seen.problem or problem)
+        self._begin_window()
+
+    def is_beyond(self) -> bool:
+        """Return whether all announced steps are done, and say so if one more comes."""
+        session = self.session_now
+        beyond = session.steps_done >= session.total_steps
+        if beyond:
+            self.warn("beyond", _BEYOND.format(total=session.total_steps))
+        return beyond
+
+    def finish(self, status: str | None = None) -> None:
+        """Finish the record; without a status, put the best weights back if that is wanted."""
+        session, self._closed, was_closed = self.session, True, self._closed
+        if was_closed or session is None:
+            return
+        if not self.after_last_decision and session.steps_done == self._begun_at:
+            session.count_steps(self.driver.steps)
+        session.close(status)
+        if status is None and (self._keep_best or session.carry.must_restore):
+            self.snapshots.restore()
+            self._after_end()
+        self.snapshots.close()
+
+    def values(self) -> dict[str, float]:
+        """Return each hyperparameter's value at the coming step, reference included."""
+        if self.session is None:
+            return self._info.start_values()
+        step = self.session.steps_done + self.driver.steps
+        names = [item.name for item in self.spec.hyperparameters]
+        return {name: self.session.value(h, step) for h, name in enumerate(names)}
+
+    def warn(self, topic: str, message: str) -> None:
+        """Say something once a topic."""
+        if topic not in self._warned:
+            self._warned.add(topic)
+            tell(message)
+
+    # Resuming.
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is needed to go on in another process, as arrays and plain values.
+
+        Raises:
+            AdapterError: The run has not begun.
+        """
+        session = self.session_now.state_dict()
+        session["schedule"] = list(session["schedule"])  # the live one grows on
+        return {
+            "format": _STATE_FORMAT,
+            "hyperparameters": [item.to_dict() for item in self.spec.hyperparameters],
+            "session": session,
+            "actuators": [None if a is None else a.starts() for a in self._actuators],
+            "last_loss": self._validation.last_loss,
+            "best": self.snapshots.state_dict(),
+            **self.driver.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict`, before any step.
+
+        Raises:
+            AdapterError: Steps were done already, or the state is of other hyperparameters.
+            SpecError: The state is of another spec or number of steps.
+        """
+        self.spec = self._resumed_spec(state)
+        session = self.session or self._open(run=state["session"]["recorder"].get("run"))
+        session.spec = self.spec
+        session.load_state_dict(state["session"])
+        self.session = session
+        self.driver.load_rates(state)
+        items = self.spec.hyperparameters
+        for item, actuator, starts in zip(items, self._actuators, state["actuators"], strict=True):
+            if actuator is not None:
+                actuator.begin_at(item, starts)
+        self.snapshots.load_state_dict(state["best"])
+        self._validation.last_loss = float(state["last_loss"])
+        self._begin_window(state)
+
+    # Inside.
+
+    def _resumed_spec(self, state: Mapping[str, Any]) -> ControlSpec:
+        """Return the run's spec with the start values of the state that it goes on from."""
+        done = 0 if self.session is None else self.session.steps_done + self.driver.steps
+        if done:
+            raise AdapterError(
+                f"load_state_dict: {done} steps were done already; load before the first one"
+            )
+        items = tuple(Hyperparameter(**fields) for fields in state["hyperparameters"])
+        theirs = ", ".join(item.name for item in items)
+        mine = ", ".join(item.name for item in self.spec.hyperparameters)
+        if theirs != mine:
+            raise AdapterError(
+                f"load_state_dict: the state steers {theirs}, this run {mine}; "
+                "resume with the hyperparameters of the first run"
+            )
+        return self.spec.with_hyperparameters(items)
+
+    def _open(self, run: int | None = None) -> Session:
+        from trimtab.defaults import recorder_for
+
+        multipliers = self.driver.multipliers
+        session = Session(
+            self.spec,
+            self._policy,
+            total_steps=self._info.total_steps,
+            reference=multipliers,
+            keep=self.snapshots.keep,
+            restore=self.restore,
+            recorder=recorder_for(self._store, self._info, run=run),
+            watch_only=self._info.watch_only,
+            seed=self._info.seed,
         )
-    items = tuple(Hyperparameter(**fields) for fields in state["hyperparameters"])
-    theirs = ", ".join(item.name for item in items)
-    mine = ", ".join(item.name for item in spec.hyperparameters)
-    if theirs != mine:
-        raise AdapterError(
-            f"load_state_dict: the state steers {theirs}, this run {mine}; "
-            "resume with the hyperparameters of the first run"
-        )
-    return spec.with_hyperparameters(items)
+        session.reference = multipliers  # shared: it may learn of rates as they come
+        return session
+
+    def _decide(self, metrics: Metrics, measured: Mapping[str, float], problem: str) -> None:
+        """Take in a window and decide, hold the values for a problem, or end the run."""
+        session = self.session_now
+        if not problem:
+            session.step(metrics, measured)
+            return
+        session.observe(metrics, measured)
+        if session.finished:
+            session.close()
+        else:
+            session.decide(None, note=problem, extra=int(Reason.FROZEN))
+
+    def _begin_window(self, state: Mapping[str, Any] | None = None) -> None:
+        session = self.session_now
+        self._begun_at, self.after_last_decision = session.steps_done, session.finished
+        self.window_steps = session.window()
+        if session.terminated:
+            self.warn("diverged", _GIVEN_UP.format(count=int(session.carry.divergences)))
+        multiplier = 1.0 if self._lr_index is None else session.multiplier(self._lr_index)
+        self.driver.begin_window(multiplier, state)
+        for actuator, offset in zip(self._actuators, session.carry.offset.tolist(), strict=True):
+            problem = "" if actuator is None else actuator.write(offset)
+            if problem:
+                self.warn(problem.partition(":")[0], problem)
+
+
+_GIVEN_UP = (
+    "training diverged {count} times; the best weights are back, the values stay where they are, "
+    "and no decision is taken any more: start lower, or look at the data"
+)
+_BEYOND = (
+    "more steps than total_steps={total}: the values stay at the last ones; "
+    "announce the true number of optimiser steps"
+)

@@ -1,10 +1,28 @@
-"""What the losses of a window's steps tell, the same for every framework."""
+"""What the steps of a window tell by their losses, the same for every framework."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+
+from trimtab.core.metrics import Metrics
+
+
+def window_metrics(losses: Sequence[float | None], measured: Mapping[str, float]) -> Metrics:
+    """Return what a window's step losses tell; validation is left to the caller.
+
+    Args:
+        losses: One loss a step, in order; None where it is not known.
+        measured: Further fields of `Metrics`, left out where a loss is not finite.
+    """
+    values = np.array([loss for loss in losses if loss is not None], np.float64)
+    finite = bool(np.isfinite(values).all())
+    fields: dict[str, float] = {"steps": float(len(losses)), "finite": 1.0 if finite else 0.0}
+    if values.size:
+        fields |= loss_statistics(values)
+    return Metrics(**(fields | (dict(measured) if finite else {})))
 
 
 def loss_statistics(losses: np.ndarray) -> dict[str, float]:

@@ -260,7 +260,7 @@ class Session:
         action, note, extra = self._choose(observation)
         return self._decide(action, note=note, extra=extra)
 
-    def tally(self, steps: int) -> None:
+    def count_steps(self, steps: int) -> None:
         """Count steps that no decision follows: of a window left early, or after the last one."""
         self._log_schedule(steps)
         self.steps_done += steps

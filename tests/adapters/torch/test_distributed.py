@@ -16,7 +16,7 @@ from torch import distributed
 
 from tests.adapters.tiny_training import Still
 from trimtab.adapters.torch import controller as torch_adapter
-from trimtab.adapters.torch.distributed import LedController, LedValidation, Processes
+from trimtab.adapters.torch.distributed import Processes, RankZeroController, RankZeroValidation
 from trimtab.adapters.validation import Validated
 from trimtab.core.errors import MetricError, TrimtabError
 from trimtab.core.spec import ControlSpec
@@ -108,19 +108,19 @@ def exchange(rank: int, folder: Path) -> dict[str, Any]:
     processes, spec = Processes(), ControlSpec()
     mean = float(processes.mean(torch.tensor([1.0, 4.0][rank])))
     nothing = float(processes.mean(float("nan") if rank else 1.0))
-    told = processes.told([rank + 0.1, rank + 7.0])
+    told = processes.broadcast([rank + 0.1, rank + 7.0])
     seen = Validated(0.25, {"accuracy": 0.5}, monitored=0.75) if rank == 0 else None
-    followed = LedValidation(GivenValidation(seen), processes).first()  # type: ignore[arg-type]
+    followed = RankZeroValidation(GivenValidation(seen), processes).first()  # type: ignore[arg-type]
     errors = []
     for attempt in (
-        lambda: LedValidation(GivenValidation(None), processes).first(),  # type: ignore[arg-type]
-        lambda: LedController(Failing(), spec, processes).act(torch.zeros(1).numpy()),
+        lambda: RankZeroValidation(GivenValidation(None), processes).first(),  # type: ignore[arg-type]
+        lambda: RankZeroController(Failing(), spec, processes).act(torch.zeros(1).numpy()),
     ):
         try:
             attempt()
         except (TrimtabError, RuntimeError) as error:
             errors.append(str(error))
-    action = LedController(Still(), spec, processes).act(torch.zeros(1).numpy())
+    action = RankZeroController(Still(), spec, processes).act(torch.zeros(1).numpy())
     distributed.destroy_process_group()
     return {
         "mean": mean,
@@ -149,9 +149,9 @@ def test_the_first_process_is_heard_by_the_other(tmp_path: Path) -> None:
 
 def test_one_process_sends_nothing() -> None:
     processes = Processes()
-    assert (processes.count, processes.leads) == (1, True)
+    assert (processes.count, processes.is_main_process) == (1, True)
     assert processes.mean(2.0) == 2.0
-    assert processes.told([1.0]) == [1.0]
+    assert processes.broadcast([1.0]) == [1.0]
 
 
 # Whole runs. The second process's validation and policy would say something else.

@@ -301,7 +301,7 @@ def test_frozen_layers_of_a_steered_run_stand_still() -> None:
     model[0].attention_dropout = 0.0
     kind = hyperparameter("frozen_depth", 0.0, low=0.0, high=1.0)
     steered = controller(model, optimizer_for(model, ""), kind)
-    depth = steered._steering._depth
+    depth = steered._driver._depth
     assert depth is not None
     depth.frozen_depth = 0.5
     start = [weight.detach().clone() for weight in model.parameters()]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 from functools import partial
 
 import pytest
@@ -249,6 +251,19 @@ def test_a_run_without_a_block_is_closed_by_hand(loop, listener):
     assert controller.close() is summary
     assert listener.status == "finished"
     assert it.validate()["loss"] == summary.best["loss"]
+
+
+@pytest.mark.parametrize("place", ["memory", "disk"])
+def test_a_run_that_is_deleted_lets_go_of_its_model_at_once(loop, place):
+    it = loop()
+    controller = it.run_steered(policy="random", snapshots=place, train_for=20)
+    model = weakref.ref(it.model)
+    gc.disable()  # memory of a device is needed sooner than garbage is looked for
+    try:
+        del it, controller
+        assert model() is None
+    finally:
+        gc.enable()
 
 
 def test_a_failing_controller_never_stops_the_run(loop):

@@ -12,10 +12,12 @@ from trimtab.adapters.keras.actuators import Actuator, Hands, find_hyperparamete
 from trimtab.adapters.keras.proofs import MOST_TRIES, FitProof, prove_in_loop
 from trimtab.adapters.keras.schedules import KerasRates, inner_optimizer
 from trimtab.adapters.keras.snapshots import Snapshots
-from trimtab.adapters.keras.state import Validation, load_random_state, random_state
-from trimtab.adapters.keras.steering import Steering
+from trimtab.adapters.keras.state import left_as_it_was, load_random_state, random_state
+from trimtab.adapters.keras.steering import KerasDriver
 from trimtab.adapters.keras.values import SteeredValue
 from trimtab.adapters.keras.variables import array_of, backend_name, synchronise
+from trimtab.adapters.steering import SteeredRun
+from trimtab.adapters.validation import Validation
 from trimtab.core.decision import RunInfo
 from trimtab.core.errors import AdapterError
 from trimtab.core.hyperparameters import Hyperparameter
@@ -74,7 +76,8 @@ class SteeredModel:
         validate: Returns a loss, or a dict of floats.
 
     Attributes:
-        steering: The run.
+        run: The run.
+        driver: What the loop tells of its steps.
 
     Raises:
         AdapterError: Something cannot be steered as it is.
@@ -122,16 +125,16 @@ class SteeredModel:
             watch_only=options.watch_only,
             log_to=options.log_to,
         )
-        self.steering = Steering(
+        self.run = SteeredRun(
             info,
             policy,
-            rates=self._rates,
             actuators=self._actuators,
             validation=Validation(
                 self._at_start_smoothing(validate),
-                model,
-                monitor=options.monitor,
+                lambda: left_as_it_was(model),
+                monitor=options.monitor.removeprefix("val_"),
                 mode=options.mode,
+                name="the validation",
             ),
             snapshots=Snapshots(
                 options.snapshots,
@@ -142,13 +145,12 @@ class SteeredModel:
             ),
             keep_best=options.keep_best,
             store=options.store,
-            before_decision=lambda: synchronise(model),
             after_restore=self._drop_poisoned_metrics,
             after_end=self._finalize,
         )
+        self.driver = KerasDriver(self.run, self._rates, lambda: synchronise(model))
         self._tries = 0  # of a proof in a loop of the user's own
         self._lay_hands()
-        self.steering.snapshots.announce()
 
     def release(self) -> None:
         """Give model, optimiser and losses back as they were, with their own values."""
@@ -160,11 +162,11 @@ class SteeredModel:
     def check_that_it_acts(self) -> None:
         """Tell what the training step, which has run by now, does not read."""
         if not self._takeover.reads.get("learning_rate", 0):
-            self.steering.warn("lr unread", _LR_UNREAD)
+            self.run.warn("lr unread", _LR_UNREAD)
         for actuator in self._actuators if self._options.moves else []:
             problem = "" if actuator is None else actuator.unread()
             if problem:
-                self.steering.warn(problem.partition(":")[0] + " unread", problem)
+                self.run.warn(problem.partition(":")[0] + " unread", problem)
 
     def proof(self, function: Callable[..., Any], refuse: Callable[[], None]) -> FitProof | None:
         """Return what proves, at the first steps of ``fit``, that all that is steered is used.
@@ -181,7 +183,7 @@ class SteeredModel:
             actuators=self._actuators,
             rates=self._rates,
             refuse=refuse,
-            warn=self.steering.warn,
+            warn=self.run.warn,
         )
 
     def prove_in_loop(self, gradients: Sequence[Any] | None) -> bool:
@@ -204,7 +206,7 @@ class SteeredModel:
         )
         self._tries += 1
         if not proven and self._tries >= MOST_TRIES:
-            self.steering.warn("proof", _UNPROVEN)
+            self.run.warn("proof", _UNPROVEN)
             return True
         return proven
 
@@ -216,7 +218,7 @@ class SteeredModel:
     def state_dict(self) -> dict[str, Any]:
         """Return the run's state and that of the random generators: arrays and plain values."""
         synchronise(self._model)
-        return self.steering.state_dict() | {"random": random_state(self._model)}
+        return self.run.state_dict() | {"random": random_state(self._model)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict`, before any step.
@@ -225,7 +227,7 @@ class SteeredModel:
             AdapterError: Steps were done already, or the state is of another model or run.
             SpecError: The state is of another spec or number of steps.
         """
-        self.steering.load_state_dict(state)
+        self.run.load_state_dict(state)
         load_random_state(self._model, state["random"])
 
     # Inside.

@@ -18,19 +18,13 @@ from trimtab.adapters.keras.state import before, evaluation, fingerprint, read_s
 from trimtab.adapters.keras.statistics import StepLosses
 from trimtab.adapters.keras.values import SteeredValue
 from trimtab.adapters.keras.variables import backend_name, synchronise
+from trimtab.adapters.memory import is_out_of_memory
 from trimtab.core.decision import Summary
 from trimtab.core.errors import AdapterError, SpecError
 from trimtab.core.hyperparameters import Hyperparameter
 from trimtab.core.spec import ControlSpec, window_ends
 
 _MOST_IN_A_ROW = 3
-_ERRORS = frozenset({"MemoryError", "OutOfMemoryError", "ResourceExhaustedError"})
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error of TensorFlow, JAX, PyTorch or Python says that memory ran out."""
-    names = {cls.__name__ for cls in type(error).__mro__}
-    return bool(names & _ERRORS) or str(error).startswith("RESOURCE_EXHAUSTED")
 
 
 class MemoryGuard:
@@ -42,15 +36,15 @@ class MemoryGuard:
 
     Args:
         model: Whose ``train_function`` has been made.
-        mend: Goes back to the best state, told what happened; returns False if it cannot.
+        recover: Goes back to the best state, told what happened; returns False if it cannot.
 
     Attributes:
         lost: Whether the latest execution was lost.
     """
 
-    def __init__(self, model: Any, mend: Callable[[BaseException], bool]) -> None:
+    def __init__(self, model: Any, recover: Callable[[BaseException], bool]) -> None:
         self.lost = False
-        self._mend, self._in_a_row = mend, 0
+        self._recover, self._in_a_row = recover, 0
         self._model, self._function = model, model.train_function
         self._installed: Any = None
         if backend_name() != "jax":
@@ -67,7 +61,7 @@ class MemoryGuard:
         except Exception as error:
             self._in_a_row += 1
             out = is_out_of_memory(error) and self._in_a_row < _MOST_IN_A_ROW
-            if not out or not self._mend(error):
+            if not out or not self._recover(error):
                 raise
             self.lost = True
             return self._model.get_metrics_result()
@@ -183,7 +177,7 @@ class TrimtabCallback(keras.callbacks.Callback):
         self._total_steps = total_steps
         self._state_file = None if state_file is None else Path(state_file)
         self._pending: Mapping[str, Any] | None = None
-        self._run: SteeredModel | None = None
+        self._steered: SteeredModel | None = None
         self._losses: StepLosses | None = None
         self._memory: MemoryGuard | None = None
         self._proof: FitProof | None = None
@@ -195,7 +189,7 @@ class TrimtabCallback(keras.callbacks.Callback):
     @property
     def summary(self) -> Summary:
         """The run so far: ``best``, ``schedule``, ``decisions``, ``spent_steps``, ``rollbacks``."""
-        session = None if self._run is None else self._run.steering.session
+        session = None if self._steered is None else self._steered.run.session
         return self._summary if session is None else session.summary
 
     @property
@@ -205,7 +199,7 @@ class TrimtabCallback(keras.callbacks.Callback):
         Raises:
             AdapterError: No run is in progress.
         """
-        return self._run_now.steering.spec
+        return self._steered_now.run.spec
 
     @property
     def values(self) -> dict[str, float]:
@@ -214,9 +208,9 @@ class TrimtabCallback(keras.callbacks.Callback):
         Raises:
             AdapterError: No run is in progress.
         """
-        run = self._run_now
+        steered = self._steered_now
         self._take_waiting()
-        return run.steering.values()
+        return steered.run.values()
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is needed to go on in another process, at any step: arrays, plain values.
@@ -226,9 +220,9 @@ class TrimtabCallback(keras.callbacks.Callback):
         Raises:
             AdapterError: No run is in progress.
         """
-        run = self._run_now
+        steered = self._steered_now
         self._take_waiting()
-        return run.state_dict()
+        return steered.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict` in the next ``fit``, whose model is of the same moment."""
@@ -246,19 +240,19 @@ class TrimtabCallback(keras.callbacks.Callback):
             StoreError: The store cannot be opened.
             UnknownNameError: A policy, reference, hyperparameter or place has no such name.
         """
-        if self._run is None:
+        if self._steered is None:
             self._begin(epoch)
         if self._losses is not None:
             self._losses.begin_epoch()
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Take in the losses of the batches just done, and decide where a window ends."""
-        run = self._run_now
+        steered = self._steered_now
         assert self._losses is not None
         steps = (self.params or {}).get("steps")
         lost = self._memory is not None and self._memory.lost
         may_wait = self._proved and not lost and steps and batch + 1 < steps
-        if may_wait and self._losses.wait(logs, run.steering.remaining - 1):
+        if may_wait and self._losses.wait(logs, steered.driver.remaining - 1):
             return
         losses = self._losses.read(logs)
         if lost:
@@ -266,8 +260,8 @@ class TrimtabCallback(keras.callbacks.Callback):
         elif not self._proved and (self._proof is None or self._proof.ended):
             self._proved = True
             if self._proof is None or not self._proof.proven:
-                run.check_that_it_acts()
-        run.steering.took(losses)
+                steered.check_that_it_acts()
+        steered.driver.record_steps(losses)
         if steps and batch + 1 >= steps:  # before any callback's on_epoch_end
             self._write_state()
 
@@ -278,7 +272,7 @@ class TrimtabCallback(keras.callbacks.Callback):
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:  # noqa: ARG002
         """Finish the record, put the best weights back, and give everything back."""
-        if self._run is not None:
+        if self._steered is not None:
             self._end(None)
             if self._state_file is not None:
                 for path in (self._state_file, before(self._state_file)):
@@ -287,22 +281,22 @@ class TrimtabCallback(keras.callbacks.Callback):
 
     def close(self) -> Summary:
         """Finish a run whose ``fit`` was left by an error, and give the model back as it was."""
-        if self._run is not None:
+        if self._steered is not None:
             self._end("failed")
         return self._summary
 
     # Inside.
 
     @property
-    def _run_now(self) -> SteeredModel:
-        if self._run is None:
+    def _steered_now(self) -> SteeredModel:
+        if self._steered is None:
             raise AdapterError("no run is in progress; pass this object in fit(callbacks=[...])")
-        return self._run
+        return self._steered
 
     def _take_waiting(self) -> None:
         """Take in the steps whose losses wait to be read together."""
-        if self._run is not None and self._losses is not None and self._losses.waiting:
-            self._run.steering.took(self._losses.waited())
+        if self._steered is not None and self._losses is not None and self._losses.waiting:
+            self._steered.driver.record_steps(self._losses.waited())
 
     def _begin(self, epoch: int) -> None:
         model = self.model
@@ -314,7 +308,7 @@ class TrimtabCallback(keras.callbacks.Callback):
         if state is None and self._state_file is not None:
             state = read_state(self._state_file, fingerprint(model.trainable_variables))
         total = self._length(epoch) if state is None else int(state["session"]["total_steps"])
-        run = SteeredModel(
+        steered = SteeredModel(
             self._options,
             model=model,
             optimizer=model.optimizer,
@@ -322,33 +316,33 @@ class TrimtabCallback(keras.callbacks.Callback):
             total_steps=total,
             validate=validate,
         )
-        self._run, self._losses, self._pending = run, StepLosses(model), None
+        self._steered, self._losses, self._pending = steered, StepLosses(model), None
         try:
             model.make_train_function(force=True)
             model.make_test_function(force=True)
             function = model.train_function
-            self._memory = MemoryGuard(model, self._mend)
-            self._proof = run.proof(function, lambda: self._end("failed"))
+            self._memory = MemoryGuard(model, self._recover)
+            self._proof = steered.proof(function, lambda: self._end("failed"))
             if state is not None:
-                run.load_state_dict(state)
-            run.steering.start()
+                steered.load_state_dict(state)
+            steered.run.start()
         except BaseException:
             self._end("failed")
             raise
-        run.forget_reads()
+        steered.forget_reads()
         self._proved = False
-        self._tell_of_borders(run, total)
+        self._tell_of_borders(steered, total)
         self._write_state()
 
     def _end(self, status: str | None) -> None:
-        run, losses = self._run_now, self._losses
+        steered, losses = self._steered_now, self._losses
         self._take_waiting()
-        self._run = self._losses = None
+        self._steered = self._losses = None
         synchronise(self._model)
-        run.steering.finish(status)
-        session = run.steering.session
+        steered.run.finish(status)
+        session = steered.run.session
         self._summary = Summary() if session is None else session.summary
-        run.release()
+        steered.release()
         if losses is not None:
             losses.release()
         if self._proof is not None:
@@ -360,10 +354,10 @@ class TrimtabCallback(keras.callbacks.Callback):
         # What was compiled reads our variables; the next fit compiles the user's own step.
         self._model.train_function = self._model.test_function = None
 
-    def _mend(self, error: BaseException) -> bool:
+    def _recover(self, error: BaseException) -> bool:
         steps = int(self._model.steps_per_execution)
         self._take_waiting()
-        return self._run is not None and self._run.steering.mend(error, steps)
+        return self._steered is not None and self._steered.driver.recover(error, steps)
 
     def _evaluation(self, model: Any) -> Callable[[], dict[str, float]]:
         return evaluation(
@@ -391,26 +385,26 @@ class TrimtabCallback(keras.callbacks.Callback):
             )
         return steps
 
-    def _tell_of_borders(self, run: SteeredModel, total_steps: int) -> None:
-        ends = window_ends(run.steering.spec, total_steps).tolist()
+    def _tell_of_borders(self, steered: SteeredModel, total_steps: int) -> None:
+        ends = window_ends(steered.run.spec, total_steps).tolist()
         shortest = min(b - a for a, b in zip([0, *ends], ends, strict=False))
         at_once = int(self._model.steps_per_execution)
         if at_once > shortest:
-            run.steering.warn(
+            steered.run.warn(
                 "borders",
                 f"steps_per_execution={at_once}: the shortest window has {shortest} steps, so "
                 "decisions are fewer and later; choose a smaller one, or fewer decisions",
             )
 
     def _write_state(self) -> None:
-        if self._state_file is None or self._run is None:
+        if self._state_file is None or self._steered is None:
             return
         synchronise(self._model)
         weights = fingerprint(self._model.trainable_variables)
         try:
-            write_state(self._state_file, self._run.state_dict(), weights)
+            write_state(self._state_file, self._steered.state_dict(), weights)
         except OSError as error:
-            self._run.steering.warn(
+            self._steered.run.warn(
                 "state_file",
                 f"state_file: {self._state_file} could not be written ({error}); the run goes on "
                 "and cannot be continued from here, so free the disk or choose another folder",

@@ -123,7 +123,7 @@ class KerasController:
             StoreError: The store cannot be opened.
         """
         try:
-            self._steered.steering.start()
+            self._steered.run.start()
         except BaseException:
             self._steered.release()
             raise
@@ -138,7 +138,7 @@ class KerasController:
     ) -> None:
         """Finish the record; put the best weights back unless an error leaves the block."""
         failed = None if kind is None else "failed" if issubclass(kind, Exception) else "stopped"
-        self._steered.steering.finish(failed)
+        self._steered.run.finish(failed)
         self._steered.release()
 
     def step(self, loss: Any, gradients: Sequence[Any] | None = None) -> None:
@@ -153,18 +153,18 @@ class KerasController:
             AdapterError: The run has not begun or is closed, the loss is not one number, or, at
                 the first step, a hyperparameter is not used.
         """
-        steering = self._steered.steering
+        steered = self._steered
         value = _number(loss)
         measured: dict[str, float] = {}
         looks = not self._proved and math.isfinite(value)
         if looks:
             given = None if gradients is None else list(gradients)
             self._proved = self._steered.prove_in_loop(given)
-        if gradients is not None and (math.isfinite(value) or not steering.guarded):
-            measured = self._apply(list(gradients), steering.remaining)
+        if gradients is not None and (math.isfinite(value) or not steered.run.guarded):
+            measured = self._apply(list(gradients), steered.driver.remaining)
         if looks:
             self._steered.check_that_it_acts()
-        steering.took([value], measured)
+        steered.driver.record_steps([value], measured)
 
     def close(self) -> Summary:
         """End the run as leaving the block does, and return the summary."""
@@ -174,18 +174,18 @@ class KerasController:
     @property
     def summary(self) -> Summary:
         """The run so far: ``best``, ``schedule``, ``decisions``, ``spent_steps``, ``rollbacks``."""
-        session = self._steered.steering.session
+        session = self._steered.run.session
         return Summary() if session is None else session.summary
 
     @property
     def spec(self) -> ControlSpec:
         """The `ControlSpec` of this run; its hyperparameters' defaults are the starts."""
-        return self._steered.steering.spec
+        return self._steered.run.spec
 
     @property
     def values(self) -> dict[str, float]:
         """Each hyperparameter's value at the coming step, reference included."""
-        return self._steered.steering.values()
+        return self._steered.run.values()
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is needed to go on in another process, at any step: arrays, plain values.

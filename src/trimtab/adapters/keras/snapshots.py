@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import logging
-import tempfile
 from collections.abc import Callable, Mapping
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from trimtab.adapters.keras.variables import array_of, own_buffers
-from trimtab.core.errors import AdapterError, unknown_name
-from trimtab.core.notices import tell
-
-PLACES: tuple[str, ...] = ("memory", "cpu", "disk", "none")
-
-_logger = logging.getLogger("trimtab")
+from trimtab.adapters.snapshots import KeptArrays
+from trimtab.core.errors import AdapterError
 
 
 class Snapshots:
@@ -36,10 +27,6 @@ class Snapshots:
         optimizer: Whose variables are kept.
         is_steered: Tells which of the optimiser's variables are left out.
 
-    Attributes:
-        place: Where copies go; a full disk turns ``"disk"`` into ``"cpu"``.
-        bytes: Size of one snapshot.
-
     Raises:
         UnknownNameError: There is no such place.
     """
@@ -53,66 +40,54 @@ class Snapshots:
         optimizer: Any,
         is_steered: Callable[[Any], bool],
     ) -> None:
-        if place not in PLACES:
-            raise unknown_name("place for snapshots", str(place), PLACES)
-        self.place = place if needed else "none"
         self._model, self._optimizer, self._is_steered = model, optimizer, is_steered
-        self._directory: tempfile.TemporaryDirectory[str] | None = None
-        self._on_disk: Path | None = None
-        self._kept: dict[str, Any] | None = None
-        self.bytes = 0
+        self._arrays = KeptArrays(
+            place, needed=needed, copy=lambda live, *_: live, save=save_file, load=load_file
+        )
 
     @property
     def kept(self) -> bool:
         """Whether there is a state to go back to."""
-        return self._kept is not None or self._on_disk is not None
+        return self._arrays.there
+
+    @property
+    def bytes(self) -> int:
+        """Size of one snapshot; 0 before it is announced or kept."""
+        return self._arrays.bytes
 
     def announce(self) -> None:
         """Say in the log how large a snapshot is, and where it goes."""
-        if self.place == "none":
-            _logger.info("no snapshots: a run that diverges cannot go back to its best weights")
-            return
-        self.bytes = sum(_bytes_of(variable) for variable in self._variables().values())
-        where = {"memory": "the device", "cpu": "main memory", "disk": "a temporary folder"}
-        _logger.info(
-            "a snapshot takes about %.1f MB in %s; one is kept at a time",
-            self.bytes / 1e6,
-            where[self.place],
-        )
+        self._arrays.bytes = sum(_bytes_of(variable) for variable in self._variables().values())
+        self._arrays.announce()
 
     def keep(self) -> None:
         """Keep the state as it is now in place of the one kept before."""
-        if self.place == "none":
+        place = self._arrays.place
+        if place == "none":
             return
-        if self.place == "memory":
+        if place == "memory":
             from keras import ops
 
-            self._kept = {name: ops.copy(v.value) for name, v in self._variables().items()}
+            self._arrays.keep({name: ops.copy(v.value) for name, v in self._variables().items()})
         else:
             self._take({name: array_of(v) for name, v in self._variables().items()})
 
     def restore(self) -> None:
         """Put the kept state back; without one, nothing happens."""
-        if not self.kept:
-            return
-        kept = self._load()
-        for name, variable in self._variables().items():
+        kept = self._arrays.load()
+        for name, variable in self._variables().items() if kept else ():
             if name in kept:
                 variable.assign(kept[name])
 
     def close(self) -> None:
         """Let go of the kept state and remove what is on disk."""
-        self._kept = self._on_disk = None
-        directory, self._directory = self._directory, None
-        if directory is not None:
-            with suppress(OSError):
-                directory.cleanup()
+        self._arrays.close()
 
     def state_dict(self) -> dict[str, np.ndarray] | None:
         """Return the kept state as arrays in main memory, or None."""
         if not self.kept:
             return None
-        return {name: array_of(value) for name, value in self._load().items()}
+        return {name: array_of(value) for name, value in self._arrays.load().items()}
 
     def load_state_dict(self, state: Mapping[str, np.ndarray] | None) -> None:
         """Take over what `state_dict` returned.
@@ -120,7 +95,7 @@ class Snapshots:
         Raises:
             AdapterError: It is of another model or optimiser.
         """
-        if state is None or self.place == "none":
+        if state is None or self._arrays.place == "none":
             return
         variables = self._variables()
         for name, variable in variables.items():
@@ -144,36 +119,8 @@ class Snapshots:
         return found | {f"optimizer.{i}": variable for i, variable in enumerate(memory)}
 
     def _take(self, arrays: dict[str, np.ndarray]) -> None:
-        self.bytes = sum(array.nbytes for array in arrays.values())
-        if self.place == "disk":
-            try:
-                self._to_disk(arrays)
-            except (OSError, SafetensorError) as error:
-                self.place, self._on_disk = "cpu", None
-                tell(
-                    f"snapshots: {self.bytes / 1e6:.1f} MB could not be written to the temporary "
-                    f"folder ({error}); they stay in main memory instead, so free the disk or set "
-                    "TMPDIR"
-                )
-            else:
-                return
-        self._kept = dict(arrays)
-
-    def _to_disk(self, arrays: dict[str, np.ndarray]) -> None:
-        if self._directory is None:
-            self._directory = tempfile.TemporaryDirectory(
-                prefix="trimtab-", ignore_cleanup_errors=True
-            )
-        path = Path(self._directory.name) / "best.safetensors"
-        partial = path.with_suffix(".partial")
-        save_file(arrays, partial)
-        partial.replace(path)
-        self._on_disk = path
-
-    def _load(self) -> dict[str, Any]:
-        if self._on_disk is not None:
-            return dict(load_file(self._on_disk))
-        return self._kept or {}
+        self._arrays.bytes = sum(array.nbytes for array in arrays.values())
+        self._arrays.keep(arrays)
 
 
 def _bytes_of(variable: Any) -> int:

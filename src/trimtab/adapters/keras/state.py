@@ -1,26 +1,22 @@
-"""Validating a Keras model in the middle of ``fit``, and leaving everything else as it was.
+"""The state around a Keras run: random generators, what a validation leaves alone, its file.
 
-The state of a steered Keras run in one safetensors file, the last two moments of it.
-
-Keras writes its own checkpoint at another instant than we do. A process may be killed between the
-two, so the moment before is kept as well, and each is named by the weights that it belongs to.
+The last two moments of a run are kept. Keras writes its own checkpoint at another instant than we
+do, and a process may be killed between the two; so the moment before is kept as well, and each is
+named by the weights that it belongs to.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
-import os
-import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from trimtab.adapters import random_state as shared
 from trimtab.adapters.keras.variables import (
     array_of,
     backend_name,
@@ -28,41 +24,16 @@ from trimtab.adapters.keras.variables import (
     seed_states,
     synchronise,
 )
-from trimtab.adapters.validation import (
-    Validated,
-    check_validate,
-    validated_or_refused,
-    validated_or_told,
-)
-from trimtab.core.errors import AdapterError, MetricError
-from trimtab.core.metrics import loss_from_validation
+from trimtab.adapters.state_file import StateFile
+from trimtab.core.errors import AdapterError
 from trimtab.core.nested_state import ArrayBytes, StateForm
-
-_NAME = "the validation"  # in messages
 
 
 def random_state(model: Any) -> dict[str, Any]:
     """Return the state of every generator that Keras draws from: arrays and plain values."""
-    import keras
-
-    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)  # noqa: NPY002
-    version, numbers, pending = random.getstate()
-    state: dict[str, Any] = {
-        "python": {
-            "version": version,
-            "numbers": np.array(numbers, np.int64),
-            "pending": pending,
-        },
-        "numpy": {
-            "kind": kind,
-            "keys": np.array(keys, np.int64),
-            "position": position,
-            "has_gauss": has_gauss,
-            "gauss": gauss,
-        },
-        "layers": [array_of(variable).astype(np.int64) for variable in seed_states(model)],
-    }
-    if keras.config.backend() == "torch":
+    state = shared.random_state()
+    state["layers"] = [array_of(variable).astype(np.int64) for variable in seed_states(model)]
+    if backend_name() == "torch":
         import torch
 
         state["torch"] = torch.get_rng_state().numpy().copy()
@@ -71,13 +42,7 @@ def random_state(model: Any) -> dict[str, Any]:
 
 def load_random_state(model: Any, state: Mapping[str, Any]) -> None:
     """Put back what `random_state` returned."""
-    python, legacy = state["python"], state["numpy"]
-    numbers = tuple(int(number) for number in python["numbers"])
-    random.setstate((python["version"], numbers, python["pending"]))
-    keys = np.array(legacy["keys"], np.uint32)
-    np.random.set_state(  # noqa: NPY002 - the user's stream
-        (legacy["kind"], keys, legacy["position"], legacy["has_gauss"], legacy["gauss"])
-    )
+    shared.restore_random_state(state)
     for variable, kept in zip(seed_states(model), state["layers"], strict=True):
         variable.assign(kept)
     if "torch" in state and backend_name() == "torch":
@@ -159,58 +124,6 @@ def evaluation(
     return evaluate
 
 
-class Validation:
-    """A function that validates, and what it last gave.
-
-    Args:
-        validate: Returns a loss, or a dict of floats that holds ``monitor``.
-        model: Left as it was: metrics, buffers, random state.
-        monitor: Key of the value that is watched; Keras' own ``val_`` in front is not needed.
-        mode: ``"min"`` or ``"max"``.
-
-    Raises:
-        MetricError: ``validate`` cannot be called.
-        SpecError: ``mode`` is neither of the two.
-    """
-
-    def __init__(self, validate: Callable[[], Any], model: Any, *, monitor: str, mode: str) -> None:
-        check_validate(validate, mode)
-        self._validate, self._model = validate, model
-        self._monitor, self._mode = monitor.removeprefix("val_"), mode
-        self.last_loss = math.nan
-
-    def first(self) -> Validated:
-        """Validate before any step; whatever is wrong is an error now.
-
-        Raises:
-            MetricError: The function raised, gave nothing to steer by, or something not finite.
-        """
-        result = validated_or_refused(self._call, _NAME)
-        if not math.isfinite(result.loss):
-            raise MetricError(
-                f"the validation gave {result.measured!r} before the first step; a finite "
-                f"{self._monitor!r} is needed, so check the model and the validation data"
-            )
-        self.last_loss = result.loss
-        return result
-
-    def later(self) -> Validated:
-        """Validate in mid-run: a failure is told, never raised, and the last loss is used.
-
-        A value that is not finite is no failure but a signal, and is returned as it is.
-        """
-        result = validated_or_told(self._call, _NAME, self.last_loss)
-        if math.isfinite(result.loss):
-            self.last_loss = result.loss
-        return result
-
-    def _call(self) -> Validated:
-        with left_as_it_was(self._model):
-            measured = self._validate()
-        loss, values = loss_from_validation(measured, monitor=self._monitor, mode=self._mode)
-        return Validated(loss, values, values[self._monitor])
-
-
 def before(path: Path) -> Path:
     """Return where the state of the moment before is kept."""
     return path.with_name(f"{path.stem}.before{path.suffix}")
@@ -236,18 +149,9 @@ def write_state(path: Path, state: Mapping[str, Any], weights: str) -> None:
         AdapterError: Something else is in the state.
         OSError: The file cannot be written.
     """
-    text, arrays = _FORM.take_apart(state)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    metadata = {"format": _FORM.format, "weights": weights, "state": text}
-    metadata["sha256"] = _FORM.digest(metadata, _bytes_of(arrays))
-    try:
-        save_file(arrays, partial, metadata=metadata)
-    except SafetensorError as error:
-        raise OSError(f"{path}: {error}") from error
-    with partial.open("rb+") as file:
-        os.fsync(file.fileno())
-    if path.exists() and _weights_of(path) != weights:
+    partial, _ = _FILE.write_partial(path, state, weights=weights)
+    if path.exists() and _FILE.text(path, "weights") != weights:
         path.replace(before(path))
     partial.replace(path)
 
@@ -265,8 +169,8 @@ def read_state(path: Path, weights: str) -> dict[str, Any] | None:
     """
     there = [candidate for candidate in (path, before(path)) if candidate.exists()]
     for candidate in there:
-        if _weights_of(candidate) == weights:
-            return _read(candidate)
+        if _FILE.text(candidate, "weights") == weights:
+            return _FILE.read(candidate, f"state_file: {candidate}")[0]
     if there:
         raise AdapterError(
             f"state_file: {path} is of other weights than the model has; load the checkpoint that "
@@ -276,35 +180,20 @@ def read_state(path: Path, weights: str) -> dict[str, Any] | None:
     return None
 
 
-def _weights_of(path: Path) -> str:
-    try:
-        with safe_open(path, framework="np") as file:
-            return str((file.metadata() or {}).get("weights", ""))
-    except (OSError, SafetensorError):
-        return ""
+def _bytes_of(array: np.ndarray) -> ArrayBytes:
+    return ArrayBytes(str(array.dtype), array.shape, np.ascontiguousarray(array).tobytes())
 
 
-def _read(path: Path) -> dict[str, Any]:
-    where = f"state_file: {path}"
-    with _FORM.refusing(where, OSError, SafetensorError):
-        with safe_open(path, framework="np") as file:
-            metadata = file.metadata() or {}
-            _FORM.require_format(where, metadata)
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        _FORM.require_content(where, metadata, _bytes_of(arrays))
-        return dict(_FORM.put_together(metadata["state"], arrays))
-
-
-def _bytes_of(arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[str, ArrayBytes]]:
-    for name, one in arrays.items():
-        yield name, ArrayBytes(str(one.dtype), one.shape, np.ascontiguousarray(one).tobytes())
-
-
-_FORM = StateForm(
-    format="trimtab-keras-state-1",
-    tag_of=lambda value: "array" if isinstance(value, np.ndarray) else "",
-    aside={"array": lambda value: np.asarray(value, order="C")},
-    back={"array": lambda array: array},
-    error=AdapterError,
-    advice="delete it to begin a new run",
+_FILE = StateFile(
+    form=StateForm(
+        format="trimtab-keras-state-1",
+        tag_of=lambda value: "array" if isinstance(value, np.ndarray) else "",
+        aside={"array": lambda value: np.asarray(value, order="C")},
+        back={"array": lambda array: array},
+        error=AdapterError,
+        advice="delete it to begin a new run",
+    ),
+    framework="np",
+    save=save_file,
+    bytes_of=_bytes_of,
 )

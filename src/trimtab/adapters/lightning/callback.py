@@ -25,7 +25,7 @@ from trimtab.adapters.torch.distributed import Processes
 from trimtab.adapters.torch.proofs import ClipProof
 from trimtab.adapters.torch.schedules import FollowedRates
 from trimtab.adapters.torch.state import random_state, restore_random_state
-from trimtab.adapters.torch.steering import Steering
+from trimtab.adapters.torch.steering import TorchDriver
 from trimtab.adapters.torch.trainer import CallbackOptions, drop_gradients, mean_over_batches, steer
 from trimtab.adapters.torch.values import SteeredValue
 from trimtab.core.decision import Summary
@@ -130,7 +130,7 @@ class TrimtabCallback(Callback):
         self._which, self._total_steps = optimizer, total_steps
         self._validation_data, self._validate = validation_data, validate
         self._processes = Processes()
-        self._steering: Steering | None = None
+        self._driver: TorchDriver | None = None
         self._rates: FollowedRates | None = None
         self._optimizer: torch.optim.Optimizer | None = None
         self._scaler: Any = None
@@ -148,7 +148,7 @@ class TrimtabCallback(Callback):
     @property
     def summary(self) -> Summary:
         """The run so far: ``best``, ``schedule``, ``decisions``, ``spent_steps``, ``rollbacks``."""
-        session = None if self._steering is None else self._steering.session
+        session = None if self._driver is None else self._driver.run.session
         return Summary() if session is None else session.summary
 
     # Events, in the order of a fit.
@@ -199,7 +199,7 @@ class TrimtabCallback(Callback):
             period=scheduler_period(trainer, configs, manual=self._manual),
         )
         self._trainer, self._given_clip = trainer, trainer.gradient_clip_val
-        self._steering = steer(
+        self._driver = steer(
             self._options,
             optimizer=optimizer,
             model=pl_module,
@@ -210,15 +210,15 @@ class TrimtabCallback(Callback):
             scaler=self._scaler,
             processes=self._processes,
         )
-        self._clip_proof = ClipProof(self._steering.spec)
+        self._clip_proof = ClipProof(self._driver.run.spec)
         self._handle = optimizer.register_step_post_hook(self._after_step)
         if not self._manual and self._processes.count == 1:
             self._in_parts = StepInParts(pl_module, self._count_retries)
         self._losses, self._pending, self._running = [], False, True
         if saved is None:
-            self._steering.start()
+            self._driver.run.start()
         else:
-            self._steering.load_state_dict(saved["steering"])
+            self._driver.run.load_state_dict(saved["steering"])
 
     def on_train_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
@@ -291,9 +291,9 @@ class TrimtabCallback(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is needed to go on: tensors and plain values."""
-        if not self._running or self._live.session is None:
+        if not self._running or self._live.run.session is None:
             return {}
-        return {"steering": self._live.state_dict(), "random": random_state()}
+        return {"steering": self._live.run.state_dict(), "random": random_state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from `state_dict` when the fit begins."""
@@ -302,10 +302,10 @@ class TrimtabCallback(Callback):
     # Inside.
 
     @property
-    def _live(self) -> Steering:
-        if self._steering is None:
+    def _live(self) -> TorchDriver:
+        if self._driver is None:
             raise AdapterError("TrimtabCallback: the fit has not begun; call trainer.fit(...)")
-        return self._steering
+        return self._driver
 
     @property
     def _followed(self) -> FollowedRates:
@@ -327,7 +327,7 @@ class TrimtabCallback(Callback):
         self._live.after_update()
 
     def _count_retries(self, count: int) -> None:
-        self._live.memory_retries = count
+        self._live.run.memory_retries = count
 
     def _gradients_are_finite(self) -> bool:
         gradients = [w.grad for g in self._groups() for w in g["params"] if w.grad is not None]

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from trimtab.adapters.steering import SteeredRun
 from trimtab.adapters.torch.actuators import Actuator, entries_of, find_actuators, wants_depth
 from trimtab.adapters.torch.checks import (
     check_loss,
@@ -18,14 +19,15 @@ from trimtab.adapters.torch.checks import (
     check_total_steps,
 )
 from trimtab.adapters.torch.depth import DepthRates
-from trimtab.adapters.torch.distributed import LedController, LedValidation, Processes
+from trimtab.adapters.torch.distributed import Processes, RankZeroController, RankZeroValidation
 from trimtab.adapters.torch.memory import MicroBatches
 from trimtab.adapters.torch.proofs import Proofs
 from trimtab.adapters.torch.schedules import Rates, make_rates
 from trimtab.adapters.torch.snapshots import Snapshots
-from trimtab.adapters.torch.state import Validation
-from trimtab.adapters.torch.steering import Steering, Stepper
+from trimtab.adapters.torch.state import left_as_it_was
+from trimtab.adapters.torch.steering import Stepper, TorchDriver
 from trimtab.adapters.torch.values import SteeredValue
+from trimtab.adapters.validation import Validates, Validation
 from trimtab.core.decision import RunInfo, Summary
 from trimtab.core.hyperparameters import Hyperparameter
 from trimtab.core.spec import ControlSpec
@@ -137,18 +139,20 @@ class TorchController:
         self._stepper = Stepper(optimizer, model, clip=clip, scaler=scaler)
         self._memory = MicroBatches(model)
         self._processes = processes = Processes()
-        validation: Any = Validation(validate, model, monitor=monitor, mode=mode)
+        validation: Validates = Validation(
+            validate, lambda: left_as_it_was(model), monitor=monitor, mode=mode
+        )
         wanted = entries_of(hyperparameters)
         depth = DepthRates(optimizer, model, layers) if wants_depth(wanted) else None
         rates = make_rates(optimizer, reference, steps)
         items, actuators = self._found(wanted, rates, depth, loss_fn)
         spec, chooser = controller_for(policy, items, decisions=decisions)
         if processes.count > 1:
-            chooser = LedController(chooser, spec, processes)
-            validation = LedValidation(validation, processes)
+            chooser = RankZeroController(chooser, spec, processes)
+            validation = RankZeroValidation(validation, processes)
         needed = not watch_only and (keep_best or chooser.guarded)
         kept = self._snapshots(snapshots, rates, needed=needed)
-        self._steering = Steering(
+        run = SteeredRun(
             RunInfo(
                 task=type(model).__name__,
                 spec=spec,
@@ -159,20 +163,23 @@ class TorchController:
                 monitor=monitor,
                 mode=mode,
                 watch_only=watch_only,
-                log_to=log_to if processes.leads else None,
+                log_to=log_to if processes.is_main_process else None,
             ),
             chooser,
-            stepper=self._stepper,
-            rates=rates,
             actuators=actuators,
             validation=validation,
             snapshots=kept,
             keep_best=keep_best,
-            store=store if processes.leads else None,
+            store=store if processes.is_main_process else None,
+        )
+        self._driver = TorchDriver(
+            run,
+            stepper=self._stepper,
+            rates=rates,
             proofs=Proofs(actuators, optimizer, depth),
             depth=depth,
         )
-        self._rates, self._statistics = rates, self._steering.statistics
+        self._run, self._rates, self._statistics = run, rates, self._driver.statistics
         self._clips = clip is not None
         self._is_plain = scaler is None and depth is None and processes.count == 1
 
@@ -185,7 +192,7 @@ class TorchController:
             MetricError: ``validate()`` fails or gives nothing to steer by.
             StoreError: The store cannot be opened.
         """
-        self._steering.start()
+        self._run.start()
         return self
 
     def __exit__(
@@ -196,9 +203,9 @@ class TorchController:
     ) -> None:
         """Finish the record; put the best weights back unless an error leaves the block."""
         if kind is None:
-            self._steering.finish()
+            self._driver.finish()
         else:
-            self._steering.finish("failed" if issubclass(kind, Exception) else "stopped")
+            self._driver.finish("failed" if issubclass(kind, Exception) else "stopped")
 
     def step(self, loss: torch.Tensor | float) -> None:
         """Do one optimiser step with the gradients that are there, and whatever is due after it.
@@ -224,7 +231,7 @@ class TorchController:
                 losses.append(value)
                 rates, optimizer = self._rates, self.optimizer
                 if not rates.intact():
-                    self._steering.tell_overwritten()
+                    self._driver.tell_overwritten()
                 if self._clips:
                     self._stepper.update()
                 else:
@@ -232,16 +239,16 @@ class TorchController:
                 optimizer.zero_grad()
                 rates.advance()
                 return
-        steering = self._steering
-        if steering.at_window_start:
+        driver = self._driver
+        if driver.at_window_start:
             check_loss(loss)
-            steering.start()
+            self._run.start()
         if self._clips or not self._is_plain:
             self._update(loss)
-        elif steering.before_update(loss):
+        elif driver.before_update(loss):
             self.optimizer.step()
         self.optimizer.zero_grad()
-        steering.after_update()
+        driver.after_update()
 
     def backward(self, loss_of: Callable[[Any], torch.Tensor], batch: Any) -> torch.Tensor:
         """Do a batch's forward and backward pass, in smaller parts where memory runs out.
@@ -270,44 +277,44 @@ class TorchController:
         if self._processes.count > 1:
             return done(batch, 1.0)
         loss = self._memory.run(batch, done)
-        self._steering.memory_retries = self._memory.retries
+        self._run.memory_retries = self._memory.retries
         return loss
 
     def close(self) -> Summary:
         """End the run as leaving the block does, and return the summary."""
-        self._steering.finish()
+        self._driver.finish()
         return self.summary
 
     @property
     def summary(self) -> Summary:
         """The run so far: ``best``, ``schedule``, ``decisions``, ``spent_steps``, ``rollbacks``."""
-        session = self._steering.session
+        session = self._run.session
         return Summary() if session is None else session.summary
 
     @property
     def spec(self) -> ControlSpec:
         """The `ControlSpec` of this run; its hyperparameters' defaults are the starts."""
-        return self._steering.spec
+        return self._run.spec
 
     @property
     def values(self) -> dict[str, float]:
         """Each hyperparameter's value at the coming step, reference included."""
-        return self._steering.values()
+        return self._run.values()
 
     @property
     def snapshot_bytes(self) -> int:
         """Size of one snapshot, 0 for none; also told in the log ``trimtab`` at the beginning."""
-        return self._steering.snapshots.bytes
+        return self._run.snapshots.bytes
 
     def _update(self, loss: torch.Tensor | float) -> None:
         """Do the update of a step that is scaled, clipped, divided by depth, or one of several."""
-        steering = self._steering
-        if steering.looks_at_gradients:
+        driver = self._driver
+        if driver.looks_at_gradients:
             self._stepper.unscale()
-        if steering.before_update(self._processes.mean(loss)):
-            steering.divide_groups()
+        if driver.before_update(self._processes.mean(loss)):
+            driver.divide_groups()
             self._stepper.update()
-            steering.rejoin_groups()
+            driver.rejoin_groups()
         else:
             self._stepper.skip()
 
@@ -349,7 +356,7 @@ class TorchController:
         Raises:
             AdapterError: The run has not begun.
         """
-        return self._steering.state_dict()
+        return self._run.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict`, before the first `step`; best before the block is entered.
@@ -360,7 +367,7 @@ class TorchController:
             AdapterError: Steps were done already, or the state is of other hyperparameters.
             SpecError: The state is of another spec or number of steps.
         """
-        self._steering.load_state_dict(state)
+        self._run.load_state_dict(state)
 
 
 def _name_of(reference: Any) -> str:

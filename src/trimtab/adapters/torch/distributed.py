@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import distributed
 
-from trimtab.adapters.torch.state import Validation
-from trimtab.adapters.validation import Validated
+from trimtab.adapters.validation import Validated, Validates
 from trimtab.core.control import action_shape
 from trimtab.core.errors import MetricError, TrimtabError
 from trimtab.core.protocols import Controller
@@ -34,7 +33,7 @@ class Processes:
         self.rank = distributed.get_rank() if grouped else 0
 
     @property
-    def leads(self) -> bool:
+    def is_main_process(self) -> bool:
         """Whether this process is the one that decides."""
         return self.rank == 0
 
@@ -49,7 +48,7 @@ class Processes:
         distributed.all_reduce(total)
         return total / self.count
 
-    def told(self, values: Sequence[float]) -> list[float]:
+    def broadcast(self, values: Sequence[float]) -> list[float]:
         """Return what the first process says; all bring a list of the same length, in float64."""
         if self.count == 1:
             return [float(value) for value in values]
@@ -64,17 +63,17 @@ class Processes:
         return torch.device("cpu")
 
 
-class LedValidation:
+class RankZeroValidation:
     """A validation that runs in the first process only; the others are told what it gave.
 
-    Offers what `trimtab.adapters.torch.state.Validation` offers. The others hear of the loss
+    Stands in the place of a `Validation`. The others hear of the loss
     and of failures, not of further values, which only the first one records.
 
     Attributes:
         last_loss: The last finite loss.
     """
 
-    def __init__(self, validation: Validation, processes: Processes) -> None:
+    def __init__(self, validation: Validates, processes: Processes) -> None:
         self._validation, self._processes = validation, processes
 
     @property
@@ -92,7 +91,7 @@ class LedValidation:
         Raises:
             MetricError: The first process could not; in each process, so that none waits.
         """
-        if self._processes.leads:
+        if self._processes.is_main_process:
             try:
                 seen = self._validation.first()
             except BaseException:
@@ -106,16 +105,16 @@ class LedValidation:
 
     def later(self) -> Validated:
         """Validate in mid-run; see `Validation.later`."""
-        seen = self._validation.later() if self._processes.leads else Validated(math.nan)
+        seen = self._validation.later() if self._processes.is_main_process else Validated(math.nan)
         return self._share(seen)
 
     def _share(self, seen: Validated) -> Validated:
         monitored = math.nan if seen.monitored is None else seen.monitored
         known = seen.monitored is not None
-        loss, value, has_value, failed = self._processes.told(
+        loss, value, has_value, failed = self._processes.broadcast(
             [seen.loss, monitored, known, bool(seen.problem)]
         )
-        if self._processes.leads:
+        if self._processes.is_main_process:
             return seen
         if math.isfinite(loss):
             self.last_loss = loss
@@ -126,7 +125,7 @@ class LedValidation:
         )
 
 
-class LedController:
+class RankZeroController:
     """A controller that is asked in the first process only; the others are told its action.
 
     Attributes:
@@ -152,8 +151,8 @@ class LedController:
             TrimtabError: The controller failed in the first process.
         """
         silence = [0.0] * (int(np.prod(self._shape)) + 2)  # failed, novel, then the action
-        if not self._processes.leads:
-            failed, novel, *told = self._processes.told(silence)
+        if not self._processes.is_main_process:
+            failed, novel, *told = self._processes.broadcast(silence)
             if failed:
                 raise TrimtabError("the controller failed in the first process")
             self._novel = bool(novel)
@@ -166,9 +165,9 @@ class LedController:
             if action.shape != self._shape:
                 raise TrimtabError(f"action of shape {action.shape}, expected {self._shape}")
         except BaseException:
-            self._processes.told([1.0, *silence[1:]])
+            self._processes.broadcast([1.0, *silence[1:]])
             raise
-        self._processes.told([0.0, float(self._novel), *action.astype(np.float64).ravel()])
+        self._processes.broadcast([0.0, float(self._novel), *action.astype(np.float64).ravel()])
         return action
 
     def is_novel(self, observation: np.ndarray) -> bool:

@@ -11,17 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from trimtab.adapters.memory import is_out_of_memory
 from trimtab.adapters.torch.state import random_state, restore_random_state
 from trimtab.core.notices import tell
-
-_SAYINGS = ("out of memory", "can't allocate memory", "not enough memory")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that the device or main memory ran out."""
-    if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in _SAYINGS)
 
 
 class MicroBatches:

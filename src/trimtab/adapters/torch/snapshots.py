@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import copy
-import logging
 import math
-import shutil
-import tempfile
-import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from trimtab.core.errors import unknown_name
+from trimtab.adapters.snapshots import KeptArrays
 from trimtab.core.notices import tell
-
-PLACES: tuple[str, ...] = ("memory", "cpu", "disk", "none")
 
 # Entries of a parameter group that belong to whoever schedules or steers them, not to a snapshot.
 _STEERED = frozenset(
@@ -38,7 +30,6 @@ _STEERED = frozenset(
         "weight_decay",
     }
 )
-_logger = logging.getLogger("trimtab")
 
 
 class _Elsewhere:
@@ -64,10 +55,6 @@ class Snapshots:
         clock: Two functions, taking the state of an adopted scheduler and putting it back.
         folder: Where ``"disk"`` makes its temporary folder; None for the system's.
 
-    Attributes:
-        place: Where copies go; a full disk turns ``"disk"`` into ``"cpu"``.
-        bytes: Size of one snapshot: expected before the first one, measured afterwards.
-
     Raises:
         UnknownNameError: There is no such place.
     """
@@ -83,18 +70,24 @@ class Snapshots:
         clock: tuple[Callable[[], Any], Callable[[Any], None]] | None = None,
         folder: str | None = None,
     ) -> None:
-        if place not in PLACES:
-            raise unknown_name("place for snapshots", str(place), PLACES)
-        self.place = place if needed else "none"
         self._model, self._optimizer, self._scaler = model, optimizer, scaler
         self._clock = clock
-        self._folder = folder
-        self._directory: Path | None = None
-        self._remove: Callable[[], Any] | None = None
-        self._tensors: dict[str, torch.Tensor] | None = None
-        self._on_disk: Path | None = None
         self._plain: dict[str, Any] | None = None
-        self.bytes = 0 if self.place == "none" else self._expected_bytes()
+        self._arrays = KeptArrays(
+            place, needed=needed, copy=_copied, save=_save, load=load_file, folder=folder
+        )
+        if self.place != "none":
+            self._arrays.bytes = self._expected_bytes()
+
+    @property
+    def place(self) -> str:
+        """Where copies go; a full disk turns ``"disk"`` into ``"cpu"``."""
+        return self._arrays.place
+
+    @property
+    def bytes(self) -> int:
+        """Size of one snapshot: expected before the first one, measured afterwards."""
+        return self._arrays.bytes
 
     @property
     def kept(self) -> bool:
@@ -103,15 +96,7 @@ class Snapshots:
 
     def announce(self) -> None:
         """Say in the log how large a snapshot will be, and where it goes."""
-        if self.place == "none":
-            _logger.info("no snapshots: a run that diverges cannot go back to its best weights")
-        else:
-            where = {"memory": "the device", "cpu": "main memory", "disk": "a temporary folder"}
-            _logger.info(
-                "a snapshot takes about %.1f MB in %s; one is kept at a time",
-                self.bytes / 1e6,
-                where[self.place],
-            )
+        self._arrays.announce()
 
     @torch.no_grad()
     def keep(self) -> None:
@@ -119,15 +104,8 @@ class Snapshots:
         if self.place == "none":
             return
         live, plain = self._collect()
-        self.bytes = sum(tensor.numel() * tensor.element_size() for tensor in live.values())
-        if self.place == "disk":
-            try:
-                self._to_disk(live)
-            except (OSError, SafetensorError) as error:
-                self._give_up_disk(error)
-                self._copy(live)
-        else:
-            self._copy(live)
+        self._arrays.bytes = sum(item.numel() * item.element_size() for item in live.values())
+        self._arrays.keep(live)
         self._plain = plain
 
     @torch.no_grad()
@@ -146,10 +124,8 @@ class Snapshots:
 
     def close(self) -> None:
         """Let go of the kept state and remove what is on disk."""
-        self._tensors = self._plain = self._on_disk = None
-        if self._remove is not None:
-            self._remove()
-        self._directory = self._remove = None
+        self._plain = None
+        self._arrays.close()
 
     def state_dict(self) -> dict[str, Any] | None:
         """Return the kept state as tensors in main memory and plain values, or None."""
@@ -173,14 +149,7 @@ class Snapshots:
             for key, value in kept.items():
                 if isinstance(value, dict) and set(value) == {"device"}:
                     kept[key] = _Elsewhere(value["device"])
-        if self.place == "disk":
-            try:
-                self._to_disk(dict(state["tensors"]))
-            except (OSError, SafetensorError) as error:
-                self._give_up_disk(error)
-                self._copy(dict(state["tensors"]))
-        else:
-            self._copy(dict(state["tensors"]))
+        self._arrays.keep(dict(state["tensors"]))
         self._plain = plain
 
     # What there is.
@@ -232,65 +201,10 @@ class Snapshots:
         buffers = sum(item.numel() * item.element_size() for item in self._model.buffers())
         return weights + buffers + optimizer_state_bytes(self._optimizer)
 
-    # Keeping.
-
-    def _copy(self, live: dict[str, torch.Tensor]) -> None:
-        before = self._tensors or {}
-        kept: dict[str, torch.Tensor] = {}
-        for name, tensor in live.items():
-            room = before.get(name)
-            if room is None or not self._fits(room, tensor):
-                room = self._room_for(tensor)
-            # In stream order, so that the next step cannot write before it is read.
-            room.copy_(tensor, non_blocking=True)
-            kept[name] = room
-        self._tensors = kept
-
-    def _fits(self, room: torch.Tensor, tensor: torch.Tensor) -> bool:
-        on_device = self.place != "memory" or room.device == tensor.device
-        return on_device and room.shape == tensor.shape and room.dtype == tensor.dtype
-
-    def _room_for(self, tensor: torch.Tensor) -> torch.Tensor:
-        if self.place == "memory":
-            try:
-                return torch.empty_like(tensor, memory_format=torch.preserve_format)
-            except torch.cuda.OutOfMemoryError:
-                self.place = "cpu"
-                tell("snapshots: the device has no room for them; they go to main memory instead")
-        pinned = tensor.device.type == "cuda"
-        return torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=pinned)
-
-    def _to_disk(self, live: dict[str, torch.Tensor]) -> None:
-        if self._directory is None:
-            self._directory = Path(tempfile.mkdtemp(prefix="trimtab-", dir=self._folder))
-            # Also when nobody closes: at the latest when the process ends.
-            self._remove = weakref.finalize(self, shutil.rmtree, self._directory, True)
-        path = self._directory / "best.safetensors"
-        partial = path.with_suffix(".partial")
-        # Clones: safetensors refuses tensors that share memory, such as tied buffers.
-        flat = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in live.items()}
-        try:
-            save_file(flat, partial)
-            partial.replace(path)
-        except BaseException:
-            with suppress(OSError):
-                partial.unlink(missing_ok=True)
-            raise
-        self._on_disk = path
-
-    def _give_up_disk(self, error: Exception) -> None:
-        self.place, self._on_disk = "cpu", None
-        tell(
-            f"snapshots: {self.bytes / 1e6:.1f} MB could not be written to the temporary folder "
-            f"({error}); they stay in main memory instead, so free the disk or set TMPDIR"
-        )
-
     def _load(self) -> dict[str, torch.Tensor]:
-        if self._on_disk is not None:
-            return dict(load_file(self._on_disk))
         if torch.cuda.is_available() and torch.cuda.is_initialized():
             torch.cuda.synchronize()
-        return self._tensors or {}
+        return self._arrays.load()
 
     # Putting back.
 
@@ -334,6 +248,41 @@ class Snapshots:
             self._optimizer.param_groups, self._plain["groups"], strict=False
         ):
             group.update(copy.deepcopy(settings))
+
+
+def _copied(
+    live: dict[str, torch.Tensor], before: dict[str, torch.Tensor], arrays: KeptArrays
+) -> dict[str, torch.Tensor]:
+    kept: dict[str, torch.Tensor] = {}
+    for name, tensor in live.items():
+        room = before.get(name)
+        if room is None or not _fits(room, tensor, arrays.place):
+            room = _room_for(tensor, arrays)
+        # In stream order, so that the next step cannot write before it is read.
+        room.copy_(tensor, non_blocking=True)
+        kept[name] = room
+    return kept
+
+
+def _fits(room: torch.Tensor, tensor: torch.Tensor, place: str) -> bool:
+    on_device = place != "memory" or room.device == tensor.device
+    return on_device and room.shape == tensor.shape and room.dtype == tensor.dtype
+
+
+def _room_for(tensor: torch.Tensor, arrays: KeptArrays) -> torch.Tensor:
+    if arrays.place == "memory":
+        try:
+            return torch.empty_like(tensor, memory_format=torch.preserve_format)
+        except torch.cuda.OutOfMemoryError:
+            arrays.place = "cpu"
+            tell("snapshots: the device has no room for them; they go to main memory instead")
+    pinned = tensor.device.type == "cuda"
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=pinned)
+
+
+def _save(live: dict[str, torch.Tensor], path: Path) -> None:
+    # Clones: safetensors refuses tensors that share memory, such as tied buffers.
+    save_file({name: item.detach().cpu().contiguous().clone() for name, item in live.items()}, path)
 
 
 def optimizer_state_bytes(optimizer: torch.optim.Optimizer) -> int:

@@ -1,7 +1,4 @@
-"""What one window of training tells about itself, measured on PyTorch tensors.
-
-Which entries of a model's weights and gradients are looked at, where there are very many.
-"""
+"""What one window of training tells about itself, measured on PyTorch tensors or a sample."""
 
 from __future__ import annotations
 
@@ -9,10 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
-from trimtab.adapters.window import loss_statistics
+from trimtab.adapters.window import window_metrics
 from trimtab.core.errors import SpecError
 from trimtab.core.metrics import Metrics
 
@@ -303,14 +299,8 @@ class WindowStatistics:
         """
         self._read_losses()
         self._gradients = self._weights = None
-        losses = np.asarray(self.losses, np.float64)
-        fields: dict[str, float] = {"steps": float(self.steps)}
-        fields["finite"] = 1.0 if self._finite else 0.0
-        if losses.size:
-            fields |= loss_statistics(losses)
-        if self._sums and self._finite:
-            fields |= _from_sums(self._read_sums())
-        return Metrics(**fields)
+        measured = _from_sums(self._read_sums()) if self._sums and self._finite else {}
+        return window_metrics(self.losses, measured)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the open window, to go on with it later: plain values and tensors."""

@@ -9,16 +9,18 @@ from typing import Any
 import torch
 from torch import nn
 
+from trimtab.adapters.steering import SteeredRun
 from trimtab.adapters.torch.actuators import Place, find_actuators, wants_depth
 from trimtab.adapters.torch.checks import check_model, check_optimizer, check_total_steps
 from trimtab.adapters.torch.depth import DepthRates
-from trimtab.adapters.torch.distributed import LedController, LedValidation, Processes
+from trimtab.adapters.torch.distributed import Processes, RankZeroController, RankZeroValidation
 from trimtab.adapters.torch.proofs import Proofs
 from trimtab.adapters.torch.schedules import FollowedRates
 from trimtab.adapters.torch.snapshots import Snapshots
-from trimtab.adapters.torch.state import Validation
-from trimtab.adapters.torch.steering import Steering, Stepper
+from trimtab.adapters.torch.state import left_as_it_was
+from trimtab.adapters.torch.steering import Stepper, TorchDriver
 from trimtab.adapters.torch.values import SteeredValue
+from trimtab.adapters.validation import Validates, Validation
 from trimtab.core.decision import RunInfo
 from trimtab.core.errors import AdapterError
 from trimtab.core.hyperparameters import Hyperparameter
@@ -71,8 +73,8 @@ def steer(
     scaler: Any,
     processes: Processes,
     smoothing: Place | None = None,
-) -> Steering:
-    """Return the steering of a run whose optimiser is stepped by a trainer.
+) -> TorchDriver:
+    """Return what drives a run whose optimiser is stepped by a trainer.
 
     Where several processes train together, the first one validates, decides and records.
 
@@ -112,10 +114,12 @@ def steer(
         cycled=rates.cycled,
     )
     spec, policy = controller_for(options.policy, items, decisions=options.decisions)
-    validation: Any = Validation(validate, model, monitor=options.monitor, mode=options.mode)
+    validation: Validates = Validation(
+        validate, lambda: left_as_it_was(model), monitor=options.monitor, mode=options.mode
+    )
     if processes.count > 1:
-        policy = LedController(policy, spec, processes)
-        validation = LedValidation(validation, processes)
+        policy = RankZeroController(policy, spec, processes)
+        validation = RankZeroValidation(validation, processes)
     reference = options.reference
     info = RunInfo(
         task=type(model).__name__,
@@ -127,13 +131,11 @@ def steer(
         monitor=options.monitor,
         mode=options.mode,
         watch_only=options.watch_only,
-        log_to=options.log_to if processes.leads else None,
+        log_to=options.log_to if processes.is_main_process else None,
     )
-    return Steering(
+    run = SteeredRun(
         info,
         policy,
-        stepper=Stepper(optimizer, model, scaler=scaler),
-        rates=rates,
         actuators=actuators,
         validation=validation,
         snapshots=Snapshots(
@@ -145,7 +147,12 @@ def steer(
             clock=(rates.snapshot, rates.restore),
         ),
         keep_best=options.keep_best,
-        store=options.store if processes.leads else None,
+        store=options.store if processes.is_main_process else None,
+    )
+    return TorchDriver(
+        run,
+        stepper=Stepper(optimizer, model, scaler=scaler),
+        rates=rates,
         proofs=Proofs(actuators, optimizer, depth),
         depth=depth,
     )

@@ -18,7 +18,7 @@ from trimtab.adapters.torch.distributed import Processes
 from trimtab.adapters.torch.proofs import StandInNorm
 from trimtab.adapters.torch.schedules import FollowedRates
 from trimtab.adapters.torch.state import left_as_it_was, write_state
-from trimtab.adapters.torch.steering import Steering
+from trimtab.adapters.torch.steering import TorchDriver
 from trimtab.adapters.torch.trainer import CallbackOptions, drop_gradients, mean_over_batches, steer
 from trimtab.adapters.torch.values import SteeredValue
 from trimtab.adapters.transformers.trainer import (
@@ -127,7 +127,7 @@ class TrimtabCallback(transformers.TrainerCallback, ExportableState):
         self._loss = StepLoss()
         self._attached: Attachment | None = None
         self._processes = Processes()
-        self._steering: Steering | None = None
+        self._driver: TorchDriver | None = None
         self._rates: FollowedRates | None = None
         self._args: Any = None
         self._state: Any = None
@@ -145,7 +145,7 @@ class TrimtabCallback(transformers.TrainerCallback, ExportableState):
     @property
     def summary(self) -> Summary:
         """The run so far: ``best``, ``schedule``, ``decisions``, ``spent_steps``, ``rollbacks``."""
-        session = None if self._steering is None else self._steering.session
+        session = None if self._driver is None else self._driver.run.session
         return Summary() if session is None else session.summary
 
     def attach(self, trainer: Any) -> TrimtabCallback:
@@ -188,7 +188,7 @@ class TrimtabCallback(transformers.TrainerCallback, ExportableState):
         self._given_clip = args.max_grad_norm
         self._clip = float(args.max_grad_norm) if args.max_grad_norm else None
         self._rates = rates
-        self._steering = steer(
+        self._driver = steer(
             self._options,
             optimizer=optimizer,
             model=model,
@@ -201,17 +201,17 @@ class TrimtabCallback(transformers.TrainerCallback, ExportableState):
             smoothing=None if self._attached is None else self._attached.smoothing(),
         )
         alone = scaler is None and self._processes.count == 1
-        self._stand_in = StandInNorm(self._steering.spec, possible=alone)
+        self._stand_in = StandInNorm(self._driver.run.spec, possible=alone)
         self._running = True
         self._loss.begin(model, scaler)
         if resumed:
-            self._steering.load_state_dict(saved_state(args, state, type(self).__name__))
+            self._driver.run.load_state_dict(saved_state(args, state, type(self).__name__))
         elif self._asks_trainer:
             self._eval_on_start = bool(args.eval_on_start)
             self._await(keep_random=not args.eval_on_start)
             args.eval_on_start = True  # read by Trainer right after this event
         else:
-            self._steering.start()
+            self._driver.run.start()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take over the clipping of a step whose gradients are measured."""
@@ -233,7 +233,7 @@ class TrimtabCallback(transformers.TrainerCallback, ExportableState):
         self._clips_here |= self._stand_in.finish(kwargs["model"])
         loss = self._processes.mean(self._loss.step())
         if self._attached is not None:
-            self._live.memory_retries = self._attached.memory.retries
+            self._live.run.memory_retries = self._attached.memory.retries
         if self._live.measures_gradients and scaler is not None:
             unscale(scaler, optimizer)
         if not self._live.before_update(loss) and scaler is None:
@@ -287,12 +287,12 @@ class TrimtabCallback(transformers.TrainerCallback, ExportableState):
         empty: dict[str, Any] = {"args": {}, "attributes": {}}
         if not self._running or not self._control.should_save or self._args.save_only_model:
             return empty  # Trainer also asks when it begins
-        steering = self._live
+        run = self._live.run
         folder = Path(self._args.output_dir) / f"checkpoint-{self._state.global_step}"
-        if steering.session is None or not folder.is_dir():
+        if run.session is None or not folder.is_dir():
             return empty  # of a hyperparameter search, whose runs are not resumed
         try:
-            name = write_state(folder / STATE_FILE, steering.state_dict())
+            name = write_state(folder / STATE_FILE, run.state_dict())
         except (OSError, AdapterError) as error:
             tell(f"checkpoint {folder.name}: steering cannot be resumed from it ({error})")
             return empty
@@ -301,10 +301,10 @@ class TrimtabCallback(transformers.TrainerCallback, ExportableState):
     # Inside.
 
     @property
-    def _live(self) -> Steering:
-        if self._steering is None:
+    def _live(self) -> TorchDriver:
+        if self._driver is None:
             raise AdapterError("TrimtabCallback: the training has not begun; call trainer.train()")
-        return self._steering
+        return self._driver
 
     @property
     def _followed(self) -> FollowedRates:
@@ -357,8 +357,8 @@ class TrimtabCallback(transformers.TrainerCallback, ExportableState):
         self._awaited = False
         self._random.close()
         self._give_back_arguments()
-        if self._live.session is None:
-            self._live.start()
+        if self._live.run.session is None:
+            self._live.run.start()
         else:
             self._live.after_update()
 

@@ -14,8 +14,8 @@ import numpy as np
 
 from trimtab.adapters.keras.actuators import Hands, Value, find_hyperparameters
 from trimtab.adapters.keras.statistics import GradientStatistics
-from trimtab.adapters.keras.steering import window_metrics
 from trimtab.adapters.keras.variables import Takeover, array_of, backend_name, own_buffers
+from trimtab.adapters.window import window_metrics
 from trimtab.core.errors import AdapterError, MissingDependencyError
 from trimtab.core.metrics import Metrics
 from trimtab.tasks.data.batches import ShuffledBatches
