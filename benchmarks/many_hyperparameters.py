@@ -79,7 +79,7 @@ def plan_for(
         variant: Length of the runs; None for the usual one.
     """
     from trimtab.envs.simulators.tasks import compiled_family
-    from trimtab.search.comparison.plan import Plan, policy_of, rhythm_of
+    from trimtab.search.comparison.plan import Plan, decision_schedule_of, policy_of
     from trimtab.search.methods.base import parse_methods
 
     family = "simulated/wide" if count == COUNTS[-1] else "simulated/mlp"
@@ -92,7 +92,7 @@ def plan_for(
         seeds=tuple(range(seeds)),
         variant=variant,
         hyperparameters=names,
-        rhythm=rhythm_of(policy),
+        windows=decision_schedule_of(policy),
         policy=policy_of(policy),
     )
 

@@ -135,7 +135,7 @@ def solar_cells(task: Any, run: Any, path: Path) -> Shown:
     at, captions = classified(task, run, task._data.inputs, ("sound", "defective"))
     folder = package_folder(task.name, "elpv_dataset", "elpv-dataset") / "data"
     files = [line.split()[0] for line in (folder / "labels.csv").read_text().splitlines()]
-    photographs = task._data.photographs[task._data.splits["test"][at]]
+    photographs = task.photographs[task._data.splits["test"][at]]
     columns = []
     for number in photographs:
         with Image.open(folder / files[number]) as image:

@@ -15,7 +15,7 @@ FORMER_PLACES = {
     "trimtab.agents.learn_settings": "FamilyShare LearnSettings read_settings",
     "trimtab.adapters.torch": "TorchController",
     "trimtab.adapters.torch_values": "SteeredValue TrimtabBatchSampler averaging",
-    "trimtab.search.optuna_integration": "SteeredTrial record_summary trimtab_callback",
+    "trimtab.search.optuna_integration": "SteeredTrial Steering record_summary trimtab_callback",
     "trimtab.search.storable": "StorableRun is_storable",
     "trimtab.tasks.splits": (
         "SPLITS first_of_duplicates scaled_shares splits_from_arrays splits_to_arrays"

@@ -14,8 +14,8 @@ from tests.postgresql_server import postgres
 from trimtab.core.protocols import Task
 from trimtab.core.registry import make_task
 from trimtab.defaults import shipped_policies
-from trimtab.search.methods.base import Assignment, Rhythm
-from trimtab.search.methods.starts import StartLaw, generator_for
+from trimtab.search.methods.base import Assignment, Context, DecisionSchedule
+from trimtab.search.methods.starts import StartDistribution, generator_for
 
 __all__ = ["Assign", "assign", "folder", "postgres", "quadratic"]
 
@@ -52,21 +52,21 @@ def assign(quadratic: Task) -> Assign:
         budget: int = 1,
         scale: float | None = None,
         task: Task | None = None,
-        **aside: Any,
+        **context: Any,
     ) -> Assignment:
         task = task or quadratic
         items = tuple(item for item in task.hyperparameters if item.kind == "lr")
-        law = StartLaw(items, items[0].default)
+        starts = StartDistribution(items, items[0].default)
         return Assignment(
             task=task,
             reference=("simulated/quadratic", "tiny"),
-            law=law,
-            rhythm=Rhythm(),
+            starts=starts,
+            windows=DecisionSchedule(),
             policy=POLICY,
             budget=budget,
             seed=seed,
-            start=law.draw(generator_for("test", seed), scale=scale),
-            aside=aside,
+            start=starts.draw(generator_for("test", seed), scale=scale),
+            context=Context(**context),
         )
 
     return make

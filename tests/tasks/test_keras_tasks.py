@@ -103,7 +103,7 @@ def test_the_pretraining_is_deterministic_and_cached(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(keras_digits, "_PRETRAINING", Pretraining(10, 16, 1e-3))
+    monkeypatch.setattr(KerasDigits, "_pretraining", Pretraining(10, 16, 1e-3))
     first, second = KerasDigits("tiny")._body, KerasDigits("tiny")._body
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
     anew = KerasDigits("tiny")._body

@@ -75,7 +75,7 @@ def test_splits_are_disjoint_stratified_and_free_of_duplicates(task: SolarCells)
     folder = package_folder(task.name, "elpv_dataset", "elpv-dataset") / "data"
     lines = [line.split() for line in (folder / "labels.csv").read_text().splitlines()]
     contents = set()
-    for photograph, label in zip(data.photographs, data.labels.tolist(), strict=True):
+    for photograph, label in zip(task.photographs, data.labels.tolist(), strict=True):
         assert (float(lines[photograph][1]) > 0.5) == bool(label)
         assert not 0.1 < float(lines[photograph][1]) < 0.5
         with Image.open(folder / lines[photograph][0]) as image:

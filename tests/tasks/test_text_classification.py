@@ -16,11 +16,13 @@ from trimtab.tasks import text_classification
 from trimtab.tasks.data.splits import SPLITS
 from trimtab.tasks.text_classification import (
     TextClassification,
+    TextNetwork,
+    first_layers,
+    last_layers,
     newsgroups,
     read_texts,
     reuters,
 )
-from trimtab.tasks.torch.text_network import TextNetwork, first_layers, last_layers
 from trimtab.testing import check_task
 
 pytestmark = [

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any, Protocol, Self
 
 from trimtab.core.decision import Progress, Summary
@@ -19,8 +18,8 @@ from trimtab.core.errors import MissingDependencyError, SpecError
 _PREFIX = "trimtab:"
 
 
-class TrialController(Protocol):
-    """What `SteeredTrial` needs of a controller; ``TorchController`` and ``KerasController``."""
+class LoopController(Protocol):
+    """A controller in a loop of one's own: ``TorchController`` or ``KerasController``."""
 
     @property
     def summary(self) -> Summary:
@@ -39,12 +38,7 @@ class TrialController(Protocol):
         """Begin the run."""
         ...
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> Any:
+    def __exit__(self, *raised: Any, **_: Any) -> Any:
         """End the run."""
         ...
 
@@ -83,7 +77,7 @@ class SteeredTrial:
         MissingDependencyError: Optuna is not installed.
     """
 
-    def __init__(self, trial: Any, controller: TrialController, *, monitor: str = "loss") -> None:
+    def __init__(self, trial: Any, controller: LoopController, *, monitor: str = "loss") -> None:
         _optuna()
         self.trial, self.controller = trial, controller
         self._monitor = monitor
@@ -96,14 +90,9 @@ class SteeredTrial:
         self._report()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: Any) -> None:
         """End the run and write its schedule and decisions into the trial."""
-        self.controller.__exit__(kind, error, trace)
+        self.controller.__exit__(*raised)
         record_summary(self.trial, self.controller.summary)
 
     def step(self, loss: Any) -> None:

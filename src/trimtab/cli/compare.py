@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from trimtab.search.comparison.compare import Comparison, Update
-    from trimtab.search.comparison.plan import Frame, Plan
+    from trimtab.search.comparison.plan import Plan, TaskPlan
 
 _USUAL_METHODS = "trimtab,reference,lr-finder,race,random:8"
 _USUAL_SEEDS = 5
@@ -51,7 +51,7 @@ def methods(as_json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = F
                 "most": method.most,
                 "budget": method.budget,
                 "uses_start": method.uses_start,
-                "needs": list(method.needs),
+                "needs": list(method.requires),
                 "missing": method.missing(),
             }
         )
@@ -134,13 +134,13 @@ def compare(
     from trimtab.search.comparison.cost import cost_answer
     from trimtab.search.comparison.figures import comparison_figures
     from trimtab.search.comparison.journal import fingerprint
-    from trimtab.search.comparison.plan import policy_of, rhythm_of
+    from trimtab.search.comparison.plan import decision_schedule_of, policy_of
     from trimtab.search.comparison.table import result_rows, write_parquet
 
     _require_table()
     make_folder_importable(task or ())
     path = policy_path(policy).resolve()
-    rhythm, file = rhythm_of(path, decisions), policy_of(path)
+    windows, file = decision_schedule_of(path, decisions), policy_of(path)
     if suite is not None:
         from trimtab.search.comparison.plan import suite_plans
 
@@ -155,15 +155,15 @@ def compare(
                 "--pool": pool,
             }
         )
-        plans = suite_plans(suite, rhythm=rhythm, policy=file, first_seed=seed)
+        plans = suite_plans(suite, windows=windows, policy=file, first_seed=seed)
     else:
         plans = [_plan(task, methods, seeds, seed, starts, hyperparameters, variant, pool)]
-        plans = [_with(plan, rhythm, file) for plan in plans]
+        plans = [_with(plan, windows, file) for plan in plans]
     identity = fingerprint(name for plan in plans for name in plan.tasks)
 
-    def begun(frames: Sequence[Frame]) -> None:
+    def begun(task_plans: Sequence[TaskPlan]) -> None:
         if is_given(context, "decisions"):
-            runs = [(one.name, one.plan.rhythm.spec(), one.task.total_steps) for one in frames]
+            runs = [(one.name, one.plan.windows.spec(), one.task.total_steps) for one in task_plans]
             say_fewer_decisions(decisions, runs)
 
     with _progress() as tell:
@@ -182,10 +182,10 @@ def compare(
     for name, one in figures["tasks"].items():
         if one["pool"] and one["median"] != one["median"]:  # nan
             say(f"{name}: no n*, no regret: no run of its pool has a finite test loss")
-    for refusal in found.refusals:
-        say(f"left out: {refusal.method} on {refusal.task}: {refusal.reason}")
+    for task, method, reason in found.skipped:
+        say(f"left out: {method} on {task}: {reason}")
     if as_json:
-        left_out = [refusal._asdict() for refusal in found.refusals]
+        left_out = [one._asdict() for one in found.skipped]
         print_json({"rows": result_rows(found), "figures": figures, "left_out": left_out})
         return
     _print_figures(figures)
@@ -232,7 +232,7 @@ def _write_about(path: Path, found: Comparison, policy: str, jobs: int) -> None:
         "jobs": jobs,
         "policy": read_policy_header(policy)["name"],
         "training_seconds": _training_seconds(policy),
-        "left_out": [refusal._asdict() for refusal in found.refusals],
+        "left_out": [one._asdict() for one in found.skipped],
     }
     path.write_text(to_json(about) + "\n", encoding="utf-8")
 
@@ -281,10 +281,10 @@ def _plan(
     )
 
 
-def _with(plan: Plan, rhythm: Any, policy: tuple[str, str]) -> Plan:
+def _with(plan: Plan, windows: Any, policy: tuple[str, str]) -> Plan:
     from dataclasses import replace
 
-    return replace(plan, rhythm=rhythm, policy=policy)
+    return replace(plan, windows=windows, policy=policy)
 
 
 def _factors(text: str) -> tuple[float, ...]:
@@ -354,9 +354,9 @@ def _write_report(
     from trimtab.records.reports.comparison import write_comparison_report
     from trimtab.search.comparison.table import result_rows
 
-    refusals = [(first, second, third) for first, second, third in found.refusals]
+    skipped = [(first, second, third) for first, second, third in found.skipped]
     try:
-        write_comparison_report(path, result_rows(found), figures, identity, refusals)
+        write_comparison_report(path, result_rows(found), figures, identity, skipped)
     except MissingDependencyError as error:
         say(f"no report: {error}")
         return None

@@ -148,10 +148,10 @@ def _spec(method: str, policy: str, decisions: int) -> ControlSpec:
     """Return the spec that a study's runs take their rhythm from."""
     from trimtab.core.hyperparameters import hyperparameter
     from trimtab.defaults import controller_for
-    from trimtab.search.methods.base import Rhythm
+    from trimtab.search.methods.base import DecisionSchedule
 
     if method != "trimtab":
-        return Rhythm(decisions).spec()
+        return DecisionSchedule(decisions).spec()
     return controller_for(policy, [hyperparameter("lr")], decisions=decisions)[0]
 
 

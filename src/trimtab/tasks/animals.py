@@ -17,9 +17,8 @@ from torch import nn
 
 from trimtab.tasks.data.array_stream import read_array
 from trimtab.tasks.data.packages import package_folder
-from trimtab.tasks.data.splits import scaled_shares, stratified_splits
+from trimtab.tasks.data.splits import LabelledData, scaled_shares, stratified_splits
 from trimtab.tasks.torch.pretraining import HeadedNetwork, PretrainedClassification
-from trimtab.tasks.torch.task import LabelledData
 from trimtab.tasks.variants import Pretraining, Variant, recipe
 
 _PACKAGES = {"animal_mnist": "animal-mnist", "sklearn": "scikit-learn"}
@@ -85,12 +84,7 @@ class Animals(PretrainedClassification):
     The package keeps its pictures in pickled form; they are read without executing any of it.
 
     Licence: silhouettes MIT, digits CC BY 4.0. Cost: about 30 s a run on one core (``small`` 5 s,
-    ``tiny`` 2 s). ``tuned_lr`` was searched on a
-    coarse grid for ``small`` only.
-
-    Attributes:
-        hyperparameters: All act: lr, weight_decay, beta1, dropout, label_smoothing, clip.
-        monitor: ``"loss"``, the log-loss in nats; accuracy and macro-F1 are measured with it.
+    ``tiny`` 2 s).
     """
 
     name = "vision/animals"
@@ -107,7 +101,7 @@ class Animals(PretrainedClassification):
         return PictureNetwork(self._settings.size, n_classes)
 
     @cached_property
-    def _data(self) -> LabelledData:
+    def _data(self) -> LabelledData[torch.Tensor]:
         folder = package_folder(self.name, "animal_mnist", "animal-mnist") / "data/Animal_MNIST"
         pictures, labels = (read_array(gzip.decompress((folder / n).read_bytes())) for n in _FILES)
         labels = labels.reshape(-1).astype(np.int64)

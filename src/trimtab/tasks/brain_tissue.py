@@ -18,7 +18,7 @@ from trimtab.tasks.data.packages import package_folder
 from trimtab.tasks.data.splits import SPLITS
 from trimtab.tasks.data.tree_photographs import resized
 from trimtab.tasks.torch.efficientnet import EFFICIENTNET_PACKAGES
-from trimtab.tasks.torch.segmentation import FROZEN_STAGES, SegmentationTask
+from trimtab.tasks.torch.segmentation import SegmentationTask
 from trimtab.tasks.variants import Variant, recipe
 
 _PACKAGES = {
@@ -71,13 +71,6 @@ class BrainTissue(SegmentationTask):
 
     Licence: template ICBM 152 (free to use and to pass on with its notice), package BSD-3-Clause,
     weights Apache-2.0. Cost: about 30 s a run on one core (``small`` 12 s, ``tiny`` 4 s).
-    ``tuned_lr`` was searched on a
-    coarse grid for ``small`` only.
-
-    Attributes:
-        hyperparameters: All act: lr, weight_decay, beta1, dropout, label_smoothing, clip.
-        monitor: ``"loss"``, the pixels' log-loss in nats; see
-            `trimtab.tasks.torch.segmentation.segmentation_scores` for what is measured with it.
     """
 
     name = "segmentation/brain-tissue"
@@ -88,7 +81,7 @@ class BrainTissue(SegmentationTask):
     _n_classes = 4
 
     def _depends_on(self) -> dict[str, object]:
-        return {"blocks": (_FIRST_SLICE, _GAP, _BLOCKS), "stages": FROZEN_STAGES}
+        return {"blocks": (_FIRST_SLICE, _GAP, _BLOCKS), "stages": self._stages}
 
     def _labelled(self) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
         """Yield the slices of each split and the tissues in them."""

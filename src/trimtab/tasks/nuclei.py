@@ -16,7 +16,7 @@ import numpy as np
 from trimtab.tasks.data.packages import package_folder
 from trimtab.tasks.data.tree_photographs import resized
 from trimtab.tasks.torch.efficientnet import EFFICIENTNET_PACKAGES
-from trimtab.tasks.torch.segmentation import FROZEN_STAGES, SegmentationTask
+from trimtab.tasks.torch.segmentation import SegmentationTask
 from trimtab.tasks.variants import Variant, recipe
 
 _PACKAGES = {
@@ -80,13 +80,7 @@ class Nuclei(SegmentationTask):
     Optimiser: AdamW. ``size`` is the number of pixels that a tile's side is scaled to.
 
     Licence: image CC0 (BBBC038), package BSD-3-Clause, weights Apache-2.0. Cost: about 45 s a run
-    on one core (``small`` 8 s, ``tiny`` 4 s). ``tuned_lr`` was searched on a
-    coarse grid for ``small`` only.
-
-    Attributes:
-        hyperparameters: All act: lr, weight_decay, beta1, dropout, label_smoothing, clip.
-        monitor: ``"loss"``, the pixels' log-loss in nats; see
-            `trimtab.tasks.torch.segmentation.segmentation_scores` for what is measured with it.
+    on one core (``small`` 8 s, ``tiny`` 4 s).
     """
 
     name = "segmentation/nuclei"
@@ -97,7 +91,7 @@ class Nuclei(SegmentationTask):
     _n_classes = 2
 
     def _depends_on(self) -> dict[str, object]:
-        return {"regions": _REGIONS, "percentiles": _PERCENTILES, "stages": FROZEN_STAGES}
+        return {"regions": _REGIONS, "percentiles": _PERCENTILES, "stages": self._stages}
 
     def _labelled(self) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
         """Yield the tiles of each split and the nuclei in them."""

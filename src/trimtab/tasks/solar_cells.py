@@ -9,29 +9,18 @@ commercial use. Weights: EfficientNet-Lite0 on ImageNet-1k, Apache-2.0.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from trimtab.tasks.data.batches import RunSeeds
 from trimtab.tasks.data.packages import package_folder
 from trimtab.tasks.data.splits import (
     first_of_duplicates,
     scaled_shares,
-    splits_from_arrays,
     splits_to_arrays,
     stratified_splits,
 )
-from trimtab.tasks.torch.efficientnet import (
-    EFFICIENTNET_PACKAGES,
-    FrozenTrunkTask,
-    Tail,
-    trunk_outputs,
-)
-from trimtab.tasks.torch.task import LabelledData, RunParts, classification_parts
+from trimtab.tasks.torch.efficientnet import EFFICIENTNET_PACKAGES, TailTask
 from trimtab.tasks.variants import Variant, recipe
 
 _PACKAGES = {
@@ -40,7 +29,6 @@ _PACKAGES = {
     "PIL": "pillow",
     "sklearn": "scikit-learn",
 }
-_FROZEN_BLOCKS = 11
 _SPLIT_SEED = 0
 _SHARES = {"train": 0.5, "validation": 0.12, "selection": 0.12, "test": 0.26}
 
@@ -56,12 +44,7 @@ _VARIANTS = {
 }
 
 
-@dataclass(frozen=True)
-class _CellData(LabelledData):
-    photographs: np.ndarray  # (n,) int64, line of each row in the data set's list
-
-
-class SolarCells(FrozenTrunkTask):
+class SolarCells(TailTask):
     """Sound against defective solar cells, from photographs, with a pretrained network.
 
     *Sound* is a defect probability of 0, *defective* one of 2/3 and more. The 295 photographs of
@@ -74,14 +57,9 @@ class SolarCells(FrozenTrunkTask):
     2.67 million of 3.4 million weights. Input: grey values ``(x - 127) / 128`` in all
     three channels. Optimiser: AdamW. ``size`` is the number of pixels that a photograph's side is
     reduced to.
-
-    Attributes:
-        hyperparameters: All act: lr, weight_decay, beta1, dropout, label_smoothing, clip.
-        monitor: ``"loss"``, the log-loss in nats; accuracy and macro-F1 are measured with it.
     """
 
     name = "vision/solar-cells"
-    kind = "image-classification"
     licence = "data CC BY-NC-SA 4.0 (non-commercial), weights Apache-2.0"
     notice = (
         "vision/solar-cells: the ELPV photographs are licensed CC BY-NC-SA 4.0, "
@@ -92,28 +70,20 @@ class SolarCells(FrozenTrunkTask):
     )
     variants = _VARIANTS
     _packages = _PACKAGES
-
-    def _parts(self, seeds: RunSeeds) -> RunParts:
-        model = Tail(self._network, frozen_blocks=_FROZEN_BLOCKS, n_classes=2, seed=seeds.weights)
-        return classification_parts(model, self._data, evaluated_together=32)
+    _n_classes = 2
 
     def _depends_on(self) -> dict[str, object]:
         return {
             "examples": self._settings.examples,
-            "frozen_blocks": _FROZEN_BLOCKS,
+            "frozen_blocks": self._stages[0],
             "split_seed": _SPLIT_SEED,
             "shares": _SHARES,
         }
 
-    @cached_property
-    def _data(self) -> _CellData:
-        arrays = self._arrays()
-        return _CellData(
-            torch.from_numpy(arrays["features"]).float(),
-            torch.from_numpy(arrays["labels"]),
-            splits_from_arrays(arrays),
-            arrays["photographs"],
-        )
+    @property
+    def photographs(self) -> np.ndarray:
+        """(n,) int64, line of each example in the data set's list."""
+        return self._arrays()["photographs"]
 
     def _build(self) -> dict[str, np.ndarray]:
         """Read the photographs, split them and run the frozen trunk over them once."""
@@ -127,7 +97,7 @@ class SolarCells(FrozenTrunkTask):
         shares = scaled_shares(_SHARES, len(labels), self._settings.examples)
         dealt = stratified_splits(labels, shares, seed=_SPLIT_SEED)
         used = np.sort(np.concatenate(list(dealt.values())))
-        (features,) = trunk_outputs(self._network, images[used], (_FROZEN_BLOCKS,))
+        (features,) = self._features(images[used])
         return {
             "features": features,
             "labels": labels[used],

@@ -25,17 +25,15 @@ from trimtab.core.static_choice import StaticChoice
 from trimtab.tasks.data.batches import RunSeeds
 from trimtab.tasks.data.cache import cached_arrays
 from trimtab.tasks.data.packages import package_folder, package_versions
-from trimtab.tasks.data.splits import splits_from_arrays, splits_to_arrays, stratified_splits
-from trimtab.tasks.torch.pretraining import seeded
-from trimtab.tasks.torch.run import TorchRun
-from trimtab.tasks.torch.task import (
+from trimtab.tasks.data.splits import (
     LabelledData,
-    OptimizerMaker,
-    RunParts,
-    TorchTask,
-    classification_parts,
+    splits_from_arrays,
+    splits_to_arrays,
+    stratified_splits,
 )
-from trimtab.tasks.torch.text_network import TextNetwork, first_layers, last_layers
+from trimtab.tasks.torch.pretraining import draw_head, seeded
+from trimtab.tasks.torch.run import TorchRun
+from trimtab.tasks.torch.task import OptimizerMaker, RunParts, TorchTask, classification_parts
 from trimtab.tasks.variants import Variant, recipe
 
 _PACKAGES = {
@@ -48,6 +46,8 @@ _PACKAGES = {
 }
 _SPLIT_SEED = 0
 _HEADER_LINES = 3
+_PADDING = 0  # index of [PAD]
+_TOGETHER = 32
 _CHARACTERS_A_TOKEN = 12  # more than any prose needs; what is cut off could not become a token
 
 # How many texts each split gets, as nearly as classes can be dealt out evenly.
@@ -181,13 +181,6 @@ class TextClassification(TorchTask):
     network through ``Trainer`` with a `TrimtabCallback`.
 
     Cost: about 50 s a run on one core (``small`` 15 s, ``tiny`` 4 s; with adapters a little less).
-    ``tuned_lr`` was searched on a
-    coarse grid for ``small`` and ``small-lora`` of ``text/reuters`` and ``small`` of
-    ``text/newsgroups`` only.
-
-    Attributes:
-        hyperparameters: All act: lr, weight_decay, beta1, dropout, label_smoothing, clip.
-        monitor: ``"loss"``, the log-loss in nats; accuracy and macro-F1 are measured with it.
     """
 
     kind = "text-classification"
@@ -280,7 +273,7 @@ class TextClassification(TorchTask):
         return package_folder(self.name, module, _PACKAGES[module]) / "model"
 
     @cached_property
-    def _data(self) -> LabelledData:
+    def _data(self) -> LabelledData[torch.Tensor]:
         counts = self._corpus.counts[self.variant.removesuffix("-lora")]
         inputs: dict[str, object] = {
             "format": 1,
@@ -378,3 +371,84 @@ def _with_adapters(encoder: nn.Module, rank: int) -> nn.Module:
         settings = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=["query", "value"])
         model: nn.Module = get_peft_model(encoder, settings)
     return model
+
+
+class TextNetwork(nn.Module):
+    """A sentence encoder, the mean over its tokens, dropout and a new linear head."""
+
+    def __init__(self, encoder: nn.Module, n_hidden: int, n_classes: int, *, seed: int) -> None:
+        """Put a head on an encoder.
+
+        Args:
+            encoder: Returns ``last_hidden_state`` (n, length, n_hidden) like Transformers' models.
+            n_hidden: Width of the encoder.
+            n_classes: Outputs.
+            seed: Draws the head near zero.
+        """
+        super().__init__()
+        self.encoder = encoder
+        self.dropout = nn.Dropout(0.1)
+        self.head = nn.Linear(n_hidden, n_classes)
+        draw_head(self.head, seed, deviation=0.02)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return logits (n, n_classes).
+
+        Padding that all texts of a batch share is cut off, which changes no logit.
+
+        Args:
+            inputs: Token indices (n, length) int64, 0 behind each text; or what `first_layers`
+                made of them, (n, length, n_hidden) float32.
+        """
+        are_tokens = inputs.ndim == 2
+        mask = inputs != _PADDING if are_tokens else (inputs != 0.0).any(-1)
+        longest = int(mask.sum(1).max())
+        inputs, mask = inputs[:, :longest], mask[:, :longest]
+        given = {"input_ids" if are_tokens else "inputs_embeds": inputs}
+        hidden = self.encoder(**given, attention_mask=mask.long()).last_hidden_state
+        weights = mask.unsqueeze(-1).to(hidden.dtype)
+        pooled = (hidden * weights).sum(1) / weights.sum(1)
+        logits: torch.Tensor = self.head(self.dropout(pooled))
+        return logits
+
+
+@torch.no_grad()
+def first_layers(encoder: Any, tokens: np.ndarray, n_layers: int) -> np.ndarray:
+    """Return what the embedding and the first layers make of texts, and 0 at padding.
+
+    Args:
+        encoder: The whole encoder, in evaluation mode; stays as it is.
+        tokens: (n, length) int64, 0 behind each text.
+        n_layers: How many layers.
+
+    Returns:
+        (n, length, n_hidden) float16.
+    """
+    lower = copy.deepcopy(encoder)
+    lower.encoder.layer = lower.encoder.layer[:n_layers]
+    parts = []
+    for some in torch.from_numpy(tokens).split(_TOGETHER):
+        mask = some != _PADDING
+        hidden = lower(input_ids=some, attention_mask=mask.long()).last_hidden_state
+        parts.append((hidden * mask.unsqueeze(-1)).half().numpy())
+    return np.concatenate(parts)
+
+
+def last_layers(encoder: Any, n_layers: int) -> Any:
+    """Return a copy of an encoder that goes on from what `first_layers` returns.
+
+    Args:
+        encoder: The whole encoder; stays as it is.
+        n_layers: How many layers come before.
+    """
+    upper = copy.deepcopy(encoder)
+    upper.embeddings = _Passed()
+    upper.encoder.layer = upper.encoder.layer[n_layers:]
+    return upper
+
+
+class _Passed(nn.Module):
+    """Stands where an embedding was."""
+
+    def forward(self, inputs_embeds: torch.Tensor, **_: Any) -> torch.Tensor:
+        return inputs_embeds

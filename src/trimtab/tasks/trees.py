@@ -15,16 +15,9 @@ import torch
 
 from trimtab.tasks.data.batches import RunSeeds
 from trimtab.tasks.data.splits import SPLITS, splits_from_arrays, splits_to_arrays
-from trimtab.tasks.data.tree_photographs import (
-    TEST_SITE,
-    TRAINING_SITE,
-    TREE_PACKAGES,
-    read_photograph,
-    resized,
-    tile_corners,
-)
+from trimtab.tasks.data.tree_photographs import TREE_PACKAGES, resized, tiles_of
 from trimtab.tasks.torch.detection import FROZEN_STAGES, BoxedImages, Boxes, detection_parts
-from trimtab.tasks.torch.efficientnet import EFFICIENTNET_PACKAGES, FrozenTrunkTask, trunk_outputs
+from trimtab.tasks.torch.efficientnet import EFFICIENTNET_PACKAGES, FrozenTrunkTask
 from trimtab.tasks.torch.task import RunParts
 from trimtab.tasks.variants import Variant
 
@@ -32,7 +25,6 @@ _PACKAGES = {**EFFICIENTNET_PACKAGES, **TREE_PACKAGES, "pycocotools": "pycocotoo
 _TILE = 128  # pixels, about 13 metres
 # Split of each row of tiles of the training site, from the top; each row is 17 tiles.
 _ROWS = "ttvttsttvttsttvttst"
-_LETTER = {"t": "train", "v": "validation", "s": "selection"}
 _LEAST_VISIBLE = 0.5
 
 # One in so many tiles of validation, selection and test is used.
@@ -66,8 +58,7 @@ class Trees(FrozenTrunkTask):
     heads. Optimiser: AdamW. ``size`` is the number of pixels that a tile's side is scaled to.
 
     Licence: photographs MIT, weights Apache-2.0. Cost: about 25 s a run on one core (``small``
-    10 s, ``tiny`` 3 s). ``tuned_lr`` was searched on a
-    coarse grid for ``small`` only.
+    10 s, ``tiny`` 3 s).
 
     Attributes:
         hyperparameters: All act: lr, weight_decay, beta1, dropout, clip.
@@ -92,6 +83,7 @@ class Trees(FrozenTrunkTask):
     }
     variants = _VARIANTS
     _packages = _PACKAGES
+    _stages = FROZEN_STAGES
 
     def _parts(self, seeds: RunSeeds) -> RunParts:
         return detection_parts(self._network, self._data, seed=seeds.weights)
@@ -101,7 +93,7 @@ class Trees(FrozenTrunkTask):
             "thinned": _THINNED[self.variant],
             "tile": (_TILE, _LEAST_VISIBLE),
             "rows": _ROWS,
-            "stages": FROZEN_STAGES,
+            "stages": self._stages,
         }
 
     @cached_property
@@ -128,9 +120,7 @@ class Trees(FrozenTrunkTask):
         for split in ("validation", "selection", "test"):
             splits[split] = splits[split][:: _THINNED[self.variant]]
         used = sorted(row for rows in splits.values() for row in rows)
-        (features,) = trunk_outputs(
-            self._network, np.stack([images[row] for row in used]), FROZEN_STAGES
-        )
+        (features,) = self._features([images[row] for row in used])
         kept = [boxes[row] for row in used]
         counts = [len(some.sides) for some in kept]
         rows_of = {name: np.searchsorted(used, rows) for name, rows in splits.items()}
@@ -145,22 +135,17 @@ class Trees(FrozenTrunkTask):
     def _tiles(self) -> Iterator[tuple[str, np.ndarray, Boxes]]:
         """Yield split, image (size, size, 3) uint8 and trees of each tile and mirrored tile."""
         size = self._settings.size
-        for site in (TRAINING_SITE, TEST_SITE):
-            photograph = read_photograph(self.name, site)
-            height, width = photograph.pixels.shape[:2]
-            for top, left in tile_corners(height, width, _TILE).tolist():
-                split = "test" if site == TEST_SITE else _LETTER[_ROWS[top // _TILE]]
-                found = boxes_in_tile(photograph.boxes, top, left, _TILE)
-                found = Boxes(found.sides * np.float32(size / _TILE), found.is_cut)
-                if split == "train" and not (~found.is_cut).any():
-                    continue
-                tile = photograph.pixels[top : top + _TILE, left : left + _TILE]
-                image = resized(tile, size)
-                yield split, image, found
-                if split == "train":
-                    sides = found.sides.copy()
-                    sides[:, [0, 2]] = size - found.sides[:, [2, 0]]
-                    yield split, np.ascontiguousarray(image[:, ::-1]), Boxes(sides, found.is_cut)
+        for split, pixels, corner, boxes in tiles_of(self.name, _TILE, _ROWS):
+            found = boxes_in_tile(boxes, *corner, _TILE)
+            found = Boxes(found.sides * np.float32(size / _TILE), found.is_cut)
+            if split == "train" and not (~found.is_cut).any():
+                continue
+            image = resized(pixels, size)
+            yield split, image, found
+            if split == "train":
+                sides = found.sides.copy()
+                sides[:, [0, 2]] = size - found.sides[:, [2, 0]]
+                yield split, image[:, ::-1], Boxes(sides, found.is_cut)
 
 
 def boxes_in_tile(boxes: np.ndarray, top: int, left: int, size: int) -> Boxes:

@@ -1,7 +1,4 @@
-"""The sizes that a task comes in, and what a list of tasks shows of it.
-
-How a task trains a network itself, before any run (NumPy only).
-"""
+"""The sizes that a task comes in, its documented recipe, and what a list of tasks shows of it."""
 
 from __future__ import annotations
 
@@ -80,17 +77,19 @@ class SizedTask:
     Attributes:
         name: Its registered name.
         variant: The size that it has.
-        hyperparameters: What can be steered, at the recipe's values.
+        hyperparameters: What can be steered, at the recipe's values; all of them act.
         total_steps: Optimiser steps of a whole run.
         batch_size: Training examples a step.
-        monitor: ``"loss"``, which is what is minimised.
+        monitor: ``"loss"``, which is what is minimised: of a classification the log-loss in nats,
+            with which accuracy and macro-F1 are measured.
         mode: ``"min"``.
         kind: What sort of task it is.
         metric: What is reported first.
         licence: Of data and weights.
         notice: What whoever runs the task has to read; empty where there is nothing.
         seconds: A whole run with 21 validations on one quiet core, what is cached at hand.
-        tuned_lr: The learning rate that starts are counted from.
+        tuned_lr: The learning rate that starts are counted from; found on a coarse grid, often for
+            ``small`` only, as the comment beside a task's variants says.
         manual: The documented recipe: values, reference schedule, source.
         variants: Its sizes.
     """

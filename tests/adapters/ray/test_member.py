@@ -8,8 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from trimtab.adapters.ray.member import Member, MemberSettings
-from trimtab.adapters.ray.ranges import SearchRange
+from trimtab.adapters.ray.member import Member, MemberSettings, SearchRange
 from trimtab.core.errors import SpecError
 
 RATE = SearchRange("lr", "lr", 1e-5, 1e-1, is_log=True)

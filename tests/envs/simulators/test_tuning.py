@@ -7,7 +7,7 @@ from trimtab.cli.output import start_values
 from trimtab.controllers.fixed import ReferenceController
 from trimtab.core.spec import ControlSpec
 from trimtab.envs.simulators import tasks, tuning
-from trimtab.search.comparison.units import has_known_rate, tuning_seeds
+from trimtab.search.comparison.jobs import has_known_rate, tuning_seeds
 from trimtab.tasks.run import RunSettings, run_task
 
 FACTORS = (0.01, 1.0, 30.0, 3000.0)

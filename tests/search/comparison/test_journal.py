@@ -17,8 +17,8 @@ from trimtab.core import registry
 from trimtab.core.errors import SpecError, StoreError
 from trimtab.envs.simulators.families.registry import make_family
 from trimtab.records.trackers.fan_out import Recorders
+from trimtab.search.comparison.jobs import run_job
 from trimtab.search.comparison.journal import Journal, code_fingerprint, fingerprint
-from trimtab.search.comparison.units import perform
 
 ME = {"code": "1", "numpy": "2.0"}
 
@@ -124,11 +124,11 @@ def test_the_fingerprint_names_the_code_of_a_users_task(folder):
 def working_files() -> list[Path]:
     """Return the files that a comparison's worker can reach, as paths inside the package.
 
-    They are followed from the function that does a unit, and from all methods and tasks, through
+    They are followed from the function that does a job, and from all methods and tasks, through
     every import; a simulator is chosen by a name that is put together, so all of them count.
     Trackers are left out: they are told of a run, and nothing hears from them.
     """
-    graph, left = import_graph(SOURCE), {perform.__module__}
+    graph, left = import_graph(SOURCE), {run_job.__module__}
     for kind in ("method", "task"):
         for entry in importlib.metadata.entry_points(group=registry.GROUPS[kind]):
             left.add(entry.module)

@@ -7,13 +7,13 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from trimtab.search.study import worker as study_unit
+from trimtab.search.study import worker
 
 DIES_AT = 7  # validations
 
 
-def perform_and_die_once(marker: str, *unit: Any) -> Any:
-    original, calls = study_unit._Tail.after, 0
+def die_once(marker: str, *unit: Any) -> Any:
+    original, calls = worker._Tail.after, 0
 
     def after(self: Any, *given: Any) -> Any:
         nonlocal calls
@@ -24,8 +24,8 @@ def perform_and_die_once(marker: str, *unit: Any) -> Any:
             os.kill(os.getpid(), signal.SIGKILL)
         return status
 
-    study_unit._Tail.after = after  # type: ignore[method-assign]
+    worker._Tail.after = after  # type: ignore[method-assign]
     try:
-        return study_unit.perform(*unit)
+        return worker.run_job(*unit)
     finally:
-        study_unit._Tail.after = original  # type: ignore[method-assign]
+        worker._Tail.after = original  # type: ignore[method-assign]

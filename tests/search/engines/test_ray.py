@@ -113,12 +113,10 @@ class Deadly:
         self.name, self.jobs = inner.name, inner.jobs
 
     def run(self, function: Any, units: Sequence[tuple[Any, ...]]) -> Iterator[Done]:
-        from tests.search.engines.dying import perform_and_die_once
+        from tests.search.engines.dying import die_once
 
-        assert function.__name__ == "perform"
-        for done in self._inner.run(
-            perform_and_die_once, [(str(self._marker), *unit) for unit in units]
-        ):
+        assert function.__name__ == "run_job"
+        for done in self._inner.run(die_once, [(str(self._marker), *unit) for unit in units]):
             self.died = getattr(self, "died", 0) + done.died
             yield done
 

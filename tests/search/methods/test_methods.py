@@ -12,7 +12,7 @@ from tests.tiny_task import TinyTask
 from trimtab.core.errors import SpecError, UnknownNameError
 from trimtab.core.registry import names
 from trimtab.search.methods.base import (
-    Rhythm,
+    DecisionSchedule,
     SingleRun,
     find_method,
     loss_of,
@@ -58,13 +58,19 @@ def run_of(validation, test=0.0, **fields):
 
 @pytest.fixture(scope="module")
 def pool(quadratic):
-    from trimtab.search.methods.base import Rhythm
-    from trimtab.search.methods.starts import StartLaw
+    from trimtab.search.methods.base import DecisionSchedule
+    from trimtab.search.methods.starts import StartDistribution
 
     item = quadratic.hyperparameters[0]
-    law = StartLaw((item,), item.default)
+    starts = StartDistribution((item,), item.default)
     return [
-        reference_run(quadratic, law, Rhythm(), law.draw(generator_for("pool", i)), seed=500 + i)
+        reference_run(
+            quadratic,
+            starts,
+            DecisionSchedule(),
+            starts.draw(generator_for("pool", i)),
+            seed=500 + i,
+        )
         for i in range(16)
     ]
 
@@ -117,7 +123,7 @@ def test_the_best_on_validation_is_kept_and_what_is_not_finite_never(quadratic):
 )
 def test_a_method_of_one_run_spends_one_whole_run_at_most(assign, name):
     # In 20 windows; the bound is that of a run of usual length.
-    assignment = replace(assign(0, scale=0.1), rhythm=Rhythm(least_steps=1))
+    assignment = replace(assign(0, scale=0.1), windows=DecisionSchedule(least_steps=1))
     outcome = find_method(name).run(assignment)
     assert len(outcome.runs) == 1
     assert 0.8 < outcome.spent <= 1.01  # the race validates five times more than it saves
@@ -204,7 +210,7 @@ def test_random_draws_by_its_seed_and_keeps_the_best(assign, pool):
 
 def test_the_grid_takes_the_runs_nearest_to_its_points(assign, pool):
     outcome = find_method("grid").run(assign(0, budget=2, pool=pool))
-    ranges = assign(0).law.ranges()
+    ranges = assign(0).starts.ranges()
     shares = sorted(ranges["lr"].share_of(run.start["lr"]) for run in outcome.runs)
     have = np.array([ranges["lr"].share_of(run.start["lr"]) for run in pool])
     nearest = sorted(have[np.argmin(np.abs(have - point))] for point in (0.25, 0.75))
@@ -212,7 +218,7 @@ def test_the_grid_takes_the_runs_nearest_to_its_points(assign, pool):
 
 
 def test_a_grid_never_takes_a_run_twice(assign, pool):
-    ranges = assign(0).law.ranges()
+    ranges = assign(0).starts.ranges()
     assert sorted(nearest_runs(pool, ranges, [16])) == list(range(16))
     assert math.prod(grid_levels(16, 3)) <= 16
     assert grid_levels(16, 2) == [4, 4]
@@ -239,7 +245,7 @@ def test_sixteen_runs_find_at_least_as_good_a_run_as_one(assign, name):
 def test_a_search_stays_within_its_budget_and_its_ranges(assign, name):
     pytest.importorskip(name)
     outcome = find_method(name).run(assign(1, budget=6))
-    where = assign(1).law.ranges()["lr"]
+    where = assign(1).starts.ranges()["lr"]
     assert outcome.spent <= 6 + 1e-6
     assert all(where.low <= run.start["lr"] <= where.high for run in outcome.runs)
     assert len({run.seed for run in outcome.runs}) == len(outcome.runs)

@@ -1,4 +1,4 @@
-"""The start law: ranges, draws, and what it refuses."""
+"""Where runs start: ranges, draws, and what it refuses."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from trimtab.core.errors import SpecError
 from trimtab.core.hyperparameters import hyperparameter
-from trimtab.search.methods.starts import Range, StartLaw, generator_for
+from trimtab.search.methods.starts import Range, StartDistribution, generator_for
 
-LAW = StartLaw(
+STARTS = StartDistribution(
     (
         hyperparameter("lr", 1e-3),
         hyperparameter("weight_decay", 1e-2),
@@ -22,7 +22,7 @@ LAW = StartLaw(
 
 
 def test_the_ranges_are_those_of_the_published_law():
-    ranges = LAW.ranges()
+    ranges = STARTS.ranges()
     assert ranges["lr"] == Range(2e-5, 0.2, True)
     assert ranges["weight_decay"].low == pytest.approx(1e-3)
     assert ranges["weight_decay"].high == pytest.approx(1e-1)
@@ -31,7 +31,7 @@ def test_the_ranges_are_those_of_the_published_law():
 
 def test_draws_spread_evenly_over_the_decades_of_the_learning_rate():
     generator = generator_for("spread")
-    scales = np.array([LAW.draw(generator).scale for _ in range(4000)])
+    scales = np.array([STARTS.draw(generator).scale for _ in range(4000)])
     assert 0.01 <= scales.min() < 0.012
     assert 85 < scales.max() <= 100
     # 4,000 draws: a quarter in each decade, with a standard error of 0.7 %.
@@ -40,12 +40,12 @@ def test_draws_spread_evenly_over_the_decades_of_the_learning_rate():
 
 
 def test_a_fixed_factor_leaves_the_other_draws_as_they_are():
-    drawn = LAW.draw(generator_for("x", 1))
-    fixed = LAW.draw(generator_for("x", 1), scale=10.0)
+    drawn = STARTS.draw(generator_for("x", 1))
+    fixed = STARTS.draw(generator_for("x", 1), scale=10.0)
     assert fixed.values["lr"] == 10.0 * 2e-3
     assert fixed.values["weight_decay"] == drawn.values["weight_decay"]
-    assert drawn == LAW.draw(generator_for("x", 1))
-    assert drawn != LAW.draw(generator_for("x", 2))
+    assert drawn == STARTS.draw(generator_for("x", 1))
+    assert drawn != STARTS.draw(generator_for("x", 2))
 
 
 @given(st.floats(0, 1), st.booleans())
@@ -57,4 +57,4 @@ def test_a_share_of_a_range_comes_back(share, is_log):
 
 def test_a_law_without_a_learning_rate_is_refused():
     with pytest.raises(SpecError, match="none of kind lr among dropout"):
-        StartLaw((hyperparameter("dropout"),), 1.0)
+        StartDistribution((hyperparameter("dropout"),), 1.0)

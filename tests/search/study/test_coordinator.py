@@ -13,7 +13,7 @@ from trimtab.core.registry import make_task
 from trimtab.records.store.transactions import PATIENCE_SECONDS, StoreWaitWarning, patience_with
 from trimtab.search.engines.base import Done
 from trimtab.search.engines.local import InlineEngine
-from trimtab.search.study import coordinator as coordinating
+from trimtab.search.study import coordinator
 from trimtab.search.study.coordinator import TuneResult
 from trimtab.search.study.tune import tune
 
@@ -42,7 +42,7 @@ def spent(store: Path, failures: int) -> TuneResult:
 
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coordinating, "_RETRY_SECONDS", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(coordinator, "_RETRY_SECONDS", (0.0, 0.0, 0.0))
 
 
 def test_a_worker_whose_store_failed_is_told_of_once_and_its_unit_done_again(

@@ -11,7 +11,8 @@ from trimtab.core.errors import SpecError, UnknownNameError
 from trimtab.core.protocols import Task
 from trimtab.core.static_choice import StaticChoice
 from trimtab.search.study.samplers import propose_choices
-from trimtab.search.study.spaces import Space, from_configspace, space_of, to_configspace
+from trimtab.search.study.spaces import Space, from_configspace, space_of
+from trimtab.search.study.tune import tune
 
 VARIED = ("batch_size", "momentum", "weight_decay")
 SPACE = Space(
@@ -59,10 +60,21 @@ def test_a_sampler_learns_from_what_is_known() -> None:
     assert sum(0.003 < rate < 0.03 for rate in asked) >= 7
 
 
-def test_configspace_and_back() -> None:
-    pytest.importorskip("ConfigSpace")
-    made = to_configspace(SPACE, seed=0)
-    again = {item.name: item for item in from_configspace(made).parameters}
+def configured() -> Any:
+    """Return SPACE as ConfigSpace has it; the parent comes after what depends on it."""
+    space = pytest.importorskip("ConfigSpace")
+    made = space.ConfigurationSpace(seed=0)
+    momentum = space.Float("momentum", (0.5, 0.99))
+    optimizer = space.Categorical("optimizer", ["sgd", "adam"])
+    rate = space.Float("lr", (1e-4, 1e-1), log=True)
+    made.add(momentum, optimizer, rate, space.Integer("rank", (2, 64), log=True))
+    made.add(space.InCondition(momentum, optimizer, ["sgd"]))
+    return made
+
+
+def test_a_configspace_is_taken_whole() -> None:
+    again = {item.name: item for item in from_configspace(configured()).parameters}
+    assert list(again).index("optimizer") < list(again).index("momentum")
     for item in SPACE.parameters:
         assert set(again[item.name].options) == set(item.options)
         assert again[item.name].parent == item.parent
@@ -108,12 +120,26 @@ def test_what_a_task_offers_is_varied_where_it_is_asked_for() -> None:
         names("ranks")
     with pytest.raises(SpecError, match="nesterov depends on 'optimizer'"):
         names("nesterov")
-    pytest.importorskip("ConfigSpace")
     space = space_of(Offering(), {}, ("optimizer",))
-    made = to_configspace(space, seed=0)
-    for drawn in made.sample_configuration(20):
-        assert ("nesterov" in drawn) == (drawn["optimizer"] == "sgd")
-    assert len(from_configspace(made).parameters) == len(space.parameters)
+    drawn = [propose_choices(space, [], sampler="random", seed=0, number=n) for n in range(20)]
+    assert all(("nesterov" in one) == (one["optimizer"] == "sgd") for one in drawn)
+    assert {one["optimizer"] for one in drawn} == {"adamw", "sgd"}
+
+
+def test_a_study_varies_a_task_s_own_configspace() -> None:
+    class Configured(TinyTask):
+        def start(self, *, seed: int, optimizer: str = "sgd", rank: int = 2) -> Any:
+            started.append((optimizer, rank))
+            return super().start(seed=seed)
+
+    started: list[tuple[str, int]] = []
+    task = Configured(space=configured())
+    result = tune(task, budget=8, policy="trimtab-0", sampler="random", seed=0)
+    restarts = [row["choices"] for row in result.runs if row["kind"] == "restart"]
+    assert restarts
+    for choices in restarts:
+        check(choices)
+        assert (choices["optimizer"], choices["rank"]) in started
 
 
 def test_no_choice_makes_a_run_longer(quadratic: Task) -> None:

@@ -20,11 +20,11 @@ from trimtab.core.registry import make_task
 from trimtab.records.store.store import Store
 from trimtab.records.store.studies import Studies
 from trimtab.search.engines.local import InlineEngine
-from trimtab.search.study import worker as study_unit
-from trimtab.search.study.checkpointing import RunPath
+from trimtab.search.study import worker
 from trimtab.search.study.coordinator import TuneResult
 from trimtab.search.study.garbage import collect
 from trimtab.search.study.pareto import pareto_set
+from trimtab.search.study.runs import RunPath
 from trimtab.search.study.steered_strategy import expected_gain
 from trimtab.search.study.tune import resume, tune
 
@@ -153,7 +153,7 @@ def test_a_study_that_was_cut_off_anywhere_goes_on_to_the_same_end(
 ) -> None:
     quiet = spend(budget=3)
     store = tmp_path / "runs.db"
-    original = study_unit._Tail.after
+    original = worker._Tail.after
     calls = 0
 
     def cut(self: Any, now: Progress, state: Any) -> str | None:
@@ -164,7 +164,7 @@ def test_a_study_that_was_cut_off_anywhere_goes_on_to_the_same_end(
             raise Stop
         return status
 
-    monkeypatch.setattr(study_unit._Tail, "after", cut)
+    monkeypatch.setattr(worker._Tail, "after", cut)
     cuts = 0
     while True:
         try:

@@ -11,10 +11,11 @@ import pytest
 
 from trimtab.core.errors import AdapterError, SpecError, UnknownNameError
 from trimtab.core.metrics import Metrics
-from trimtab.tasks.data.splits import SPLITS
+from trimtab.tasks.data.batches import run_seeds
+from trimtab.tasks.data.splits import SPLITS, LabelledData
 from trimtab.tasks.keras import run as keras_run
 from trimtab.tasks.keras.run import KerasRun, require_tensorflow
-from trimtab.tasks.keras.task import LabelledArrays, fine_tuning_setup
+from trimtab.tasks.keras.task import classification_setup, take_body
 
 DEFAULTS = {
     "lr": 1e-2,
@@ -58,11 +59,14 @@ def make_run(seed: int = 0, *, spoil: bool = False, **defaults: float) -> KerasR
         inputs[:60] = math.nan
     ends = dict(zip(SPLITS, ((0, 60), (60, 80), (80, 100), (100, 120)), strict=True))
     splits = {name: np.arange(*range_) for name, range_ in ends.items()}
-    data = LabelledArrays(inputs, np.arange(120) % 3, splits)
+    data = LabelledData(inputs, np.arange(120) % 3, splits)
     body = network(3, 7).get_weights()[:-2]
     values = DEFAULTS | defaults
-    setup = fine_tuning_setup(
-        network, body, data, n_classes=3, batch_size=8, defaults=values, seed=seed
+    seeds = run_seeds(seed)
+    model = network(3, seeds.noise)
+    take_body(model, body, seed=seeds.weights)
+    setup = classification_setup(
+        model, data, n_classes=3, batch_size=8, defaults=values, order_seed=seeds.order
     )
     return KerasRun(setup)
 

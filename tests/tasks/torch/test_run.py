@@ -298,7 +298,7 @@ def test_groups_keep_their_ratio_of_learning_rates() -> None:
         {"params": list(model.layers[0].parameters()), "lr_ratio": 0.1},
         {"params": list(model.layers[4].parameters())},
     ]
-    setup = make_run()._setup
+    setup = make_run().setup
     run = TorchRun(TorchSetup(model, setup.loss, setup.batches, setup.evaluate, DEFAULTS, groups))
     run.advance(lr(0.3, 1), 1)
 
@@ -362,7 +362,7 @@ def test_wrong_calls_are_refused_before_training(
 
 
 def test_a_frozen_model_and_an_oversized_batch_are_refused() -> None:
-    setup = make_run()._setup
+    setup = make_run().setup
     setup.model.requires_grad_(False)
     with pytest.raises(SpecError, match="none of its weights requires a gradient"):
         TorchRun(setup)

@@ -11,16 +11,17 @@ from typing import Any
 from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import PopulationBasedTraining, TrialScheduler
+from ray.tune.search import sample
 from ray.tune.utils.util import SafeFallbackEncoder
 
-from trimtab.adapters.ray.member import Member, MemberSettings
-from trimtab.adapters.ray.ranges import domain_of, ranges_of
+from trimtab.adapters.ray.member import Member, MemberSettings, SearchRange, kind_of
 from trimtab.core.errors import SpecError
 from trimtab.core.notices import tell
 
 DECISIONS_FILE = "trimtab_decisions.jsonl"
 """In the experiment's folder: one JSON object a line for each decision of each member."""
 
+_WIDE = 10.0  # from this ratio of the bounds on, a positive range is taken on a log scale
 _KEPT = "trimtab_member"  # attribute of a trial; Ray keeps it with the trial's own state
 
 
@@ -105,7 +106,7 @@ class TrimtabScheduler(PopulationBasedTraining):  # type: ignore[misc]
         policy: Any = "trimtab-1",
         reference: str = "warmup-linear",
     ) -> None:
-        ranges = ranges_of(hyperparam_mutations or {}, hyperparam_bounds or {}, kinds or {})
+        ranges = _ranges_of(hyperparam_mutations or {}, hyperparam_bounds or {}, kinds or {})
         self._shared = {
             "ranges": ranges,
             "total": int(max_t),
@@ -122,7 +123,7 @@ class TrimtabScheduler(PopulationBasedTraining):  # type: ignore[misc]
             metric=metric,
             mode=mode,
             perturbation_interval=perturbation_interval,
-            hyperparam_mutations={item.name: domain_of(item) for item in ranges},
+            hyperparam_mutations={item.name: _domain_of(item) for item in ranges},
             quantile_fraction=quantile_fraction,
             resample_probability=resample_probability,
             perturbation_factors=tuple(perturbation_factors),
@@ -380,3 +381,60 @@ def read_decisions(experiment: str | Path) -> list[dict[str, Any]]:
 
 def _rank(loss: float) -> float:
     return loss if math.isfinite(loss) else math.inf
+
+
+def _ranges_of(
+    mutations: Mapping[str, Any], bounds: Mapping[str, Sequence[float]], kinds: Mapping[str, str]
+) -> tuple[SearchRange, ...]:
+    """Return the ranges that a scheduler was given, in Ray's domains, lists or pairs of bounds.
+
+    Args:
+        mutations: Name -> domain or list of choices.
+        bounds: Name -> ``[low, high]``.
+        kinds: Name -> kind, where the name does not say it.
+
+    Raises:
+        SpecError: Something has no bounds that could be kept, or is given twice.
+    """
+    twice = sorted(set(mutations) & set(bounds))
+    if twice:
+        raise SpecError(f"{twice[0]} is in hyperparam_mutations and in hyperparam_bounds; keep one")
+    found: list[SearchRange] = []
+    for name, given in mutations.items():
+        found.append(_range_of(name, kinds.get(name, kind_of(name)), given))
+    for name, pair in bounds.items():
+        if len(pair) != 2:
+            raise SpecError(f"{name}: {list(pair)!r} is no pair of bounds; give [low, high]")
+        low, high = float(pair[0]), float(pair[1])
+        kind = kinds.get(name, kind_of(name))
+        is_log = low > 0 and (kind == "lr" or high >= _WIDE * low)
+        found.append(SearchRange(name, kind, low, high, is_log))
+    return tuple(found)
+
+
+def _range_of(name: str, kind: str, given: Any) -> SearchRange:
+    if isinstance(given, sample.Categorical):
+        given = given.categories
+    if isinstance(given, list | tuple):
+        if not given or kind == "lr":
+            raise SpecError(
+                f"{name}: {list(given)!r} cannot be steered; give a range such as "
+                "tune.loguniform(1e-5, 1e-1)"
+            )
+        return SearchRange(name, kind, choices=tuple(given))
+    if isinstance(given, sample.Float | sample.Integer):
+        sampler = given.get_sampler()
+        sampler = getattr(sampler, "sampler", sampler)  # a quantised one wraps another
+        is_integer = isinstance(given, sample.Integer)
+        high = float(given.upper) - (1.0 if is_integer else 0.0)  # integers end before it
+        is_log = type(sampler).__name__.endswith("LogUniform")
+        return SearchRange(name, kind, float(given.lower), high, is_log, is_integer)
+    raise SpecError(
+        f"{name}: {given!r} has no bounds that could be kept; give tune.uniform(), "
+        "tune.loguniform(), tune.randint(), a list of choices, or hyperparam_bounds"
+    )
+
+
+def _domain_of(item: SearchRange) -> Any:
+    """Return what Ray itself is told of a range; it names it and never draws from it."""
+    return list(item.choices) if item.choices else tune.uniform(item.low, item.high)

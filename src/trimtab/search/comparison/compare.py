@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from trimtab.core.errors import SpecError, StoreError
+from trimtab.search.comparison.jobs import Job, run_job, tuned_rate
 from trimtab.search.comparison.journal import Journal
-from trimtab.search.comparison.plan import Frame, Plan, Refusal, frames_of, require_some
-from trimtab.search.comparison.units import Told, Unit, perform, tuned_rate
+from trimtab.search.comparison.plan import Plan, Skipped, TaskPlan, require_some, task_plans_of
 from trimtab.search.engines.base import Done, Engine
 from trimtab.search.engines.local import LocalEngine
-from trimtab.search.methods.base import Outcome, SingleRun, find_method, outcome_from
+from trimtab.search.methods.base import Context, Outcome, SingleRun, find_method, outcome_from
 from trimtab.tasks.data.cache import cache_folder
 
 
@@ -85,51 +85,51 @@ class Comparison:
     Attributes:
         tasks: By name, in the order asked for.
         entries: Sorted by task, method, budget, start and seed.
-        refusals: What could not be run, and why.
+        skipped: What could not be run, and why.
     """
 
     tasks: Mapping[str, TaskResult]
     entries: tuple[Entry, ...]
-    refusals: tuple[Refusal, ...]
+    skipped: tuple[Skipped, ...]
 
 
 class _Runner:
-    """Does units that are not in the journal yet."""
+    """Does jobs that are not in the journal yet."""
 
     def __init__(self, journal: Journal, total: int, tell: Callable[[Update], None] | None) -> None:
         self._journal, self._tell = journal, tell
         self._total, self._done = total, 0
         self.failures: list[Failure] = []
 
-    def outcome(self, unit: Unit) -> Outcome:
-        return outcome_from(self._journal.results[unit.key])
+    def outcome(self, job: Job) -> Outcome:
+        return outcome_from(self._journal.results[job.key])
 
-    def has(self, unit: Unit) -> bool:
-        return unit.key in self._journal.results
+    def has(self, job: Job) -> bool:
+        return job.key in self._journal.results
 
-    def run(self, work: Sequence[tuple[Unit, Told]], engine: Engine) -> None:
-        known = [unit for unit, _ in work if self.has(unit)]
-        left = {unit.key: (unit, told) for unit, told in work if not self.has(unit)}
+    def run(self, work: Sequence[tuple[Job, Context]], engine: Engine) -> None:
+        known = [job for job, _ in work if self.has(job)]
+        left = {job.key: (job, context) for job, context in work if not self.has(job)}
         self._done += len(known)
         todo = list(left.values())
         self._total -= len(work) - len(known) - len(todo)  # asked for by two plans
         if known:
             self._say("kept from before")
-        for done in engine.run(perform, todo):
+        for done in engine.run(run_job, todo):
             self._take(todo[done.place][0], done)
 
-    def _take(self, unit: Unit, done: Done) -> None:
+    def _take(self, job: Job, done: Done) -> None:
         if done.died:
             raise StoreError(
-                f"{unit.label}: {done.error}; what was done is kept: run the same command again, "
+                f"{job.label}: {done.error}; what was done is kept: run the same command again, "
                 "with fewer --jobs if memory was short"
             )
         self._done += 1
         if done.error:
-            self.failures.append(Failure(unit.label, done.error, done.trace))
+            self.failures.append(Failure(job.label, done.error, done.trace))
         else:
-            self._journal.add(unit.key, done.result)
-        self._say(unit.label)
+            self._journal.add(job.key, done.result)
+        self._say(job.label)
 
     def _say(self, label: str) -> None:
         if self._tell is not None:
@@ -163,7 +163,7 @@ def compare(
     identity: Mapping[str, str],
     *,
     jobs: int = 1,
-    begun: Callable[[Sequence[Frame]], None] | None = None,
+    begun: Callable[[Sequence[TaskPlan]], None] | None = None,
     progress: Callable[[Update], None] | None = None,
 ) -> Comparison:
     """Run what the plans ask for and the folder does not hold yet.
@@ -178,34 +178,32 @@ def compare(
         identity: What results depend on besides their settings; see `journal.fingerprint`.
         jobs: Processes at a time.
         begun: Told what will be run when nothing was found wrong, before the first run.
-        progress: Told after each unit.
+        progress: Told after each job.
 
     Raises:
         SpecError: A plan cannot be run, or the folder holds what must not be mixed with it.
-        StoreError: A unit failed; the others are kept.
+        StoreError: A job failed; the others are kept.
     """
     if jobs < 1:
         raise SpecError(f"--jobs: {jobs} is below 1; give the number of processes")
-    frames = frames_of(plans)
-    require_some(frames)
+    task_plans = task_plans_of(plans)
+    require_some(task_plans)
     with Journal(folder, identity) as journal, _kept_programs(), LocalEngine(jobs) as engine:
         if begun is not None:
-            begun(frames)
-        runner = _Runner(journal, sum(frame.count() for frame in frames), progress)
-        runner.run([(unit, Told()) for frame in frames for unit in frame.preparing()], engine)
+            begun(task_plans)
+        runner = _Runner(journal, sum(one.count() for one in task_plans), progress)
+        runner.run([(job, Context()) for one in task_plans for job in one.preparing()], engine)
         _stop_at_failures(runner)
-        rates = [_rate(frame, runner) for frame in frames]
-        pairs = list(zip(frames, rates, strict=True))
-        runner.run([work for frame, rate in pairs for work in _first(frame, rate[0])], engine)
+        rates = [_rate(one, runner) for one in task_plans]
+        pairs = list(zip(task_plans, rates, strict=True))
+        runner.run([work for one, rate in pairs for work in _first(one, rate[0])], engine)
         _stop_at_failures(runner)
-        runner.run(
-            [work for frame, rate in pairs for work in _second(frame, rate[0], runner)], engine
-        )
+        runner.run([work for one, rate in pairs for work in _second(one, rate[0], runner)], engine)
         engine.close()  # frees its memory: what is left runs in one process
         with LocalEngine(1) as single:
-            runner.run([work for frame, rate in pairs for work in _alone(frame, rate[0])], single)
+            runner.run([work for one, rate in pairs for work in _alone(one, rate[0])], single)
         _stop_at_failures(runner)
-        return _collect(frames, rates, runner)
+        return _collect(task_plans, rates, runner)
 
 
 def _stop_at_failures(runner: _Runner) -> None:
@@ -217,79 +215,87 @@ def _stop_at_failures(runner: _Runner) -> None:
         )
 
 
-def _rate(frame: Frame, runner: _Runner) -> tuple[float, list[SingleRun]]:
-    return tuned_rate(frame.task, frame.rate, [runner.outcome(unit) for unit in frame.preparing()])
+def _rate(task_plan: TaskPlan, runner: _Runner) -> tuple[float, list[SingleRun]]:
+    return tuned_rate(
+        task_plan.task, task_plan.rate, [runner.outcome(job) for job in task_plan.preparing()]
+    )
 
 
-def _first(frame: Frame, tuned_lr: float) -> list[tuple[Unit, Told]]:
+def _first(task_plan: TaskPlan, tuned_lr: float) -> list[tuple[Job, Context]]:
     """Return what needs nothing but the tuned learning rate."""
-    told = Told(tuned_lr)
-    work = [(unit, told) for unit in frame.pool()]
-    methods = frame.methods() + frame.hidden()
+    context = Context(tuned_lr)
+    work = [(job, context) for job in task_plan.pool()]
+    methods = task_plan.methods() + task_plan.hidden()
     for method, budget in methods:
-        if not method.told_of and not method.alone:
-            work += [(unit, told) for unit in frame.of(method, budget)]
+        if not method.needs and not method.alone:
+            work += [(job, context) for job in task_plan.of(method, budget)]
     return work
 
 
-def _second(frame: Frame, tuned_lr: float, runner: _Runner) -> list[tuple[Unit, Told]]:
+def _second(task_plan: TaskPlan, tuned_lr: float, runner: _Runner) -> list[tuple[Job, Context]]:
     """Return what is told of the pool or of steered runs."""
     work = []
-    pool = [runner.outcome(unit).result for unit in frame.pool()]
-    for method, budget in frame.methods():
-        for unit in frame.of(method, budget):
-            if method.told_of == "pool":
-                work.append((unit, Told(tuned_lr, pool=pool)))
-            elif method.told_of == "trimtab":
-                work.append((unit, Told(tuned_lr, others=_others(frame, unit, runner))))
+    pool = [runner.outcome(job).result for job in task_plan.pool()]
+    for method, budget in task_plan.methods():
+        for job in task_plan.of(method, budget):
+            if method.needs == "pool":
+                work.append((job, Context(tuned_lr, pool=pool)))
+            elif method.needs == "trimtab":
+                work.append((job, Context(tuned_lr, others=_others(task_plan, job, runner))))
     return work
 
 
-def _others(frame: Frame, unit: Unit, runner: _Runner) -> list[SingleRun]:
+def _others(task_plan: TaskPlan, job: Job, runner: _Runner) -> list[SingleRun]:
     """Return the other seeds' steered runs from the same start factor, the next seed first."""
     steered = {
         one.seed: one
-        for one in frame.of(find_method("trimtab"), 1)
-        if one.start_scale == unit.start_scale
+        for one in task_plan.of(find_method("trimtab"), 1)
+        if one.start_scale == job.start_scale
     }
-    seeds = list(frame.plan.seeds)
-    at = seeds.index(unit.seed)
+    seeds = list(task_plan.plan.seeds)
+    at = seeds.index(job.seed)
     return [runner.outcome(steered[seed]).result for seed in seeds[at + 1 :] + seeds[:at]]
 
 
-def _alone(frame: Frame, tuned_lr: float) -> list[tuple[Unit, Told]]:
+def _alone(task_plan: TaskPlan, tuned_lr: float) -> list[tuple[Job, Context]]:
     return [
-        (unit, Told(tuned_lr))
-        for method, budget in frame.methods()
+        (job, Context(tuned_lr))
+        for method, budget in task_plan.methods()
         if method.alone
-        for unit in frame.of(method, budget)
+        for job in task_plan.of(method, budget)
     ]
 
 
 def _collect(
-    frames: Sequence[Frame],
+    task_plans: Sequence[TaskPlan],
     rates: Sequence[tuple[float, list[SingleRun]]],
     runner: _Runner,
 ) -> Comparison:
     tasks: dict[str, TaskResult] = {}
     entries: dict[tuple[Any, ...], Entry] = {}
-    refusals: list[Refusal] = []
-    for frame, (tuned_lr, tuned) in zip(frames, rates, strict=True):
-        pool = tuple(runner.outcome(unit).result for unit in frame.pool())
-        known = tasks.get(frame.name)
+    skipped: list[Skipped] = []
+    for task_plan, (tuned_lr, tuned) in zip(task_plans, rates, strict=True):
+        pool = tuple(runner.outcome(job).result for job in task_plan.pool())
+        known = tasks.get(task_plan.name)
         if known is None or len(pool) > len(known.pool):
-            task = frame.task
+            task = task_plan.task
             examples = task.total_steps * float(getattr(task, "batch_size", math.nan))
-            tasks[frame.name] = TaskResult(
-                frame.name, task.monitor, task.mode, tuned_lr, tuple(tuned), pool, examples
+            tasks[task_plan.name] = TaskResult(
+                task_plan.name, task.monitor, task.mode, tuned_lr, tuple(tuned), pool, examples
             )
-        for method, budget in frame.methods():
-            for unit in frame.of(method, budget):
-                scale = unit.start_scale
-                key = (frame.name, method.name, budget, -1.0 if scale is None else scale, unit.seed)
-                entries[key] = Entry(
-                    frame.name, method.name, budget, unit.seed, scale, runner.outcome(unit)
+        for method, budget in task_plan.methods():
+            for job in task_plan.of(method, budget):
+                scale = job.start_scale
+                key = (
+                    task_plan.name,
+                    method.name,
+                    budget,
+                    -1.0 if scale is None else scale,
+                    job.seed,
                 )
-        refusals += [one for one in frame.refusals if one not in refusals]
+                entries[key] = Entry(
+                    task_plan.name, method.name, budget, job.seed, scale, runner.outcome(job)
+                )
+        skipped += [one for one in task_plan.skipped if one not in skipped]
     ordered = tuple(entries[key] for key in sorted(entries))
-    return Comparison(tasks, ordered, tuple(refusals))
+    return Comparison(tasks, ordered, tuple(skipped))

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 _STEERED = "trimtab"
+_SEARCHES = ("random", "hyperopt", "optuna", "grid", "asha", "pbt", "pb2")
+_SPELLED = {"random": "random search", "grid": "grid search", "hyperopt": "Hyperopt"}
 _EQUAL = 1.1  # one run of a search may be charged a little more than a steered one
 
 
@@ -150,10 +152,6 @@ def cost_sentence(
         f"{told}, and the policy's {training_seconds / 60:.0f} minutes of meta-training are paid "
         f"back after {'at most ' if many else ''}{count:,} such run{'s' * (count != 1)}."
     )
-
-
-_SEARCHES = ("random", "hyperopt", "optuna", "grid", "asha", "pbt", "pb2")
-_SPELLED = {"random": "random search", "grid": "grid search", "hyperopt": "Hyperopt"}
 
 
 def _in_brackets(found: Mapping[str, Any], prefix: str = "") -> str:

@@ -51,7 +51,6 @@ class _Task:
     median: float
     flagged: bool
     losses: dict[str, dict[tuple[float | None, int], float]] = field(default_factory=dict)
-    spent: dict[str, list[float]] = field(default_factory=dict)
     charge: dict[str, dict[tuple[float | None, int], float]] = field(default_factory=dict)
     noise: float = 0.0  # standard error of median - tuned
 
@@ -87,20 +86,26 @@ def _summed_up(task: TaskResult) -> _Task:
     return _Task(best_of_n(validation, test), optimum, median, bool(is_flagged), noise=error)
 
 
-def _gathered(comparison: Comparison) -> tuple[dict[str, _Task], list[str]]:
+def _by_label(comparison: Comparison) -> dict[str, list[Entry]]:
+    """Return the entries of each method and budget, in the order of their first ones."""
     budgets: dict[str, int] = {}
     for entry in comparison.entries:
         budgets[entry.method] = max(budgets.get(entry.method, 1), entry.budget)
-    tasks = {name: _summed_up(task) for name, task in comparison.tasks.items()}
-    labels: dict[str, None] = {}
+    found: dict[str, list[Entry]] = {}
     for entry in comparison.entries:
-        label = label_of(entry, budgets)
-        labels[label] = None
-        task, key = tasks[entry.task], (entry.start_scale, entry.seed)
-        loss = _loss(comparison.tasks[entry.task], entry.outcome.result.test)
-        task.losses.setdefault(label, {})[key] = loss
-        task.charge.setdefault(label, {})[key] = entry.outcome.spent
-    return tasks, list(labels)
+        found.setdefault(label_of(entry, budgets), []).append(entry)
+    return found
+
+
+def _gathered(comparison: Comparison, of: Mapping[str, Sequence[Entry]]) -> dict[str, _Task]:
+    tasks = {name: _summed_up(task) for name, task in comparison.tasks.items()}
+    for label, entries in of.items():
+        for entry in entries:
+            task, key = tasks[entry.task], (entry.start_scale, entry.seed)
+            loss = _loss(comparison.tasks[entry.task], entry.outcome.result.test)
+            task.losses.setdefault(label, {})[key] = loss
+            task.charge.setdefault(label, {})[key] = entry.outcome.spent
+    return tasks
 
 
 Key = tuple[float | None, int]
@@ -231,7 +236,8 @@ def comparison_figures(comparison: Comparison) -> dict[str, Any]:
     ``profile_levels``; ``test`` holds each task's mean of the monitored metric, ``tasks`` what
     the figures are counted from.
     """
-    by_name, labels = _gathered(comparison)
+    of = _by_label(comparison)
+    by_name, labels = _gathered(comparison, of), list(of)
     tasks = list(by_name.values())
     with_pool = [task for task in tasks if task.curve.size]
     scales = sorted({e.start_scale for e in comparison.entries if e.start_scale is not None})
@@ -263,7 +269,7 @@ def comparison_figures(comparison: Comparison) -> dict[str, Any]:
             }
             for label in labels
         }
-    return found | _means(comparison, by_name, labels)
+    return found | _means(comparison, by_name, of)
 
 
 def _capped(tasks: Sequence[_Task], label: str) -> float | None:
@@ -315,25 +321,19 @@ def _examples(comparison: Comparison, entries: Sequence[Entry]) -> float | None:
 
 
 def _means(
-    comparison: Comparison, by_name: Mapping[str, _Task], labels: Sequence[str]
+    comparison: Comparison, by_name: Mapping[str, _Task], of: Mapping[str, Sequence[Entry]]
 ) -> dict[str, Any]:
-    budgets: dict[str, int] = {}
-    for entry in comparison.entries:
-        budgets[entry.method] = max(budgets.get(entry.method, 1), entry.budget)
-    of: dict[str, list[Entry]] = {label: [] for label in labels}
-    for entry in comparison.entries:
-        of[label_of(entry, budgets)].append(entry)
     return {
-        "n_tasks": {label: len({e.task for e in of[label]}) for label in labels},
-        "steered": {label: _steered_beside(by_name, of, label, comparison) for label in labels},
-        "examples": {label: _examples(comparison, of[label]) for label in labels},
-        "spent": {label: _mean_spent(of[label]) for label in labels},
-        "seconds": {label: _mean_seconds(of[label]) for label in labels},
+        "n_tasks": {label: len({e.task for e in entries}) for label, entries in of.items()},
+        "steered": {label: _steered_beside(by_name, of, label, comparison) for label in of},
+        "examples": {label: _examples(comparison, entries) for label, entries in of.items()},
+        "spent": {label: _mean_spent(entries) for label, entries in of.items()},
+        "seconds": {label: _mean_seconds(entries) for label, entries in of.items()},
         "test": {
             name: {
-                label: float(np.mean([e.outcome.result.test for e in of[label] if e.task == name]))
-                for label in labels
-                if any(e.task == name for e in of[label])
+                label: float(np.mean([e.outcome.result.test for e in entries if e.task == name]))
+                for label, entries in of.items()
+                if any(e.task == name for e in entries)
             }
             for name in comparison.tasks
         },

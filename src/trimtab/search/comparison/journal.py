@@ -12,14 +12,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from importlib import resources
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TextIO
 
 from trimtab.core.errors import SpecError, StoreError
 from trimtab.records.store.encoding import from_json, to_json
 
 # What no result hangs on, as patterns of paths inside the package: commands, pages and pictures,
-# the training of policies, and the policies themselves, which a unit names by their content.
+# the training of policies, and the policies themselves, which a job names by their content.
 _NO_RESULT = (
     "agents/*",
     "cli/*",
@@ -154,12 +153,7 @@ class Journal:
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._file is not None:
             with suppress(OSError):  # what a full disk did not take was told of by `add`
                 self._file.close()

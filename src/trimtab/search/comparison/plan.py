@@ -1,7 +1,4 @@
-"""What a comparison is asked for, and the pieces of work that this takes.
-
-Suites: comparisons with a name, made of plans with fixed tasks, methods and seeds.
-"""
+"""What a comparison is asked for, in its own words or by a suite's name, and the jobs of that."""
 
 from __future__ import annotations
 
@@ -17,9 +14,9 @@ from trimtab.core.errors import SpecError, unknown_name
 from trimtab.core.hyperparameters import resolve_hyperparameters
 from trimtab.core.protocols import Task
 from trimtab.core.registry import make_task
-from trimtab.search.comparison.units import Unit, tuning_seeds, usual_pool
-from trimtab.search.methods.base import Method, Rhythm, find_method, parse_methods
-from trimtab.search.methods.starts import StartLaw
+from trimtab.search.comparison.jobs import Job, tuning_seeds, usual_pool
+from trimtab.search.methods.base import DecisionSchedule, Method, find_method, parse_methods
+from trimtab.search.methods.starts import StartDistribution
 
 
 @dataclass(frozen=True)
@@ -33,7 +30,7 @@ class Plan:
         variant: Size of the tasks; None for the usual one.
         starts: Factors of the tuned learning rate to start from; None: one drawn a seed.
         hyperparameters: What is steered and searched.
-        rhythm: When every run is validated.
+        windows: When every run is validated.
         pool: Runs in each task's pool; None for the usual number, 0 for none.
         policy: File of the policy, and digits that name its content.
     """
@@ -44,19 +41,19 @@ class Plan:
     variant: str | None = None
     starts: tuple[float, ...] | None = None
     hyperparameters: tuple[str, ...] = ("lr",)
-    rhythm: Rhythm = field(default_factory=Rhythm)
+    windows: DecisionSchedule = field(default_factory=DecisionSchedule)
     pool: int | None = None
     policy: tuple[str, str] = ("", "")
 
 
-def rhythm_of(policy: Path, decisions: int = 20) -> Rhythm:
-    """Return the rhythm that a policy asks for, for all methods of a comparison.
+def decision_schedule_of(policy: Path, decisions: int = 20) -> DecisionSchedule:
+    """Return when a policy wants its decisions, for all methods of a comparison.
 
     Raises:
         PolicyFileError: The file is no policy.
     """
     spec = read_policy_header(policy)["spec"]
-    return Rhythm(decisions, spec.front_windows, spec.front_share, spec.least_steps)
+    return DecisionSchedule(decisions, spec.front_windows, spec.front_share, spec.least_steps)
 
 
 def policy_of(path: Path) -> tuple[str, str]:
@@ -64,7 +61,7 @@ def policy_of(path: Path) -> tuple[str, str]:
     return str(path), hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
-class Refusal(NamedTuple):
+class Skipped(NamedTuple):
     """A method that a task cannot be run by, and why."""
 
     task: str
@@ -73,51 +70,51 @@ class Refusal(NamedTuple):
 
 
 @dataclass
-class Frame:
-    """One task of one plan, with the units that it takes.
+class TaskPlan:
+    """One task of one plan, with the jobs that it takes.
 
     Attributes:
         plan: What is asked for.
         name: The task as it was named.
         task: The task.
-        refusals: Methods that it cannot be run by.
+        skipped: Methods that it cannot be run by.
     """
 
     plan: Plan
     name: str
     task: Task
-    refusals: list[Refusal] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
 
     @property
     def rate(self) -> str:
         """Name of the learning rate that is steered."""
         offered = {item.name: item for item in self.task.hyperparameters}
         items = resolve_hyperparameters(self.plan.hyperparameters, offered)
-        return StartLaw(items, 1.0).rate
+        return StartDistribution(items, 1.0).rate
 
-    def unit(self, kind: str, seed: int, **fields: Any) -> Unit:
-        """Return a unit of this task."""
+    def job(self, kind: str, seed: int, **fields: Any) -> Job:
+        """Return a job of this task."""
         plan = self.plan
-        return Unit(
-            kind, self.name, plan.variant, plan.hyperparameters, plan.rhythm, seed, **fields
+        return Job(
+            kind, self.name, plan.variant, plan.hyperparameters, plan.windows, seed, **fields
         )
 
-    def preparing(self) -> list[Unit]:
+    def preparing(self) -> list[Job]:
         """Return what finds the tuned learning rate."""
-        return [self.unit("tuned", seed) for seed in range(tuning_seeds(self.task))]
+        return [self.job("tuned", seed) for seed in range(tuning_seeds(self.task))]
 
-    def pool(self) -> list[Unit]:
+    def pool(self) -> list[Job]:
         """Return the runs of the pool."""
         size = usual_pool(self.task) if self.plan.pool is None else self.plan.pool
-        return [self.unit("pool", number) for number in range(size)]
+        return [self.job("pool", number) for number in range(size)]
 
-    def of(self, method: Method, budget: int) -> list[Unit]:
-        """Return the units of one method."""
+    def of(self, method: Method, budget: int) -> list[Job]:
+        """Return the jobs of one method."""
         plan = self.plan
         scales = plan.starts if plan.starts is not None and method.uses_start else (None,)
         policy = plan.policy if _follows_policy(method) else ("", "")
         return [
-            self.unit(
+            self.job(
                 "method",
                 seed,
                 method=method.name,
@@ -131,34 +128,34 @@ class Frame:
 
     def methods(self) -> list[tuple[Method, int]]:
         """Return the methods that the task can be run by, noting the others."""
-        self.refusals.clear()
+        self.skipped.clear()
         taken = []
         for method, budget in self.plan.methods:
             reason = self._reason_against(method, budget)
             if reason is None:
                 taken.append((method, budget))
             else:
-                self.refusals.append(Refusal(self.name, method.name, reason))
+                self.skipped.append(Skipped(self.name, method.name, reason))
         return taken
 
     def hidden(self) -> list[tuple[Method, int]]:
         """Return the steered runs that others are told of, where nobody asks for them."""
         methods = self.methods()
-        is_needed = any(method.told_of == "trimtab" for method, _ in methods)
+        is_needed = any(method.needs == "trimtab" for method, _ in methods)
         is_there = any(method.name == "trimtab" and budget == 1 for method, budget in methods)
         return [(find_method("trimtab"), 1)] if is_needed and not is_there else []
 
     def count(self) -> int:
-        """Return the number of units."""
+        """Return the number of jobs."""
         methods = self.methods() + self.hidden()
         own = sum(len(self.of(method, budget)) for method, budget in methods)
         return len(self.preparing()) + len(self.pool()) + own
 
     def _reason_against(self, method: Method, budget: int) -> str | None:
         plan = self.plan
-        if method.told_of == "pool" and budget > len(self.pool()):
+        if method.needs == "pool" and budget > len(self.pool()):
             return f"a budget of {budget} is more than the pool's {len(self.pool())} runs"
-        if method.told_of == "trimtab" and len(plan.seeds) < 2:
+        if method.needs == "trimtab" and len(plan.seeds) < 2:
             return "it is told of other seeds' runs; compare over 2 seeds or more"
         if method.name == "open-loop" and plan.starts is None:
             return "it replays the mean path of one start factor; give --starts"
@@ -166,17 +163,17 @@ class Frame:
 
 
 def _follows_policy(method: Method) -> bool:
-    return method.name == "trimtab" or method.told_of == "trimtab"
+    return method.name == "trimtab" or method.needs == "trimtab"
 
 
-def frames_of(plans: Iterable[Plan]) -> list[Frame]:
-    """Return a frame for each task of each plan.
+def task_plans_of(plans: Iterable[Plan]) -> list[TaskPlan]:
+    """Return a plan for each task of each plan.
 
     Raises:
         SpecError: A task does not have what is to be steered, or cannot be validated so often.
         UnknownNameError: A task does not exist.
     """
-    frames = []
+    found = []
     for plan in plans:
         for name in plan.tasks:
             task = make_task(name, variant=plan.variant, default_member=0)
@@ -187,23 +184,23 @@ def frames_of(plans: Iterable[Plan]) -> list[Frame]:
                     f"task {name!r} has no hyperparameter {missing[0]!r} "
                     f"(has: {', '.join(sorted(offered))}); name those with --hyperparameters"
                 )
-            plan.rhythm.ends(task.total_steps)
-            frame = Frame(plan, name, task)
-            if frame.rate:  # asked for now, since it refuses what steers no learning rate
-                frames.append(frame)
-    return frames
+            plan.windows.ends(task.total_steps)
+            task_plan = TaskPlan(plan, name, task)
+            if task_plan.rate:  # asked for now, since it refuses what steers no learning rate
+                found.append(task_plan)
+    return found
 
 
-def require_some(frames: Sequence[Frame]) -> None:
+def require_some(task_plans: Sequence[TaskPlan]) -> None:
     """Check that each method can be run on one task at least.
 
     Raises:
         SpecError: A method can be run on none.
     """
-    taken = {method.name for frame in frames for method, _ in frame.methods()}
-    for refusal in (one for frame in frames for one in frame.refusals):
-        if refusal.method not in taken:
-            raise SpecError(f"method {refusal.method!r}: {refusal.task}: {refusal.reason}")
+    taken = {method.name for one in task_plans for method, _ in one.methods()}
+    for task, method, reason in (skipped for one in task_plans for skipped in one.skipped):
+        if method not in taken:
+            raise SpecError(f"method {method!r}: {task}: {reason}")
 
 
 _ONE_RUN = (
@@ -269,13 +266,13 @@ SUITES: Mapping[str, Suite] = MappingProxyType(
 
 
 def suite_plans(
-    name: str, *, rhythm: Rhythm, policy: tuple[str, str], first_seed: int = 0
+    name: str, *, windows: DecisionSchedule, policy: tuple[str, str], first_seed: int = 0
 ) -> list[Plan]:
     """Return the plans of a suite.
 
     Args:
         name: A key of `SUITES`.
-        rhythm: When every run is validated.
+        windows: When every run is validated.
         policy: File of the policy, and digits that name its content.
         first_seed: The seeds count up from here.
 
@@ -284,7 +281,7 @@ def suite_plans(
     """
     if name not in SUITES:
         raise unknown_name("suite", name, SUITES)
-    plain = Plan((), (), (), rhythm=rhythm, policy=policy)
+    plain = Plan((), (), (), windows=windows, policy=policy)
     return [
         replace(
             plain,

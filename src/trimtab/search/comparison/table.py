@@ -159,7 +159,7 @@ def write_parquet(path: Path, comparison: Comparison, about: Mapping[str, str]) 
 def read_parquet(path: Path) -> tuple[Comparison, dict[str, str]]:
     """Return the comparison in a file of `write_parquet`, and what was kept with the table.
 
-    The comparison's refusals are not in the file.
+    What a comparison skipped is not in the file.
 
     Raises:
         SpecError: The file cannot be read, or was not written by `write_parquet`.

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self
 
 from trimtab.core.errors import SpecError
@@ -87,14 +87,26 @@ class Engine(Protocol):
         """Return the engine."""
         ...
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: Any, **_: Any) -> None:
         """Close it."""
         ...
+
+
+def answer_of(function: Callable[..., Any], unit: tuple[Any, ...]) -> tuple[Any, str, str]:
+    """Return what ``function(*unit)`` returns, or None, what it raised in one line, and the trace.
+
+    >>> answer_of(int, ("7",)), answer_of(int, ("x",))[1]
+    ((7, '', ''), "ValueError: invalid literal for int() with base 10: 'x'")
+    """
+    try:
+        return function(*unit), "", ""
+    except Exception as error:  # noqa: BLE001 - one failed unit must not end the others
+        return None, in_one_line(error), traceback.format_exc()
+
+
+def in_one_line(error: BaseException) -> str:
+    """Return an error's kind and message."""
+    return f"{type(error).__name__}: {' '.join(str(error).split()) or 'no message'}"
 
 
 def quieten_worker() -> None:

@@ -1,7 +1,4 @@
-"""The local engine: processes of this machine, each with its own thread and accelerator.
-
-The engine of tasks that only this process has: one unit after the other, right here.
-"""
+"""The engines of this machine: processes of their own thread and accelerator, or this process."""
 
 from __future__ import annotations
 
@@ -13,17 +10,15 @@ import signal
 import subprocess
 import sys
 import threading
-import traceback
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from types import TracebackType
 from typing import Any, Self
 
 from trimtab.core.errors import SpecError
-from trimtab.search.engines.base import Done, Resources, quieten_worker
+from trimtab.search.engines.base import Done, Resources, answer_of, quieten_worker
 
 _THREADS = (
     "OMP_NUM_THREADS",
@@ -58,12 +53,7 @@ class LocalEngine:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     @property
@@ -78,13 +68,13 @@ class LocalEngine:
                 f"{function.__name__}: a function of the script itself is not known to workers; "
                 "put it into a module"
             )
-        waiting = [(place, function, unit) for place, unit in enumerate(units)][::-1]
+        waiting = list(enumerate(units))[::-1]
         busy: dict[Any, tuple[_Worker, int]] = {}
         try:
             while waiting or busy:
                 while waiting and len(busy) < self.jobs:
                     worker = self._idle({id(one) for one, _ in busy.values()})
-                    if worker.give(waiting[-1]):
+                    if worker.give((function, waiting[-1][1])):
                         busy[worker.connection] = (worker, waiting.pop()[0])
                     else:
                         self._drop(worker)
@@ -260,16 +250,7 @@ def _work(connection: Connection) -> None:
             return
         if asked is None:
             return
-        connection.send(_done(*asked))
-
-
-def _done(place: int, function: Callable[..., Any], unit: tuple[Any, ...]) -> tuple[Any, str, str]:
-    del place
-    try:
-        return function(*unit), "", ""
-    except Exception as error:  # noqa: BLE001 - one failed unit must not end the others
-        words = " ".join(str(error).split()) or "no message"
-        return None, f"{type(error).__name__}: {words}", traceback.format_exc()
+        connection.send(answer_of(*asked))
 
 
 class InlineEngine:
@@ -281,12 +262,7 @@ class InlineEngine:
     def run(self, function: Callable[..., Any], units: Sequence[tuple[Any, ...]]) -> Iterator[Done]:
         """Yield what ``function(*unit)`` returns for each unit, in the order given."""
         for place, unit in enumerate(units):
-            try:
-                done = Done(place, function(*unit))
-            except Exception as error:  # noqa: BLE001 - told as the other engines tell it
-                words = f"{type(error).__name__}: {' '.join(str(error).split())}"
-                done = Done(place, None, words, traceback.format_exc())
-            yield done
+            yield Done(place, *answer_of(function, unit))
 
     def close(self) -> None:
         """Do nothing: there is no worker."""
@@ -294,10 +270,5 @@ class InlineEngine:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
+    def __exit__(self, *_: object) -> None:
+        pass

@@ -8,14 +8,12 @@ import logging
 import math
 import os
 import socket
-import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from types import TracebackType
 from typing import Any, Self
 
 from trimtab.core.errors import MissingDependencyError, SpecError, StoreError
-from trimtab.search.engines.base import Done, Resources, quieten_worker
+from trimtab.search.engines.base import Done, Resources, answer_of, in_one_line, quieten_worker
 
 _SECONDS_TO_END = 20.0
 _SECONDS_TO_ANSWER = 10.0
@@ -67,12 +65,7 @@ class RayEngine:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     @property
@@ -146,7 +139,6 @@ class RayEngine:
         self._room = self._room_for_jobs()
 
     def _connect(self) -> None:
-
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if self._address is None:
@@ -209,9 +201,7 @@ class RayEngine:
             result, error, trace = ray.get(reference)
         except ray.exceptions.RayTaskError as failure:  # arguments or result did not travel
             self._idle.append(actor)
-            cause = failure.cause or failure
-            words = " ".join(str(cause).split())
-            return Done(place, None, f"{type(cause).__name__}: {words}", str(failure))
+            return Done(place, None, in_one_line(failure.cause or failure), str(failure))
         except ray.exceptions.RayError as failure:
             self._drop(actor)
             how = type(failure).__name__
@@ -287,8 +277,4 @@ class _Worker:
         return os.getpid()
 
     def do(self, function: Callable[..., Any], unit: tuple[Any, ...]) -> tuple[Any, str, str]:
-        try:
-            return function(*unit), "", ""
-        except Exception as error:  # noqa: BLE001 - one failed unit must not end the others
-            words = " ".join(str(error).split()) or "no message"
-            return None, f"{type(error).__name__}: {words}", traceback.format_exc()
+        return answer_of(function, unit)

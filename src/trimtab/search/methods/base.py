@@ -14,13 +14,13 @@ from trimtab.core.metrics import loss_from_validation
 from trimtab.core.protocols import Task
 from trimtab.core.registry import lookup, names
 from trimtab.core.spec import LEAST_STEPS, ControlSpec, window_ends
-from trimtab.search.methods.starts import Start, StartLaw
+from trimtab.search.methods.starts import Start, StartDistribution
 
 _USUAL_BUDGET = 8
 
 
 @dataclass(frozen=True)
-class Rhythm:
+class DecisionSchedule:
     """When runs are validated; one for all methods of a comparison.
 
     Attributes:
@@ -36,7 +36,7 @@ class Rhythm:
     least_steps: int = LEAST_STEPS
 
     def spec(self, **fields: Any) -> ControlSpec:
-        """Return a spec of this rhythm."""
+        """Return a spec with these windows."""
         return ControlSpec(
             decisions=self.decisions,
             front_windows=self.front_windows,
@@ -109,30 +109,45 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class Context:
+    """What is known beside the task when a method begins.
+
+    Attributes:
+        tuned_lr: The learning rate that factors are counted from.
+        pool: The task's pool of reference runs.
+        others: Steered runs of other seeds.
+    """
+
+    tuned_lr: float = float("nan")
+    pool: Sequence[SingleRun] = ()
+    others: Sequence[SingleRun] = ()
+
+
+@dataclass(frozen=True)
 class Assignment:
     """What a method is asked to do.
 
     Attributes:
         task: Started anew for each run.
         reference: How another process finds the task: name and variant.
-        law: Where runs start, and what is searched.
-        rhythm: When runs are validated.
+        starts: Where runs start, and what is searched.
+        windows: When runs are validated.
         policy: File of the policy that steers.
         budget: Whole runs that may be spent.
         seed: Of the runs and of what the method draws.
         start: Where a method that starts from a given place starts.
-        aside: What the method is told of other runs: ``"pool"`` or ``"others"``.
+        context: Runs that the method is told of.
     """
 
     task: Task
     reference: tuple[str, str | None]
-    law: StartLaw
-    rhythm: Rhythm
+    starts: StartDistribution
+    windows: DecisionSchedule
     policy: str
     budget: int
     seed: int
     start: Start
-    aside: Mapping[str, Any] = field(default_factory=dict)
+    context: Context = Context()
 
 
 def _takes_any(task: Task) -> str | None:
@@ -152,9 +167,9 @@ class Method:
         most: Largest budget; None for no limit.
         usual: Budget where none is asked for; None for 8, or the largest if that is less.
         uses_start: Whether it starts from a given place, rather than choosing its own.
-        told_of: ``"pool"`` if it chooses from the task's pool, ``"trimtab"`` if it is told of the
+        needs: ``"pool"`` if it chooses from the task's pool, ``"trimtab"`` if it is told of the
             steered runs, else nothing.
-        needs: Modules that have to be installed.
+        requires: Modules that have to be installed.
         alone: Whether no two of its assignments may run at the same time.
         refuses: Says why a task cannot be run by it, or None.
     """
@@ -165,8 +180,8 @@ class Method:
     least: int = 1
     most: int | None = 1
     uses_start: bool = True
-    told_of: str = ""
-    needs: tuple[str, ...] = ()
+    needs: str = ""
+    requires: tuple[str, ...] = ()
     alone: bool = False
     refuses: Callable[[Task], str | None] = _takes_any
     usual: int | None = None
@@ -181,7 +196,7 @@ class Method:
 
     def missing(self) -> list[str]:
         """Return the modules that are not installed."""
-        return [name for name in self.needs if importlib.util.find_spec(name) is None]
+        return [name for name in self.requires if importlib.util.find_spec(name) is None]
 
     def reason_against(self, task: Task) -> str | None:
         """Return why a task cannot be run by this method here, or None."""

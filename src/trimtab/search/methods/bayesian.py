@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from trimtab.search.methods.base import Assignment, Method, Outcome, SingleRun, select
+from trimtab.search.methods.base import Assignment, Method, Outcome, SingleRun, loss_of, select
 from trimtab.search.methods.schedules import reference_run
 from trimtab.search.methods.starts import Range, Start, generator_for
 from trimtab.search.methods.trial import Trial
@@ -31,20 +31,20 @@ def _run_seed(assignment: Assignment, place: int) -> int:
 def _hyperopt(assignment: Assignment) -> Outcome:
     import hyperopt
 
-    law = assignment.law
-    space = {name: _hyperopt_range(name, where) for name, where in law.ranges().items()}
+    starts = assignment.starts
+    space = {name: _hyperopt_range(name, where) for name, where in starts.ranges().items()}
     rows: list[SingleRun] = []
 
     def objective(values: dict[str, float]) -> dict[str, Any]:
         row = reference_run(
             assignment.task,
-            law,
-            assignment.rhythm,
-            law.start(values),
+            starts,
+            assignment.windows,
+            starts.start(values),
             seed=_run_seed(assignment, len(rows)),
         )
         rows.append(row)
-        loss = _loss(assignment, row)
+        loss = loss_of(assignment.task, row.validation)
         if not math.isfinite(loss):
             return {"status": hyperopt.STATUS_FAIL}
         return {"loss": loss, "status": hyperopt.STATUS_OK}
@@ -76,10 +76,6 @@ def _hyperopt_range(name: str, where: Range) -> Any:
     return hp.uniform(name, where.low, where.high)
 
 
-def _loss(assignment: Assignment, row: SingleRun) -> float:
-    return 1.0 - row.validation if assignment.task.mode == "max" else row.validation
-
-
 def _optuna(assignment: Assignment) -> Outcome:
     """Spend the budget on trials; none begins that could not be finished within it."""
     import optuna
@@ -105,13 +101,13 @@ def _optuna(assignment: Assignment) -> Outcome:
         asked = study.ask()
         values = {
             name: asked.suggest_float(name, where.low, where.high, log=where.is_log)
-            for name, where in assignment.law.ranges().items()
+            for name, where in assignment.starts.ranges().items()
         }
-        start = assignment.law.start(values)
+        start = assignment.starts.start(values)
         trial = Trial(
-            assignment.task, seed=_run_seed(assignment, len(rows)), rhythm=assignment.rhythm
+            assignment.task, seed=_run_seed(assignment, len(rows)), windows=assignment.windows
         )
-        is_pruned = _train_until_pruned(trial, start, assignment.law.rate, asked)
+        is_pruned = _train_until_pruned(trial, start, assignment.starts.rate, asked)
         rows.append(trial.result(start))
         spent += rows[-1].spent
         if not math.isfinite(trial.best_loss):
@@ -141,7 +137,7 @@ HYPEROPT = Method(
     _hyperopt,
     most=None,
     uses_start=False,
-    needs=("hyperopt",),
+    requires=("hyperopt",),
 )
 OPTUNA = Method(
     "optuna",
@@ -149,5 +145,5 @@ OPTUNA = Method(
     _optuna,
     most=None,
     uses_start=False,
-    needs=("optuna",),
+    requires=("optuna",),
 )

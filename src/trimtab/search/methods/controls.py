@@ -47,8 +47,8 @@ class _Exchanged:
         self._inner.load_state_dict(state["inner"])
 
 
-def _others(assignment: Assignment) -> list[SingleRun]:
-    others = list(assignment.aside["others"])
+def _others(assignment: Assignment) -> Sequence[SingleRun]:
+    others = assignment.context.others
     if not others:
         raise SpecError("there is no other steered run to be told of; compare over 2 seeds or more")
     return others
@@ -75,7 +75,7 @@ def _replayed(assignment: Assignment, start: Start, path: np.ndarray) -> dict[st
     """Return name -> (T,) values of a path of coordinates on the reference."""
     total = assignment.task.total_steps
     values: dict[str, np.ndarray] = {}
-    for place, item in enumerate(assignment.law.starting(start)):
+    for place, item in enumerate(assignment.starts.starting(start)):
         origin = item.to_coordinate(item.default)
         values[item.name] = np.array(
             [item.from_coordinate(origin + float(moved)) for moved in path[:, place]]
@@ -90,7 +90,7 @@ def _open_loop(assignment: Assignment) -> Outcome:
     total = assignment.task.total_steps
     path = _mean_path(_others(assignment), total)
     values = _replayed(assignment, assignment.start, path)
-    trial = Trial(assignment.task, seed=assignment.seed, rhythm=assignment.rhythm)
+    trial = Trial(assignment.task, seed=assignment.seed, windows=assignment.windows)
     while not trial.finished:
         first, end = trial.steps, trial.next_end()
         trial.train({name: column[first:end] for name, column in values.items()}, end - first)
@@ -101,11 +101,11 @@ OPEN_LOOP = Method(
     "open-loop",
     "control: the mean path of the policy from this start factor, replayed",
     _open_loop,
-    told_of="trimtab",
+    needs="trimtab",
 )
 SHUFFLED = Method(
     "shuffled",
     "control: the policy, seeing the observations of another run",
     _shuffled,
-    told_of="trimtab",
+    needs="trimtab",
 )

@@ -1,7 +1,4 @@
-"""Optimisers that need no tuned learning rate, or no schedule, in the place of the task's own.
-
-GreedyLR: a rule that raises and lowers the learning rate, by Transformers' own scheduler.
-"""
+"""Rivals that bring an optimiser of their own, or GreedyLR's rule for the learning rate."""
 
 from __future__ import annotations
 
@@ -22,6 +19,12 @@ if TYPE_CHECKING:
     import torch
 
 _WARMUP_SHARE = 0.05
+
+# As in the scheduler's own example of fine-tuning, at an evaluation every twentieth of the run;
+# its smallest rate is there a five-hundredth of the start. The class's default, 1e-3, would lift
+# most fine-tuning runs far above where they start.
+_PATIENCE, _FACTOR, _MIN_SHARE = 2, 0.9, 1 / 500
+
 Make = Callable[[list[dict[str, Any]]], "torch.optim.Optimizer"]
 
 
@@ -36,19 +39,19 @@ def _train(
     assignment: Assignment, make: Make, rate: float, schedule: str, **others: float
 ) -> Trial:
     """Train once with another optimiser along a schedule of its learning rate."""
-    task, law = assignment.task, assignment.law
-    trial = Trial(task, seed=assignment.seed, rhythm=assignment.rhythm, optimizer=make)
+    task, starts = assignment.task, assignment.starts
+    trial = Trial(task, seed=assignment.seed, windows=assignment.windows, optimizer=make)
     offered = {item.name for item in task.hyperparameters}
     values = {name: value for name, value in others.items() if name in offered}
     multipliers = reference_multipliers(schedule, task.total_steps)
     while not trial.finished:
-        trial.follow({**values, law.rate: rate}, multipliers, rate=law.rate)
+        trial.follow({**values, starts.rate: rate}, multipliers, rate=starts.rate)
     return trial
 
 
 def _nowhere(assignment: Assignment) -> Start:
     """Return the start of a method to which the task's learning rate means nothing."""
-    return Start({assignment.law.rate: 1.0}, math.nan)
+    return Start({assignment.starts.rate: 1.0}, math.nan)
 
 
 def _prodigy(assignment: Assignment) -> Outcome:
@@ -67,7 +70,7 @@ def _schedule_free(assignment: Assignment) -> Outcome:
     """Train with schedule-free AdamW from the start's learning rate, with its own warm-up."""
     from schedulefree import AdamWScheduleFree
 
-    rate = float(assignment.start.values[assignment.law.rate])
+    rate = float(assignment.start.values[assignment.starts.rate])
     warmup = max(1, round(_WARMUP_SHARE * assignment.task.total_steps))
 
     def make(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
@@ -77,7 +80,7 @@ def _schedule_free(assignment: Assignment) -> Outcome:
     others = {
         name: value
         for name, value in assignment.start.values.items()
-        if name != assignment.law.rate
+        if name != assignment.starts.rate
     }
     trial = _train(assignment, make, rate, "constant", **others)
     return Outcome((trial.result(assignment.start),), 0)
@@ -149,43 +152,13 @@ def averaged(optimizer: torch.optim.Optimizer, averager: Any) -> torch.optim.Opt
     return optimizer
 
 
-PRODIGY = Method(
-    "prodigy",
-    "the optimiser Prodigy, which estimates its learning rate",
-    _prodigy,
-    uses_start=False,
-    needs=("torch", "prodigyopt"),
-    refuses=_keeps_its_own,
-)
-SCHEDULE_FREE = Method(
-    "schedule-free",
-    "schedule-free AdamW, which averages instead of decaying",
-    _schedule_free,
-    needs=("torch", "schedulefree"),
-    refuses=_keeps_its_own,
-)
-DOG = Method(
-    "dog",
-    "the optimiser DoG: distance over gradients, averaged",
-    _dog,
-    uses_start=False,
-    needs=("torch", "dog"),
-    refuses=_keeps_its_own,
-)
-
-
-# As in the scheduler's own example of fine-tuning, at an evaluation every twentieth of the run;
-# its smallest rate is there a five-hundredth of the start. The class's default, 1e-3, would lift
-# most fine-tuning runs far above where they start.
-_PATIENCE, _FACTOR, _MIN_SHARE = 2, 0.9, 1 / 500
-
-
 def _greedy(assignment: Assignment) -> Outcome:
+    """Train under Transformers' own GreedyLR, told of each validation."""
     import torch
     from transformers import GreedyLR
 
-    law, start = assignment.law, assignment.start
-    rate = float(start.values[law.rate])
+    starts, start = assignment.starts, assignment.start
+    rate = float(start.values[starts.rate])
     # The scheduler only reads and writes the learning rate of the optimiser that it is given.
     holder = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=rate)
     scheduler = GreedyLR(
@@ -197,20 +170,43 @@ def _greedy(assignment: Assignment) -> Outcome:
         max_lr=max(1.0, rate),
         eps=0.0,  # its 1e-8 is a change in absolute terms, and would freeze small rates
     )
-    trial = Trial(assignment.task, seed=assignment.seed, rhythm=assignment.rhythm)
+    trial = Trial(assignment.task, seed=assignment.seed, windows=assignment.windows)
     values = dict(start.values)
     flat = np.ones(assignment.task.total_steps)
     while not trial.finished:
-        values[law.rate] = float(holder.param_groups[0]["lr"])
-        trial.follow(values, flat, rate=law.rate)
+        values[starts.rate] = float(holder.param_groups[0]["lr"])
+        trial.follow(values, flat, rate=starts.rate)
         if not trial.lost:
             scheduler.step(trial.loss)
     return Outcome((trial.result(start),), 0)
 
 
+PRODIGY = Method(
+    "prodigy",
+    "the optimiser Prodigy, which estimates its learning rate",
+    _prodigy,
+    uses_start=False,
+    requires=("torch", "prodigyopt"),
+    refuses=_keeps_its_own,
+)
+SCHEDULE_FREE = Method(
+    "schedule-free",
+    "schedule-free AdamW, which averages instead of decaying",
+    _schedule_free,
+    requires=("torch", "schedulefree"),
+    refuses=_keeps_its_own,
+)
+DOG = Method(
+    "dog",
+    "the optimiser DoG: distance over gradients, averaged",
+    _dog,
+    uses_start=False,
+    requires=("torch", "dog"),
+    refuses=_keeps_its_own,
+)
 GREEDY = Method(
     "greedy",
     "GreedyLR: up while validation improves, down while it does not",
     _greedy,
-    needs=("torch", "transformers"),
+    requires=("torch", "transformers"),
 )

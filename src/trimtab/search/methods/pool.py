@@ -11,13 +11,9 @@ from trimtab.search.methods.base import Assignment, Method, Outcome, SingleRun, 
 from trimtab.search.methods.starts import Range, generator_for
 
 
-def _pool_of(assignment: Assignment) -> list[SingleRun]:
-    return list(assignment.aside["pool"])
-
-
 def _random(assignment: Assignment) -> Outcome:
     """Return the best of n runs drawn from the pool without replacement, by the seed."""
-    pool = _pool_of(assignment)
+    pool = assignment.context.pool
     generator = generator_for("random", assignment.seed)
     drawn = generator.permutation(len(pool))[: assignment.budget]
     return select(assignment.task, [pool[place] for place in drawn])
@@ -58,8 +54,8 @@ def nearest_runs(
 
 def _grid(assignment: Assignment) -> Outcome:
     """Return the best of the pool's runs that lie nearest to a grid."""
-    pool, ranges = _pool_of(assignment), assignment.law.ranges()
-    rate = assignment.law.rate
+    pool, ranges = assignment.context.pool, assignment.starts.ranges()
+    rate = assignment.starts.rate
     ordered = {rate: ranges[rate]} | ranges
     levels = grid_levels(assignment.budget, len(ordered))
     return select(assignment.task, [pool[place] for place in nearest_runs(pool, ordered, levels)])
@@ -71,7 +67,7 @@ RANDOM = Method(
     _random,
     most=None,
     uses_start=False,
-    told_of="pool",
+    needs="pool",
 )
 GRID = Method(
     "grid",
@@ -79,5 +75,5 @@ GRID = Method(
     _grid,
     most=None,
     uses_start=False,
-    told_of="pool",
+    needs="pool",
 )

@@ -51,15 +51,15 @@ def _follow_rest(
     """Train the steps that are left along the reference, from the initial weights."""
     trial.take(initial._replace(step=trial.steps))
     trial.diverged = False  # what a probe did to its weights is mended
-    law = assignment.law
+    starts = assignment.starts
     values = dict(assignment.start.values)
-    values[law.rate] *= factor
+    values[starts.rate] *= factor
     total = assignment.task.total_steps
     reference = np.zeros(total)
     reference[trial.steps :] = reference_multipliers("warmup-linear", total - trial.steps)
     while not trial.finished:
-        trial.follow(values, reference, rate=law.rate)
-    chosen = {"chosen_lr": values[law.rate]}
+        trial.follow(values, reference, rate=starts.rate)
+    chosen = {"chosen_lr": values[starts.rate]}
     return Outcome((trial.result(assignment.start, trace=chosen),), 0)
 
 
@@ -75,13 +75,13 @@ def _lr_finder(assignment: Assignment) -> Outcome:
     The validations between these steps are not used, and not charged.
     """
     task = assignment.task
-    trial = Trial(task, seed=assignment.seed, rhythm=assignment.rhythm)
+    trial = Trial(task, seed=assignment.seed, windows=assignment.windows)
     initial = trial.keep()
     length = min(max(12, round(_FINDER_SHARE * task.total_steps)), task.total_steps - 1)
     decades = np.linspace(-_FINDER_DECADES, _FINDER_DECADES, length)
     losses: list[float] = []
     for decade in decades:
-        values = _constant(assignment.start, assignment.law.rate, 10.0**decade, 1)
+        values = _constant(assignment.start, assignment.starts.rate, 10.0**decade, 1)
         metrics = trial.train(values, 1, charge_validation=False)
         loss = float(metrics.train_loss) if metrics.finite >= 1 else math.inf
         losses.append(loss if math.isfinite(loss) else math.inf)
@@ -93,12 +93,12 @@ def _lr_finder(assignment: Assignment) -> Outcome:
 def _race(assignment: Assignment) -> Outcome:
     """Try five starts for 2 % of the steps each, by their validation loss."""
     task, start = assignment.task, assignment.start
-    trial = Trial(task, seed=assignment.seed, rhythm=assignment.rhythm)
+    trial = Trial(task, seed=assignment.seed, windows=assignment.windows)
     initial = trial.keep()
     length = max(2, round(_RACE_SHARE * task.total_steps))
     losses = []
     for factor in _RACE_FACTORS:
-        trial.train(_constant(start, assignment.law.rate, factor, length), length)
+        trial.train(_constant(start, assignment.starts.rate, factor, length), length)
         losses.append(trial.loss if math.isfinite(trial.loss) else math.inf)
         trial.take(initial._replace(step=trial.steps))
     return _follow_rest(trial, assignment, _RACE_FACTORS[int(np.argmin(losses))], initial)

@@ -22,8 +22,8 @@ from ray.tune.schedulers import pb2 as bandits
 from ray.tune.search import Searcher
 
 from trimtab.core.registry import make_task
-from trimtab.search.methods.base import Assignment, Outcome, Rhythm, SingleRun, select
-from trimtab.search.methods.starts import Start, StartLaw, generator_for
+from trimtab.search.methods.base import Assignment, DecisionSchedule, Outcome, SingleRun, select
+from trimtab.search.methods.starts import Start, StartDistribution, generator_for
 from trimtab.search.methods.trial import Checkpoint, Trial
 
 _KEPT_CHECKPOINTS = 4  # of each member; a population copies only from its latest
@@ -36,11 +36,15 @@ class _Stable:
     """Trains every trial of one search, by key."""
 
     def __init__(
-        self, reference: tuple[str, str | None], rhythm: Rhythm, law: StartLaw, seed: int
+        self,
+        reference: tuple[str, str | None],
+        windows: DecisionSchedule,
+        starts: StartDistribution,
+        seed: int,
     ) -> None:
         name, variant = reference
         self._task = make_task(name, variant=variant, default_member=0)
-        self._rhythm, self._law, self._seed = rhythm, law, seed
+        self._windows, self._distribution, self._seed = windows, starts, seed
         self._trials: dict[str, Trial] = {}
         self._starts: dict[str, Start] = {}
         self._done: dict[str, SingleRun] = {}
@@ -52,18 +56,18 @@ class _Stable:
         if key in self._trials or key in self._done:
             return
         seed = int(generator_for("search", self._seed, place).integers(2**31))
-        self._starts[key] = self._law.start(values)
-        self._trials[key] = Trial(self._task, seed=seed, rhythm=self._rhythm)
+        self._starts[key] = self._distribution.start(values)
+        self._trials[key] = Trial(self._task, seed=seed, windows=self._windows)
 
     def follow(self, key: str, values: dict[str, float], *, is_member: bool) -> dict[str, Any]:
         """Train a trial to the end of its next window; a lost member waits to be replaced."""
         trial = self._trials[key]
-        items = {item.name: item for item in self._law.items}
+        items = {item.name: item for item in self._distribution.items}
         # Ray's factors of 0.8 and 1.2 do not stop at a range's end.
         values = {
             name: min(max(v, items[name].low), items[name].high) for name, v in values.items()
         }
-        rate = self._law.rate
+        rate = self._distribution.rate
         if rate in values:  # a learning rate has no bounds of its own before it has a start
             values[rate] = max(values[rate], 1e-30)
         if trial.lost:
@@ -114,7 +118,7 @@ class _Messenger(tune.Trainable):  # type: ignore[misc]
     def setup(self, config: dict[str, Any]) -> None:
         """Begin, or begin again as another trial."""
         self._stable = config["stable"]
-        self._ranges = config["law"].ranges()
+        self._ranges = config["distribution"].ranges()
         self._is_member = bool(config["is_member"])
         self._values_of(config)
         self._key = str(self.trial_id)
@@ -161,12 +165,16 @@ class _Messenger(tune.Trainable):  # type: ignore[misc]
 
 
 class _WithinBudget(Searcher):  # type: ignore[misc]
-    """Draws starts from the start law as long as a whole run can still be paid for."""
+    """Draws starts at random as long as a whole run can still be paid for."""
 
     def __init__(self, stable: Any, assignment: Assignment, fixed: dict[str, Any]) -> None:
         super().__init__(metric="score", mode="min")
         self._stable, self._fixed = stable, fixed
-        self._law, self._seed, self._budget = assignment.law, assignment.seed, assignment.budget
+        self._starts, self._seed, self._budget = (
+            assignment.starts,
+            assignment.seed,
+            assignment.budget,
+        )
         self._drawn = 0
 
     def suggest(self, trial_id: str) -> Any:
@@ -174,7 +182,7 @@ class _WithinBudget(Searcher):  # type: ignore[misc]
         del trial_id
         if ray.get(self._stable.spent.remote()) + 1.0 > self._budget + _ROUNDING:
             return Searcher.FINISHED
-        values = _start_values(self._law, self._seed, self._drawn)
+        values = _start_values(self._starts, self._seed, self._drawn)
         self._drawn += 1
         return {**self._fixed, "place": self._drawn - 1, **values}
 
@@ -188,16 +196,16 @@ class _WithinBudget(Searcher):  # type: ignore[misc]
         """Take over nothing."""
 
 
-def _start_values(law: StartLaw, seed: int, place: int) -> dict[str, float]:
-    return dict(law.draw(generator_for("population", seed, place)).values)
+def _start_values(starts: StartDistribution, seed: int, place: int) -> dict[str, float]:
+    return dict(starts.draw(generator_for("population", seed, place)).values)
 
 
 def _population(
     assignment: Assignment, fixed: dict[str, Any], *, in_shares: bool
 ) -> dict[str, Any]:
     """Return the search space that gives each member its own start."""
-    law, ranges = assignment.law, assignment.law.ranges()
-    starts = [_start_values(law, assignment.seed, i) for i in range(assignment.budget)]
+    ranges, seed = assignment.starts.ranges(), assignment.seed
+    starts = [_start_values(assignment.starts, seed, i) for i in range(assignment.budget)]
     if in_shares:
         starts = [{name: ranges[name].share_of(v) for name, v in one.items()} for one in starts]
 
@@ -217,7 +225,7 @@ def _scheduler(name: str, assignment: Assignment) -> TrialScheduler:
             max_t=total, grace_period=grace, reduction_factor=_ASHA_REDUCTION, **asked
         )
     asked |= {"perturbation_interval": total // _PERTURBATIONS, "synch": True}
-    ranges = assignment.law.ranges()
+    ranges = assignment.starts.ranges()
     if name == "pb2":
         return bandits.PB2(hyperparam_bounds={key: [0.0, 1.0] for key in ranges}, **asked)
     mutations = {
@@ -258,10 +266,12 @@ def run_by_ray(name: str, assignment: Assignment) -> Outcome:
     np.random.seed(assignment.seed)  # noqa: NPY002 - Ray's schedulers draw from it
     is_member = name != "asha"
     remote = ray.remote(num_cpus=0)(_Stable)
-    stable = remote.remote(assignment.reference, assignment.rhythm, assignment.law, assignment.seed)
+    stable = remote.remote(
+        assignment.reference, assignment.windows, assignment.starts, assignment.seed
+    )
     fixed = {
         "stable": stable,
-        "law": assignment.law,
+        "distribution": assignment.starts,
         "is_member": is_member,
         "in_shares": name == "pb2",
     }

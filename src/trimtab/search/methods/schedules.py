@@ -13,8 +13,8 @@ from trimtab.controllers.fixed import ReferenceController
 from trimtab.controllers.learned import LearnedController, PolicyFile, read_policy
 from trimtab.core.protocols import Controller, Task
 from trimtab.core.spec import ControlSpec
-from trimtab.search.methods.base import Assignment, Method, Outcome, Rhythm, SingleRun
-from trimtab.search.methods.starts import Start, StartLaw
+from trimtab.search.methods.base import Assignment, DecisionSchedule, Method, Outcome, SingleRun
+from trimtab.search.methods.starts import Start, StartDistribution
 from trimtab.tasks.run import RunResult, RunSettings, run_task
 
 
@@ -26,8 +26,8 @@ def policy_file(path: str) -> PolicyFile:
 
 def reference_run(
     task: Task,
-    law: StartLaw,
-    rhythm: Rhythm,
+    starts: StartDistribution,
+    windows: DecisionSchedule,
     start: Start,
     *,
     seed: int,
@@ -35,7 +35,7 @@ def reference_run(
     held: Mapping[str, float] | None = None,
 ) -> SingleRun:
     """Run a schedule once, as ``trimtab run --policy none`` does."""
-    spec = rhythm.spec(hyperparameters=law.starting(start))
+    spec = windows.spec(hyperparameters=starts.starting(start))
     settings = RunSettings(seed=seed, reference=reference, held=dict(held or {}))
     result = run_task(task, ReferenceController(spec), spec, settings)
     return single_run(task, start, seed, result)
@@ -45,8 +45,8 @@ def steered_run(assignment: Assignment, wrap: Callable[[Controller], Controller]
     """Run the policy once, as ``trimtab run --policy`` does, behind a wrapper."""
     policy = policy_file(assignment.policy)
     fields = vars(policy.spec) | {
-        "hyperparameters": assignment.law.starting(assignment.start),
-        "decisions": assignment.rhythm.decisions,
+        "hyperparameters": assignment.starts.starting(assignment.start),
+        "decisions": assignment.windows.decisions,
     }
     controller = wrap(LearnedController(policy))
     settings = RunSettings(seed=assignment.seed)
@@ -82,8 +82,8 @@ def _scheduled(reference: str) -> Callable[[Assignment], Outcome]:
     def run(assignment: Assignment) -> Outcome:
         row = reference_run(
             assignment.task,
-            assignment.law,
-            assignment.rhythm,
+            assignment.starts,
+            assignment.windows,
             assignment.start,
             seed=assignment.seed,
             reference=reference,
@@ -102,15 +102,15 @@ def _recipe_missing(task: Task) -> str | None:
 
 def _manual(assignment: Assignment) -> Outcome:
     """Run the task's documented values and schedule."""
-    law = assignment.law
+    starts = assignment.starts
     recipe: Any = getattr(assignment.task, "manual", {})
     values = {name: float(value) for name, value in recipe["values"].items()}
-    own = {item.name: item.default for item in law.items}
-    start = law.start({name: values.get(name, default) for name, default in own.items()})
+    own = {item.name: item.default for item in starts.items}
+    start = starts.start({name: values.get(name, default) for name, default in own.items()})
     row = reference_run(
         assignment.task,
-        law,
-        assignment.rhythm,
+        starts,
+        assignment.windows,
         start,
         seed=assignment.seed,
         reference=str(recipe.get("reference", "constant")),

@@ -1,4 +1,4 @@
-"""Where runs start: the start law that every method of a comparison shares."""
+"""Where runs start: the distribution that every method of a comparison shares."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ class Start:
 
 
 @dataclass(frozen=True)
-class StartLaw:
-    """The law that starts are drawn from, and the ranges that searches search.
+class StartDistribution:
+    """What starts are drawn from, and the ranges that searches search.
 
     A learning rate starts log-uniformly from 0.01 to 100 times the tuned one; what else is on a
     log scale, within ten times its default either way; the rest uniformly within its bounds. A

@@ -14,7 +14,7 @@ from trimtab.core.protocols import Snapshot, Task, TrainingRun
 from trimtab.core.references import reference_multipliers
 from trimtab.core.rewards import normalised, potential
 from trimtab.core.spec import ControlSpec
-from trimtab.search.methods.base import Rhythm, SingleRun
+from trimtab.search.methods.base import DecisionSchedule, SingleRun
 from trimtab.search.methods.starts import Start
 
 _EXPLOSION = ControlSpec().explosion
@@ -58,14 +58,14 @@ class Trial:
     Args:
         task: Started here.
         seed: Moves initialisation and data order.
-        rhythm: When follow stops to validate.
+        windows: When follow stops to validate.
         options: More keywords of ``task.start``, such as ``optimizer=``.
     """
 
-    def __init__(self, task: Task, *, seed: int, rhythm: Rhythm, **options: Any) -> None:
+    def __init__(self, task: Task, *, seed: int, windows: DecisionSchedule, **options: Any) -> None:
         self._begun = time.perf_counter()
         self.task, self.seed = task, seed
-        self.ends = rhythm.ends(task.total_steps)
+        self.ends = windows.ends(task.total_steps)
         self.steps, self.lost, self.diverged = 0, False, False
         self.run: TrainingRun = task.start(seed=seed, **options)
         self.loss, measured = self._validate()

@@ -1,20 +1,15 @@
-"""What a study does with a run while it goes on: its path, stopping it early, keeping its state."""
+"""What a study keeps of a run while it goes on: its claim, its record, its state."""
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
-
-import numpy as np
 
 from trimtab.core.decision import Progress, RunInfo, Summary
 from trimtab.core.errors import StoreError
-from trimtab.core.rewards import potential
 from trimtab.records.store.recorder import StoreRecorder
 from trimtab.records.store.snapshots import (
     read_snapshot,
@@ -25,62 +20,11 @@ from trimtab.records.store.snapshots import (
 from trimtab.records.store.studies import LEASE_SECONDS, Studies
 from trimtab.records.store.study_rows import Claim, SnapshotRecord
 from trimtab.records.store.transactions import patience_with
-
-_CATCH_UP = 2.5  # a run may still gain this much more than the best run did from here on
-_IN_A_ROW = 2
+from trimtab.search.study.runs import RunPath
 
 
 class ClaimLostError(StoreError):
     """Another process does the unit now."""
-
-
-class RunPath:
-    """Best potential so far at each decision, and whether a run can still win.
-
-    Raw losses at one moment decide nothing: a run that is behind may have the better end. So the
-    best loss so far is taken, compared at equal progress, and granted 2.5 times what the best run
-    gained from there on, and a margin; only who is out of reach even so, twice in a row, is
-    stopped.
-
-    Args:
-        rule: ``"progress"`` and ``"potential"`` (the best run's path), ``"margin"`` in nats, and
-            ``"since"``: the progress before which nothing is stopped; None to stop never.
-        points: Path so far, of a run that goes on.
-    """
-
-    def __init__(
-        self, rule: Mapping[str, Any] | None, points: list[list[float]] | None = None
-    ) -> None:
-        self._rule = rule
-        self.points = [list(point) for point in points or []]
-        self._initial = self.points[0][2] if self.points else math.nan
-
-    def add(self, now: Progress) -> None:
-        """Note where a run stands after a window."""
-        loss = float(now.metrics.val_loss)
-        if not self.points:
-            self._initial = loss
-        with np.errstate(all="ignore"):
-            here = float(potential(np.float32(loss), np.float32(self._initial), np))
-        best = min([here, *(point[1] for point in self.points[-1:])])
-        self.points.append([now.step / now.total_steps, best, self._initial])
-
-    @property
-    def cannot_win(self) -> bool:
-        """Whether the run is out of reach of the best one."""
-        if self._rule is None:
-            return False
-        late = [point for point in self.points if point[0] >= self._rule["since"]]
-        return len(late) >= _IN_A_ROW and all(map(self._is_out_of_reach, late[-_IN_A_ROW:]))
-
-    def _is_out_of_reach(self, point: list[float]) -> bool:
-        assert self._rule is not None, "asked for by cannot_win, which looks"
-        if point[0] >= 1.0:
-            return False
-        theirs = np.interp(point[0], self._rule["progress"], self._rule["potential"])
-        end = float(self._rule["potential"][-1])
-        hoped = point[1] - _CATCH_UP * max(float(theirs) - end, 0.0)
-        return hoped > end + float(self._rule["margin"])
 
 
 class Heartbeat:
@@ -100,12 +44,7 @@ class Heartbeat:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._over.set()
         self._thread.join()
 

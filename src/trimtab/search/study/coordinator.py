@@ -8,18 +8,27 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trimtab.core.errors import StoreError
+from trimtab.core.errors import SpecError, StoreError
 from trimtab.core.notices import tell
 from trimtab.core.protocols import Task
 from trimtab.records.store.studies import LEASE_SECONDS, Studies
 from trimtab.records.store.study_rows import StudyRecord, UnitRecord
 from trimtab.records.store.transactions import StoreWaitWarning, patience_with
 from trimtab.search.engines.base import Engine
+from trimtab.search.methods.base import find_method
 from trimtab.search.study.garbage import prune
-from trimtab.search.study.method_strategy import design_of
+from trimtab.search.study.method_job import MethodStrategy
 from trimtab.search.study.pareto import pareto_set
-from trimtab.search.study.plan import Entry, StudySettings, best_of, is_given, spent_by
-from trimtab.search.study.worker import perform
+from trimtab.search.study.plan import (
+    Entry,
+    Strategy,
+    StudySettings,
+    best_of,
+    is_given,
+    spent_by,
+)
+from trimtab.search.study.steered_strategy import SteeredStrategy
+from trimtab.search.study.worker import run_job
 
 
 @dataclass(frozen=True)
@@ -99,6 +108,24 @@ _POLL_SECONDS = 0.5
 _RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)
 
 
+def strategy_of(task: Task, method: str, seed: int, settings: StudySettings) -> Strategy:
+    """Return how a method spends a budget on a task.
+
+    Raises:
+        UnknownNameError: There is no such method.
+        SpecError: The task cannot be run by it, or it cannot vary what it is asked to.
+    """
+    if method == "trimtab":
+        return SteeredStrategy(task, seed, settings)
+    found = find_method(method)
+    if settings.vary:
+        raise SpecError(
+            f"vary: {', '.join(settings.vary)} can be varied by the method trimtab only, not by "
+            f"{method!r}; leave it out"
+        )
+    return MethodStrategy(task, found, seed, settings)
+
+
 class Coordinator:
     """Proposes rounds, has them done, and goes on when a worker or an earlier coordinator died.
 
@@ -124,7 +151,7 @@ class Coordinator:
         self._studies, self._record, self._task = studies, record, task
         self._engine, self._tell = engine, tell
         self._settings = StudySettings.from_plain(record.settings)
-        self._design = design_of(task, record.method, record.seed, self._settings)
+        self._strategy = strategy_of(task, record.method, record.seed, self._settings)
         self._failures = 0
 
     def run(self) -> TuneResult:
@@ -132,7 +159,7 @@ class Coordinator:
         try:
             while True:
                 entries = self._finish_known()
-                wanted = self._design.propose(entries, self._record.budget)
+                wanted = self._strategy.propose(entries, self._record.budget)
                 if not wanted:
                     break
                 self._studies.add_units(self._record, wanted)
@@ -172,7 +199,7 @@ class Coordinator:
         url, name = self._studies.url, self._record.name
         given = (self._task,) if is_given(self._record.task) else ()
         work = [(url, name, unit.place, *given) for unit in units]
-        for done in self._engine.run(perform, work):
+        for done in self._engine.run(run_job, work):
             if done.died:
                 self._studies.release_dead(self._record)
             elif done.error:

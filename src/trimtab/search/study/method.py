@@ -23,14 +23,14 @@ def spend(assignment: Assignment) -> Outcome:
 
     The first run is the one that the method makes with a budget of 1.
     """
-    task, law = assignment.task, assignment.law
+    task, starts = assignment.task, assignment.starts
     policy = Path(assignment.policy)
     settings = StudySettings(
-        hyperparameters=tuple(item.name for item in law.items),
+        hyperparameters=tuple(item.name for item in starts.items),
         start={name: float(value) for name, value in assignment.start.values.items()},
         policy=str(policy),
         policy_sha256=hashlib.sha256(policy.read_bytes()).hexdigest()[:16],
-        decisions=assignment.rhythm.decisions,
+        decisions=assignment.windows.decisions,
         sampler=usual_sampler(),
         snapshot_seconds=math.inf,
     )
@@ -57,11 +57,11 @@ def spend(assignment: Assignment) -> Outcome:
 def _row(assignment: Assignment, entry: Entry, choices: Mapping[str, Any]) -> SingleRun:
     outcome, monitor = entry.outcome, assignment.task.monitor
     test = {key: _number(value) for key, value in (outcome.get("test") or {}).items()}
-    rate = float(choices[assignment.law.rate])
+    rate = float(choices[assignment.starts.rate])
     return SingleRun(
         seed=int(entry.request["seed"]),
         start={key: float(value) for key, value in choices.items() if _is_number(value)},
-        start_scale=rate / assignment.law.tuned_lr,
+        start_scale=rate / assignment.starts.tuned_lr,
         validation=_number(outcome.get("validation")),
         test=test.get(monitor, math.nan),
         spent=_number(outcome.get("spent")),

@@ -1,4 +1,4 @@
-"""What a study is made of, as plain data: settings, finished units, proposals, designs."""
+"""What a study is made of, as plain data: settings, finished units, proposals, strategies."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class Entry:
         return not self.is_failed and self.kind != "told" and math.isfinite(self.loss)
 
 
-class Design(Protocol):
+class Strategy(Protocol):
     """How a budget is spent: a pure function of what has come back so far."""
 
     def propose(self, entries: Sequence[Entry], budget: float) -> list[UnitRequest]:
@@ -115,14 +115,6 @@ class Design(Protocol):
             entries: All units so far, in the order of their places; all are over.
             budget: Whole runs that may be spent in all.
         """
-        ...
-
-
-class MakeDesign(Protocol):
-    """Makes the design of a method."""
-
-    def __call__(self, task: Task, method: str, seed: int, settings: StudySettings) -> Design:
-        """Return it."""
         ...
 
 

@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trimtab.core.errors import MissingDependencyError, TrimtabWarning, unknown_name
+from trimtab.core.static_choice import StaticChoice
 from trimtab.search.methods.starts import Range, generator_for
-from trimtab.search.study.spaces import Space, to_hyperopt
+from trimtab.search.study.spaces import Space
 
 SAMPLERS: tuple[str, ...] = ("optuna", "hyperopt", "random")
 _STARTUP = 2  # proposals by chance before a sampler's model speaks
@@ -125,7 +126,7 @@ def _hyperopt(
     # What is known is told as trials that are already chosen; the one after them is the proposal.
     hyperopt.fmin(
         objective,
-        to_hyperopt(space),
+        _hyperopt_level(space, "", None),
         algo=suggest,
         max_evals=len(known) + 1,
         trials=_told_trials(space, [choices for choices, _ in known]),
@@ -155,25 +156,52 @@ def _told_trials(space: Space, known: Sequence[Mapping[str, Any]]) -> Any:
     return trials
 
 
+def _label(item: StaticChoice, option: Any) -> str:
+    """Return what Hyperopt calls a choice under an option of its parent, if it has one."""
+    return f"{item.name}|{item.parent}={option}" if item.parent else item.name
+
+
+def _hyperopt_level(space: Space, parent: str, option: Any) -> dict[str, Any]:
+    """Return Hyperopt's space of the choices that depend on an option; at the top on none.
+
+    A choice with dependants is ``{name: option, dependant: ...}`` in Hyperopt's sample.
+    """
+    from hyperopt import hp
+
+    found: dict[str, Any] = {}
+    for item in space.parameters:
+        if item.parent != parent or (parent and option not in item.parent_options):
+            continue
+        label = _label(item, option)
+        if item.options:
+            inner = [
+                {item.name: one, **_hyperopt_level(space, item.name, one)} for one in item.options
+            ]
+            found[item.name] = hp.choice(label, inner)
+        elif item.is_log:
+            low, high = math.log(item.low), math.log(item.high)
+            made = hp.qloguniform if item.is_whole else hp.loguniform
+            found[item.name] = made(label, low, high, *([1] if item.is_whole else []))
+        else:
+            made = hp.quniform if item.is_whole else hp.uniform
+            found[item.name] = made(label, item.low, item.high, *([1] if item.is_whole else []))
+    return found
+
+
 def _labels(space: Space) -> list[str]:
-    """Return every label of `to_hyperopt`."""
-    return [
-        f"{item.name}|{item.parent}={option}" if item.parent else item.name
-        for item in space.parameters
-        for option in (item.parent_options or ("",))
-    ]
+    """Return every label that Hyperopt's space has."""
+    parameters = space.parameters
+    return [_label(one, option) for one in parameters for option in (one.parent_options or ("",))]
 
 
 def _hyperopt_point(space: Space, choices: Mapping[str, Any]) -> dict[str, Any]:
-    """Return choices under the labels of `to_hyperopt`, options by their place."""
+    """Return choices under Hyperopt's labels, options by their place."""
     point: dict[str, Any] = {}
     for item in space.parameters:
         if item.name in choices:
             value = choices[item.name]
-            label = item.name
-            if item.parent:
-                label = f"{item.name}|{item.parent}={choices[item.parent]}"
-            point[label] = item.options.index(value) if item.options else value
+            place = item.options.index(value) if item.options else value
+            point[_label(item, choices.get(item.parent))] = place
     return point
 
 

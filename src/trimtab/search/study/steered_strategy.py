@@ -1,7 +1,4 @@
-"""trimtab's own way to spend a budget: a steered run, restarts, forks, and runs stopped early.
-
-Looking for the best peak of a schedule around one that a steered run has found.
-"""
+"""trimtab's own way to spend a budget: a steered run, restarts, forks, and runs stopped early."""
 
 from __future__ import annotations
 
@@ -18,71 +15,9 @@ from trimtab.core.spec import window_ends
 from trimtab.records.store.study_rows import UnitRequest
 from trimtab.search.methods.starts import generator_for
 from trimtab.search.study.plan import Entry, StudySettings, best_of, spent_by
+from trimtab.search.study.runs import run_setup
 from trimtab.search.study.samplers import propose_choices
 from trimtab.search.study.spaces import Space, space_of
-from trimtab.search.study.worker import steering
-
-_STEP = 0.3  # decades to a neighbour that was not tried yet
-_NEAR = 0.05  # decades within which two peaks are the same place
-_AGAIN = 0.1  # decades aside, where the best place was tried already
-_SMALLEST = 1e-300
-
-
-def next_decade(tried: Sequence[tuple[float, float]], taken: Sequence[float] = ()) -> float:
-    """Return where to look next, in decades from the found rate.
-
-    First the found rate itself; then 0.3 decades to either side of the best place, until it has a
-    neighbour there; then the lowest point of the parabola through the best place and its
-    neighbours, in the log of the loss; a tenth of a decade aside where that was tried already.
-
-    Args:
-        tried: Decades from the found rate, and the loss there; infinite for a run that was lost.
-        taken: Decades of runs that are under way, whose losses are not known yet.
-
-    >>> next_decade([]), next_decade([(0.0, 2.0)]), next_decade([(0.0, 2.0)], [0.3])
-    (0.0, 0.3, -0.3)
-    """
-    if not tried:
-        return 0.0 if not taken else _aside(0.0, list(taken))
-    losses: dict[float, float] = {}
-    for place, loss in tried:
-        losses[place] = min(loss, losses.get(place, np.inf))
-    best = min(losses, key=lambda place: (losses[place], abs(place)))
-    known = [*losses, *taken]
-    above = [place for place in known if place > best + _NEAR]
-    below = [place for place in known if place < best - _NEAR]
-    if not above:
-        return best + _STEP
-    if not below:
-        return best - _STEP
-    above = [place for place in above if place in losses]
-    below = [place for place in below if place in losses]
-    lowest = best
-    if above and below:
-        lowest = _lowest_point([max(below), best, min(above)], losses)
-    return _aside(lowest, known)
-
-
-def _lowest_point(places: Sequence[float], losses: dict[float, float]) -> float:
-    """Return the lowest point of the parabola through three places, the middle one lowest."""
-    values = np.array([losses[place] for place in places])
-    if not np.all(np.isfinite(values)):
-        return places[1]
-    curve = np.polyfit(places, np.log(np.maximum(values, _SMALLEST)), 2)
-    if not curve[0] > 0:
-        return places[1]
-    return float(np.clip(-curve[1] / (2 * curve[0]), places[0], places[2]))
-
-
-def _aside(place: float, known: Sequence[float]) -> float:
-    """Return a place, or the nearest one by its side that was not tried yet."""
-    for distance in range(2 * len(known) + 2):
-        for sign in (1, -1):
-            at = place + sign * distance * _AGAIN
-            if all(abs(at - other) >= _NEAR for other in known):
-                return at
-    return place
-
 
 _STEERED = ("first", "restart", "fork")
 _TURNS = ("reference", "reference", "restart")  # by place, after the first run at place 0
@@ -93,9 +28,13 @@ _WAYS = 3  # up, down, by chance
 _STOP_FROM, _STOP_AFTER_FORK = 0.5, 0.2  # progress before which nothing is stopped
 _USUAL_MARGIN = 0.2  # nats; taken until the study's own spread is known
 _SPREAD_FROM = 3
+_STEP = 0.3  # decades to a neighbour that was not tried yet
+_NEAR = 0.05  # decades within which two peaks are the same place
+_AGAIN = 0.1  # decades aside, where the best place was tried already
+_SMALLEST = 1e-300
 
 
-class SteeredDesign:
+class SteeredStrategy:
     """Spends a budget on steered runs, and on plain schedules at the rates that these find.
 
     The first run starts where it is told to. Then rounds of fixed size, whatever the number of
@@ -122,7 +61,7 @@ class SteeredDesign:
         self._is_space_own = getattr(task, "space", None) is not None
         steered = [item for item in task.hyperparameters if item.name in settings.hyperparameters]
         self._rates = tuple(item.name for item in steered if item.kind == "lr")
-        spec, _, _ = steering(task, settings, {"seed": 0, "choices": {}})
+        spec, _, _ = run_setup(task, settings, {"seed": 0, "choices": {}})
         # Decision k is taken at the k-th of these steps.
         steps = [0, *(int(end) for end in window_ends(spec, task.total_steps))]
         self._progress = [step / task.total_steps for step in steps]
@@ -136,7 +75,7 @@ class SteeredDesign:
         )
 
     def propose(self, entries: Sequence[Entry], budget: float) -> list[UnitRequest]:
-        """Return the next units; see `trimtab.search.study.plan.Design`."""
+        """Return the next units; see `trimtab.search.study.plan.Strategy`."""
         if not entries:
             return [self._first()]
         if self._is_enough(entries):
@@ -368,3 +307,59 @@ def expected_gain(losses: Sequence[float]) -> float | None:
     z = (min(losses) - mean) / spread
     law = statistics.NormalDist()
     return spread * (z * law.cdf(z) + law.pdf(z)) if math.isfinite(z) else 0.0
+
+
+def next_decade(tried: Sequence[tuple[float, float]], taken: Sequence[float] = ()) -> float:
+    """Return where to look next, in decades from the found rate.
+
+    First the found rate itself; then 0.3 decades to either side of the best place, until it has a
+    neighbour there; then the lowest point of the parabola through the best place and its
+    neighbours, in the log of the loss; a tenth of a decade aside where that was tried already.
+
+    Args:
+        tried: Decades from the found rate, and the loss there; infinite for a run that was lost.
+        taken: Decades of runs that are under way, whose losses are not known yet.
+
+    >>> next_decade([]), next_decade([(0.0, 2.0)]), next_decade([(0.0, 2.0)], [0.3])
+    (0.0, 0.3, -0.3)
+    """
+    if not tried:
+        return 0.0 if not taken else _aside(0.0, list(taken))
+    losses: dict[float, float] = {}
+    for place, loss in tried:
+        losses[place] = min(loss, losses.get(place, np.inf))
+    best = min(losses, key=lambda place: (losses[place], abs(place)))
+    known = [*losses, *taken]
+    above = [place for place in known if place > best + _NEAR]
+    below = [place for place in known if place < best - _NEAR]
+    if not above:
+        return best + _STEP
+    if not below:
+        return best - _STEP
+    above = [place for place in above if place in losses]
+    below = [place for place in below if place in losses]
+    lowest = best
+    if above and below:
+        lowest = _lowest_point([max(below), best, min(above)], losses)
+    return _aside(lowest, known)
+
+
+def _lowest_point(places: Sequence[float], losses: dict[float, float]) -> float:
+    """Return the lowest point of the parabola through three places, the middle one lowest."""
+    values = np.array([losses[place] for place in places])
+    if not np.all(np.isfinite(values)):
+        return places[1]
+    curve = np.polyfit(places, np.log(np.maximum(values, _SMALLEST)), 2)
+    if not curve[0] > 0:
+        return places[1]
+    return float(np.clip(-curve[1] / (2 * curve[0]), places[0], places[2]))
+
+
+def _aside(place: float, known: Sequence[float]) -> float:
+    """Return a place, or the nearest one by its side that was not tried yet."""
+    for distance in range(2 * len(known) + 2):
+        for sign in (1, -1):
+            at = place + sign * distance * _AGAIN
+            if all(abs(at - other) >= _NEAR for other in known):
+                return at
+    return place

@@ -22,8 +22,12 @@ from trimtab.records.store.study_rows import StudyRecord
 from trimtab.search.engines.base import Engine, Resources
 from trimtab.search.engines.choose import ENGINES, make_engine
 from trimtab.search.engines.local import InlineEngine
-from trimtab.search.study.coordinator import Coordinator, StudyProgress, TuneResult
-from trimtab.search.study.method_strategy import design_of
+from trimtab.search.study.coordinator import (
+    Coordinator,
+    StudyProgress,
+    TuneResult,
+    strategy_of,
+)
 from trimtab.search.study.pareto import check_objectives
 from trimtab.search.study.plan import StudySettings, given_name, is_given
 from trimtab.search.study.samplers import SAMPLERS, usual_sampler
@@ -119,7 +123,7 @@ def tune(
         where = _store_for_now(stack, called) if store is None else store
         studies = stack.enter_context(Studies(where))
         settings = _with_sampler(studies, called, settings)
-        design_of(made, method, seed, settings).propose((), budget)  # says what is wrong with it
+        strategy_of(made, method, seed, settings).propose((), budget)  # says what is wrong with it
         record = studies.open(
             called,
             task=name,

@@ -9,29 +9,27 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from trimtab.controllers.fixed import ReferenceController
 from trimtab.core.decision import RunInfo
 from trimtab.core.errors import SpecError, StoreError
 from trimtab.core.metrics import loss_from_validation
 from trimtab.core.protocols import Controller, Task, is_storable
-from trimtab.core.registry import make_task
 from trimtab.core.spec import ControlSpec
 from trimtab.records.store.encoding import to_json
 from trimtab.records.store.rows import run_row
 from trimtab.records.store.snapshots import read_snapshot
 from trimtab.records.store.studies import Studies
 from trimtab.records.store.study_rows import Claim, StudyRecord, UnitRecord
+from trimtab.search.engines.base import in_one_line
 from trimtab.search.study.checkpointing import (
     ClaimLostError,
     Heartbeat,
     KeptRun,
-    RunPath,
     StudyRecorder,
     newest_state,
 )
-from trimtab.search.study.method_unit import perform_method
+from trimtab.search.study.method_job import run_method_job
 from trimtab.search.study.plan import StudySettings
-from trimtab.search.study.runs import ForkedController
+from trimtab.search.study.runs import RunPath, policy_of, run_setup, task_of
 from trimtab.tasks.run import RunResult, RunSettings, run_task
 
 
@@ -40,64 +38,7 @@ def _opened(store: str) -> Studies:
     return Studies(store)
 
 
-@cache
-def task_of(name: str, variant: str | None) -> Task:
-    """Return the task of a study that was given its name."""
-    return make_task(name, variant=variant, default_member=0)
-
-
-def policy_of(settings: StudySettings) -> str:
-    """Return the file of a study's policy.
-
-    Raises:
-        StoreError: It is not the one that the study was made with.
-    """
-    import hashlib
-
-    from trimtab.defaults import policy_path
-
-    path = policy_path(settings.policy)
-    found = hashlib.sha256(path.read_bytes()).hexdigest()[: len(settings.policy_sha256)]
-    if found != settings.policy_sha256:
-        raise StoreError(
-            f"policy {settings.policy}: the study was made with another one (sha256 "
-            f"{settings.policy_sha256}, here {found}); put that file back, or start a new study"
-        )
-    return str(path)
-
-
-def steering(
-    task: Task, settings: StudySettings, request: Mapping[str, Any]
-) -> tuple[ControlSpec, Controller, RunSettings]:
-    """Return spec, controller and settings of a run as a unit asks for it, steered or not."""
-    from trimtab.defaults import controller_for
-
-    offered = {item.name: item for item in task.hyperparameters}
-    choices = dict(settings.start) | dict(request["choices"])
-    items = tuple(
-        offered[name].starting_at(float(choices[name])) if name in choices else offered[name]
-        for name in settings.hyperparameters
-    )
-    rest = {name: value for name, value in choices.items() if name not in settings.hyperparameters}
-    held = {name: float(value) for name, value in rest.items() if name in offered}
-    options = {name: value for name, value in rest.items() if name not in offered}
-    spec, controller = controller_for(policy_of(settings), items, decisions=settings.decisions)
-    if not request.get("steered", True):
-        controller = ReferenceController(spec)  # at the policy's rhythm of validation
-    fork = request.get("fork")
-    if fork is not None:
-        moved = {name: fork[name] for name in ("shift", "noise", "seed") if name in fork}
-        controller = ForkedController(controller, **moved)
-    return (
-        spec,
-        controller,
-        RunSettings(
-            seed=int(request["seed"]), reference=settings.reference, held=held, options=options
-        ),
-    )
-
-
-def perform(store: str, name: str, place: int, given: Task | None = None) -> dict[str, Any]:
+def run_job(store: str, name: str, place: int, given: Task | None = None) -> dict[str, Any]:
     """Do a unit of a study, unless somebody else does it or it is over; return its ``status``.
 
     Status: ``"done"``, ``"failed"`` (the task raised; that is written down), ``"busy"`` or
@@ -123,7 +64,7 @@ def perform(store: str, name: str, place: int, given: Task | None = None) -> dic
         with Heartbeat(studies, claim):
             task = task_of(study.task, settings.variant) if given is None else given
             if claim.record.kind in ("method", "told"):
-                outcome, rows = perform_method(study, claim, task, settings, policy_of(settings))
+                outcome, rows = run_method_job(study, claim, task, settings, policy_of(settings))
             else:
                 outcome, rows = _steered(studies, study, claim, task, settings), []
             outcome.setdefault("seconds", time.perf_counter() - begun)
@@ -135,7 +76,7 @@ def perform(store: str, name: str, place: int, given: Task | None = None) -> dic
         _give_back(studies, claim)
         raise
     except Exception as error:  # noqa: BLE001 - one choice that fails must not end the study
-        words = f"{type(error).__name__}: {' '.join(str(error).split()) or 'no message'}"
+        words = in_one_line(error)
         # How much a failure had trained is not known; all of it is charged, unless it was nothing.
         nothing = isinstance(error, _NoParentError)
         spent = 0.0 if nothing else float(claim.record.request.get("cost", 1.0))
@@ -155,7 +96,7 @@ def _steered(
 ) -> dict[str, Any]:
     """Run a unit's steered run, from its newest snapshot if it was begun before."""
     request, record = claim.record.request, claim.record
-    spec, controller, run_settings = steering(task, settings, request)
+    spec, controller, run_settings = run_setup(task, settings, request)
     known = studies.snapshots(record.run) if record.run is not None else []
     state, refused = newest_state(known)
     parent = _parent(studies, study, request)

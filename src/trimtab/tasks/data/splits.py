@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -11,6 +13,23 @@ from trimtab.core.errors import SpecError
 
 SPLITS: tuple[str, ...] = ("train", "validation", "selection", "test")
 """Learned from; seen by the controller; the reward's, in development; reported only."""
+
+Array = TypeVar("Array")
+
+
+@dataclass(frozen=True)
+class LabelledData(Generic[Array]):
+    """Examples in memory and who may see them; arrays of NumPy or of the task's framework.
+
+    Attributes:
+        inputs: (n, ...) what the model is given, row by row.
+        labels: (n,) int64, class of each.
+        splits: For each split its rows, (n_split,) int64.
+    """
+
+    inputs: Array
+    labels: Array
+    splits: Mapping[str, np.ndarray]
 
 
 def first_of_duplicates(examples: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:

@@ -4,16 +4,14 @@ Data: four photographs of the National Ecological Observatory Network's sites, a
 annotated by hand; Weinstein et al., "Individual tree-crown detection in RGB imagery using
 semi-supervised deep learning neural networks", Remote Sensing 11 (2019); out of the package
 deepforest, MIT licence.
-
-Pictures in another size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import NamedTuple
 from xml.etree import ElementTree as Xml
 
 import numpy as np
@@ -29,8 +27,7 @@ TEST_SITE = "2019_YELL_2_541000_4977000_image_crop"
 """1,249 x 1,035 pixels, 279 trees, 13 km away."""
 
 
-@dataclass(frozen=True)
-class Photograph:
+class Photograph(NamedTuple):
     """A photograph and the trees in it.
 
     Attributes:
@@ -58,6 +55,38 @@ def read_photograph(task: str, name: str) -> Photograph:
     with Image.open(folder / f"{name}.png") as image:
         pixels = np.asarray(image.convert("RGB"))
     return Photograph(pixels, read_boxes((folder / f"{name}.xml").read_text(encoding="utf-8")))
+
+
+class Tile(NamedTuple):
+    """A square of a photograph.
+
+    Attributes:
+        split: Which one it belongs to.
+        pixels: (size, size, 3) uint8.
+        corner: Its first row and column in the photograph.
+        boxes: (n, 4) float32, all trees of the photograph, in the photograph's pixels.
+    """
+
+    split: str
+    pixels: np.ndarray
+    corner: tuple[int, int]
+    boxes: np.ndarray
+
+
+def tiles_of(task: str, size: int, rows: str) -> Iterator[Tile]:
+    """Yield the tiles of the two sites, row by row; those of `TEST_SITE` are of the split test.
+
+    Args:
+        task: Who needs them, for the message of an error.
+        size: Pixels of a side.
+        rows: First letter of the split of each row of tiles of `TRAINING_SITE`, from the top.
+    """
+    split_of = {name[0]: name for name in ("train", "validation", "selection")}
+    for site in (TRAINING_SITE, TEST_SITE):
+        pixels, boxes = read_photograph(task, site)
+        for top, left in tile_corners(*pixels.shape[:2], size).tolist():
+            split = "test" if site == TEST_SITE else split_of[rows[top // size]]
+            yield Tile(split, pixels[top : top + size, left : left + size], (top, left), boxes)
 
 
 def read_boxes(text: str) -> np.ndarray:

@@ -95,6 +95,7 @@ class KerasRun:
     Attributes:
         model: The model being trained.
         optimizer: Its optimiser.
+        setup: What it was made of, for those who write a loop of their own around its model.
         measured: What validation gave after the last window that did not diverge; empty before.
         measure_selection: Whether each window also evaluates the selection split for
             ``reward_loss``.
@@ -109,54 +110,34 @@ class KerasRun:
         self.model, self.optimizer = setup.model, setup.optimizer
         self.measured: dict[str, float] = {}
         self.measure_selection = False
-        self._setup = setup
+        self.setup = setup
         self.optimizer.build(self.model.trainable_variables)
         self._places = self._lay_hands()
         self._written: dict[str, float] = {}
         self._gradients, self._apply, self._outputs = self._compiled()
         self._statistics = GradientStatistics()
 
-    @property
-    def setup(self) -> KerasSetup:
-        """What the run was made of, for those who write a loop of their own around its model."""
-        return self._setup
-
     def advance(self, values: Mapping[str, np.ndarray], steps: int) -> Metrics:
-        """Train ``steps`` optimiser steps; see `trimtab.core.protocols.TrainingRun.advance`.
-
-        Hyperparameters that are not in ``values`` are at the task's defaults. ``steps`` in the
-        metrics, and the charge, count every batch taken, also the one whose loss was not finite
-        (its update is not done). After a diverged window nothing is evaluated.
+        """Train ``steps`` optimiser steps; see `trimtab.tasks.windows`.
 
         Raises:
             SpecError: ``steps`` is below 1, or an array does not hold one value a step.
             UnknownNameError: A name in ``values`` is no hyperparameter of this run.
         """
-        columns = values_by_step(values, steps, dict(self._setup.defaults))
+        window = values_by_step(values, steps, self.setup.defaults)
         losses: list[float | None] = []
         measured: dict[str, float] = {}
         examples = 0
-        for step in range(steps):
-            now = {name: float(column[step]) for name, column in columns.items()}
-            self._write({**self._setup.defaults, **now})
-            indices = next(self._setup.batches)
+        for step, current in enumerate(window):
+            self._write(current)
+            indices = next(self.setup.batches)
             examples += len(indices)
-            loss, gradients = self._gradients(self._setup.rows[indices])
+            loss, gradients = self._gradients(self.setup.rows[indices])
             losses.append(float(loss))
             if not math.isfinite(float(loss)):
                 break
             measured = self._update(list(gradients), remaining=steps - step)
-        metrics = window_metrics(losses, measured)._replace(charge=float(examples))
-        if not metrics.finite:
-            return metrics
-        ended, self.measured = validated(
-            metrics,
-            self.evaluate,
-            monitor=self._setup.monitor,
-            mode=self._setup.mode,
-            with_selection=self.measure_selection and "selection" in self._setup.splits,
-        )
-        return ended
+        return validated(self, window_metrics(losses, measured)._replace(charge=float(examples)))
 
     def evaluate(self, split: str) -> dict[str, float]:
         """Return the metrics of a split; weights, buffers and random state stay untouched.
@@ -164,8 +145,8 @@ class KerasRun:
         Raises:
             UnknownNameError: The task has no such split.
         """
-        checked_split(split, self._setup.splits)
-        return self._setup.evaluate(lambda inputs: array_of(self._outputs(inputs)), split)
+        checked_split(split, self.setup.splits)
+        return self.setup.evaluate(lambda inputs: array_of(self._outputs(inputs)), split)
 
     def snapshot(self) -> tuple[np.ndarray, ...]:
         """Return copies of trainable weights, buffers and optimiser state, in main memory."""
@@ -187,14 +168,14 @@ class KerasRun:
         return [*state, *self.optimizer.variables]
 
     def _lay_hands(self) -> dict[str, list[Value]]:
-        names = [name for name in self._setup.defaults if name not in ("lr", "batch_size")]
+        names = [name for name in self.setup.defaults if name not in ("lr", "batch_size")]
         if not names:
             return {}
         _, actuators = find_hyperparameters(
             names,
             optimizer=self.optimizer,
             model=self.model,
-            losses=self._setup.loss,
+            losses=self.setup.loss,
             learning_rate=1.0,
         )
         places = {a.item.kind: a.values for a in actuators if a is not None}
@@ -211,7 +192,7 @@ class KerasRun:
             if name == "lr":
                 self.optimizer.learning_rate.assign(np.float32(value))
             elif name == "batch_size":
-                cast(ShuffledBatches, self._setup.batches).batch_size = max(1, round(value))
+                cast(ShuffledBatches, self.setup.batches).batch_size = max(1, round(value))
             else:
                 for place in self._places[name]:
                     place.write(value)
@@ -232,7 +213,7 @@ class KerasRun:
         """Return compiled functions: rows -> loss and gradients, gradients -> update, outputs."""
         import tensorflow as tf
 
-        setup, weights = self._setup, self.model.trainable_variables
+        setup, weights = self.setup, self.model.trainable_variables
         inputs, targets = tf.constant(setup.inputs), tf.constant(setup.targets)
 
         def gradients(rows: Any) -> Any:

@@ -4,91 +4,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, ClassVar
 
 import numpy as np
 
 from trimtab.tasks.data.batches import ShuffledBatches, run_seeds
 from trimtab.tasks.data.cache import cached_arrays
-from trimtab.tasks.data.packages import package_versions
+from trimtab.tasks.data.packages import package_versions, require_packages
 from trimtab.tasks.data.scores import classification_scores
+from trimtab.tasks.data.splits import LabelledData
 from trimtab.tasks.keras.run import KerasRun, KerasSetup, require_tensorflow
 from trimtab.tasks.variants import Pretraining, SizedTask
 
 KERAS_PACKAGES: Mapping[str, str] = {"keras": "keras", "sklearn": "scikit-learn"}
 
-NetworkMaker = Callable[[int, int], Any]
-"""Makes a built model of (n_classes, seed); its last layer is the head, with kernel and bias."""
-
-
-@dataclass(frozen=True)
-class LabelledArrays:
-    """Examples in memory and who may see them.
-
-    Attributes:
-        inputs: (n, ...) float32.
-        labels: (n,) int64, class of each.
-        splits: For each split its rows, (n_split,) int64.
-    """
-
-    inputs: np.ndarray
-    labels: np.ndarray
-    splits: Mapping[str, np.ndarray]
-
-
-def pretrained_body(
-    name: str,
-    inputs: Mapping[str, object],
-    make: NetworkMaker,
-    data: LabelledArrays,
-    *,
-    pretraining: Pretraining,
-    n_classes: int,
-    defaults: Mapping[str, float],
-) -> list[np.ndarray]:
-    """Return the weights of a trained network without its head, from the cache if they are there.
-
-    Args:
-        name: Start of the cache file's name.
-        inputs: Everything that the weights depend on; the pretraining and versions are added.
-        make: Makes the network.
-        data: With the splits ``train`` and ``validation``, of labels below ``n_classes``.
-        pretraining: How long and how fast.
-        n_classes: Classes of the pretraining.
-        defaults: Values of the other hyperparameters.
-    """
-
-    def build() -> dict[str, np.ndarray]:
-        run = KerasRun(
-            _setup(
-                make(n_classes, pretraining.seed),
-                data,
-                n_classes=n_classes,
-                batch_size=pretraining.batch_size,
-                defaults=defaults,
-                order_seed=pretraining.seed,
-            )
-        )
-        progress = np.arange(pretraining.steps) / pretraining.steps
-        rates = pretraining.lr * 0.5 * (1.0 + np.cos(math.pi * progress))
-        run.advance({"lr": rates}, pretraining.steps)
-        body = run.model.get_weights()[:-2]
-        return {f"weight.{place:03d}": np.asarray(array) for place, array in enumerate(body)}
-
-    versions = package_versions({"keras": "keras"}) | {"pretraining": pretraining}
-    arrays = cached_arrays(name, {**inputs, **versions}, build)
-    return [arrays[key] for key in sorted(arrays)]
-
 
 class KerasClassification(SizedTask):
-    """A classifier in Keras, which says what it is made of.
+    """A classifier in Keras, which is pretrained here once; a run gives it a new head.
 
-    Its runs are made of ``_network(n_classes, seed)``, ``_body`` (the pretrained weights without a
-    head), ``_data`` and ``_n_classes``.
+    A task names its ``_packages``, ``_pretraining`` and numbers of classes, and says by
+    ``_network(n_classes, seed)``, ``_data`` and ``_lessons`` what is trained on what;
+    ``_depends_on`` holds all that moves the pretrained weights besides ``_pretraining`` and the
+    packages' versions.
     """
 
-    _n_classes: int
+    _packages: ClassVar[Mapping[str, str]]
+    _pretraining: ClassVar[Pretraining]
+    _n_classes: ClassVar[int]
+    _n_pretraining_classes: ClassVar[int]
 
     def start(self, *, seed: int) -> KerasRun:
         """Return a fresh run; the seed moves the head's initialisation, data order and dropout.
@@ -110,73 +54,95 @@ class KerasClassification(SizedTask):
             AdapterError: Keras runs on another backend than TensorFlow.
         """
         require_tensorflow(self.name)
-        return fine_tuning_setup(
-            self._network,
-            self._body,
+        require_packages(self.name, self._packages)
+        seeds = run_seeds(seed)
+        model = self._network(self._n_classes, seeds.noise)
+        take_body(model, self._body, seed=seeds.weights)
+        return classification_setup(
+            model,
             self._data,
             n_classes=self._n_classes,
             batch_size=self.batch_size,
             defaults=self.manual["values"],
-            seed=seed,
+            order_seed=seeds.order,
         )
 
     def _network(self, n_classes: int, seed: int) -> Any:
+        """Return a built model; its last layer is the head, with kernel and bias."""
         raise NotImplementedError
 
     @property
+    def _data(self) -> LabelledData[np.ndarray]:
+        raise NotImplementedError
+
+    def _lessons(self) -> LabelledData[np.ndarray]:
+        """Return what the pretraining learns from, with the splits train and validation."""
+        raise NotImplementedError
+
+    def _depends_on(self) -> dict[str, object]:
+        raise NotImplementedError
+
+    @cached_property
     def _body(self) -> list[np.ndarray]:
-        raise NotImplementedError
+        """The pretrained weights but for the head's, from the cache if they are there."""
+        inputs: dict[str, object] = {"format": 1, "pretraining": self._pretraining}
+        inputs |= self._depends_on() | package_versions(self._packages)
+        arrays = cached_arrays(self.name.replace("/", "-"), inputs, self._taught)
+        return [arrays[key] for key in sorted(arrays)]
 
-    @property
-    def _data(self) -> LabelledArrays:
-        raise NotImplementedError
+    def _taught(self) -> dict[str, np.ndarray]:
+        """Pretrain a network and return its weights without the head's."""
+        settings, n_classes = self._pretraining, self._n_pretraining_classes
+        lessons, model = self._lessons(), self._network(n_classes, settings.seed)
+        run = KerasRun(
+            classification_setup(
+                model,
+                lessons,
+                n_classes=n_classes,
+                batch_size=settings.batch_size,
+                defaults=self.manual["values"],
+                order_seed=settings.seed,
+            )
+        )
+        progress = np.arange(settings.steps) / settings.steps
+        rates = settings.lr * 0.5 * (1.0 + np.cos(math.pi * progress))
+        run.advance({"lr": rates}, settings.steps)
+        body = run.model.get_weights()[:-2]
+        return {f"weight.{place:03d}": np.asarray(array) for place, array in enumerate(body)}
 
 
-def fine_tuning_setup(
-    make: NetworkMaker,
-    body: list[np.ndarray],
-    data: LabelledArrays,
-    *,
-    n_classes: int,
-    batch_size: int,
-    defaults: Mapping[str, float],
-    seed: int,
-) -> KerasSetup:
-    """Return what a fresh run is made of: the pretrained body, and a new head near zero.
+def take_body(model: Any, body: list[np.ndarray], *, seed: int) -> None:
+    """Give a model pretrained weights, and its last layer, the head, new ones near zero.
 
     Args:
-        make: Makes the network.
-        body: Weights without the head.
-        data: With all four splits.
-        n_classes: Classes of the fine-tuning.
-        batch_size: Training examples a step.
-        defaults: Values of the hyperparameters.
-        seed: Moves the head, the order of data and dropout.
+        model: Built; its last two weights are the head's kernel and bias.
+        body: Weights of all layers but the head.
+        seed: Draws the head.
     """
-    seeds = run_seeds(seed)
-    model = make(n_classes, seeds.noise)
     *_, kernel, bias = model.get_weights()
-    drawn = np.random.default_rng(seeds.weights).normal(0.0, 0.01, kernel.shape)
+    drawn = np.random.default_rng(seed).normal(0.0, 0.01, kernel.shape)
     model.set_weights([*body, drawn.astype(np.float32), np.zeros_like(bias)])
-    return _setup(
-        model,
-        data,
-        n_classes=n_classes,
-        batch_size=batch_size,
-        defaults=defaults,
-        order_seed=seeds.order,
-    )
 
 
-def _setup(
+def classification_setup(
     model: Any,
-    data: LabelledArrays,
+    data: LabelledData[np.ndarray],
     *,
     n_classes: int,
     batch_size: int,
     defaults: Mapping[str, float],
     order_seed: int,
 ) -> KerasSetup:
+    """Return what a run is made of: cross-entropy, AdamW, and the model from now on.
+
+    Args:
+        model: Built; belongs to the run.
+        data: With the splits that there are.
+        n_classes: Outputs of the model.
+        batch_size: Training examples a step.
+        defaults: Values of the hyperparameters.
+        order_seed: Moves the order of data.
+    """
     import keras
 
     def evaluate(predict: Callable[[np.ndarray], np.ndarray], split: str) -> dict[str, float]:

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from trimtab.tasks.torch.efficientnet import hold_statistics
-from trimtab.tasks.torch.pretraining import seeded
-from trimtab.tasks.torch.task import RunParts
+from trimtab.tasks.torch.efficientnet import PretrainedStages
+from trimtab.tasks.torch.pretraining import draw_head, seeded
+from trimtab.tasks.torch.task import RunParts, outputs_of
 
 FROZEN_STAGES = (5,)
 """After how many stages the frozen trunk's output is kept: at an eighth of the image."""
@@ -82,12 +82,11 @@ class BoxedImages:
     splits: Mapping[str, np.ndarray]
 
 
-class DetectionNetwork(nn.Module):
+class DetectionNetwork(PretrainedStages):
     """The middle stages of EfficientNet-Lite0, a neck at an eighth of the image, and two heads.
 
     The neck joins enlarged deep features with the frozen trunk's; it and the heads are normalised
-    in groups (Wu and He, ECCV 2018), without which so few images teach them nothing. BatchNorm in
-    the pretrained stages keeps ImageNet's statistics.
+    in groups (Wu and He, ECCV 2018), without which so few images teach them nothing.
     """
 
     def __init__(self, network: Any, *, seed: int) -> None:
@@ -104,10 +103,8 @@ class DetectionNetwork(nn.Module):
         self.tower = seeded(lambda: _layer(_NECK_CHANNELS, _NECK_CHANNELS), seed + 1)
         self.head = nn.Conv2d(_NECK_CHANNELS, 5, 1)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        generator = torch.Generator().manual_seed(seed)
-        nn.init.normal_(self.head.weight, std=0.01, generator=generator)
-        assert self.head.bias is not None, "a convolution has one unless told otherwise"
-        nn.init.zeros_(self.head.bias)
+        draw_head(self.head, seed)
+        assert self.head.bias is not None, "a head has one"
         with torch.no_grad():  # Lin et al. 2017, section 4.1
             self.head.bias[0] = -math.log((1.0 - _PRIOR) / _PRIOR)
 
@@ -124,12 +121,6 @@ class DetectionNetwork(nn.Module):
         joined = self.neck(torch.cat([deep, early], dim=1))
         told: torch.Tensor = self.head(self.tower(self.dropout(joined)))
         return told
-
-    def train(self, mode: bool = True) -> DetectionNetwork:
-        """Switch dropout only; BatchNorm stays with its statistics."""
-        super().train(mode)
-        hold_statistics(self)
-        return self
 
 
 def location_targets(boxes: Boxes, grid: int) -> LocationTargets:
@@ -306,8 +297,7 @@ def detection_parts(network: Any, data: BoxedImages, *, seed: int) -> RunParts:
 
     def evaluate(model: nn.Module, split: str) -> dict[str, float]:
         rows = torch.from_numpy(data.splits[split])
-        parts = [model(data.features[some]) for some in rows.split(_EVALUATED_TOGETHER)]
-        told = torch.cat(parts)
+        told = outputs_of(model, data.features.__getitem__, rows, together=_EVALUATED_TOGETHER)
         found = [decoded(image, data.pixels) for image in told]
         return {
             "loss": detection_loss(told, *(part[rows] for part in targets)).item(),

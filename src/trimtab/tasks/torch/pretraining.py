@@ -1,7 +1,4 @@
-"""Classifiers that a task pretrains itself, once, on data that its splits do not hold (PyTorch).
-
-A small network for tables of numbers, and its transfer to a new set of classes (PyTorch).
-"""
+"""Classifiers that a task pretrains itself, once, on data that its splits do not hold (PyTorch)."""
 
 from __future__ import annotations
 
@@ -17,8 +14,9 @@ from torch import nn
 from trimtab.tasks.data.batches import RunSeeds, ShuffledBatches
 from trimtab.tasks.data.cache import cached_arrays
 from trimtab.tasks.data.packages import package_versions
+from trimtab.tasks.data.splits import LabelledData
 from trimtab.tasks.torch.run import adamw, decay_groups
-from trimtab.tasks.torch.task import LabelledData, RunParts, TorchTask, classification_parts
+from trimtab.tasks.torch.task import RunParts, TorchTask, classification_parts
 from trimtab.tasks.variants import Pretraining
 
 _Network = TypeVar("_Network", bound=nn.Module)
@@ -34,14 +32,20 @@ class HeadedNetwork(nn.Module):
 
         Args:
             weights: Of a network that differs in nothing but its classes.
-            seed: Draws the head; new predictions start nearly even.
+            seed: Draws the head.
         """
         kept = {name: value for name, value in weights.items() if not name.startswith("head.")}
         self.load_state_dict(kept, strict=False)
-        generator = torch.Generator().manual_seed(seed)
-        nn.init.normal_(self.head.weight, std=0.01, generator=generator)
-        nn.init.zeros_(self.head.bias)
+        draw_head(self.head, seed)
         return self
+
+
+def draw_head(head: nn.Linear | nn.Conv2d, seed: int, *, deviation: float = 0.01) -> None:
+    """Draw the weights of a new head near zero, its bias 0: predictions start nearly even."""
+    generator = torch.Generator().manual_seed(seed)
+    nn.init.normal_(head.weight, std=deviation, generator=generator)
+    assert head.bias is not None, "a head has one"
+    nn.init.zeros_(head.bias)
 
 
 def seeded(make: Callable[[], _Network], seed: int) -> _Network:
@@ -114,7 +118,7 @@ class PretrainedClassification(TorchTask):
         raise NotImplementedError
 
     @property
-    def _data(self) -> LabelledData:
+    def _data(self) -> LabelledData[torch.Tensor]:
         raise NotImplementedError
 
     def _lessons(self) -> tuple[torch.Tensor, torch.Tensor]:

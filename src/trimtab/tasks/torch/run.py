@@ -1,7 +1,4 @@
-"""A training run of any PyTorch model, in the form that controllers steer.
-
-PyTorch's states as plain data and NumPy arrays, for files that hold nothing to be executed.
-"""
+"""A training run of any PyTorch model, in the form that controllers steer."""
 
 from __future__ import annotations
 
@@ -21,53 +18,6 @@ from trimtab.core.metrics import Metrics
 from trimtab.tasks.data.batches import ShuffledBatches
 from trimtab.tasks.data.splits import SPLITS
 from trimtab.tasks.windows import checked_split, validated, values_by_step
-
-# NumPy has no such type; its bits travel as another of the same size.
-_AS_BITS = {torch.bfloat16: torch.int16}
-
-
-def to_plain(value: Any) -> Any:
-    """Return nested states with every tensor as a NumPy array; `from_plain` is the inverse.
-
-    Args:
-        value: Mappings with text or number keys, lists, tuples, numbers, texts, None and tensors.
-
-    Raises:
-        SpecError: Something else is in it.
-    """
-    if isinstance(value, torch.Tensor):
-        tensor = value.detach().cpu().contiguous()
-        tensor = tensor.view(_AS_BITS.get(tensor.dtype, tensor.dtype))
-        kind = str(value.dtype).removeprefix("torch.")
-        return {"tensor": tensor.numpy().copy(), "dtype": kind, "device": str(value.device)}
-    if isinstance(value, Mapping):
-        return {"pairs": [[key, to_plain(item)] for key, item in value.items()]}
-    if isinstance(value, tuple):
-        return tuple(to_plain(item) for item in value)
-    if isinstance(value, list):
-        return [to_plain(item) for item in value]
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    raise SpecError(
-        f"state: {type(value).__name__} cannot be kept in a file; only numbers, texts, lists, "
-        "mappings and tensors can"
-    )
-
-
-def from_plain(value: Any) -> Any:
-    """Return the nested states that `to_plain` made plain; tensors on the device they came from."""
-    if isinstance(value, tuple):
-        return tuple(from_plain(item) for item in value)
-    if isinstance(value, list):
-        return [from_plain(item) for item in value]
-    if not isinstance(value, Mapping):
-        return value
-    if "pairs" in value:
-        return {key: from_plain(item) for key, item in value["pairs"]}
-    dtype = getattr(torch, value["dtype"])
-    tensor = torch.from_numpy(np.array(value["tensor"], order="C"))
-    return tensor.view(dtype if dtype in _AS_BITS else tensor.dtype).to(value["device"])
-
 
 ParameterGroups = list[dict[str, Any]]
 
@@ -145,6 +95,7 @@ class TorchRun:
     Attributes:
         model: The model being trained.
         optimizer: Its optimiser.
+        setup: What it was made of, for those who write a loop of their own around its model.
         measured: What validation gave after the last window that did not diverge; empty before.
         measure_selection: Whether each window also evaluates the selection split, if there is
             one, for ``reward_loss``. False, since a live run takes no reward from it; environments
@@ -158,7 +109,7 @@ class TorchRun:
             SpecError: The model has no trainable weight.
         """
         self.model = setup.model
-        self._setup = setup
+        self.setup = setup
         groups = decay_groups(setup.model) if setup.groups is None else setup.groups
         self._parameters = [item for group in groups for item in group["params"]]
         if not self._parameters:
@@ -177,38 +128,27 @@ class TorchRun:
             device_generator = torch.Generator(self._device).manual_seed(setup.seed)
             self._device_random_state = device_generator.get_state()
 
-    @property
-    def setup(self) -> TorchSetup:
-        """What the run was made of, for those who write a loop of their own around its model."""
-        return self._setup
-
     def advance(self, values: Mapping[str, np.ndarray], steps: int) -> Metrics:
         """Train ``steps`` optimiser steps; see `trimtab.core.protocols.TrainingRun.advance`.
 
-        Hyperparameters that are not in ``values`` are at the task's defaults. ``steps`` in the
-        metrics, and the charge, count every batch taken, also the one whose loss was not finite
-        (its update is not done). ``finite`` is 0.0 also when the validation loss is not finite.
-        After a diverged window nothing is evaluated: ``val_loss`` is nan.
+        See `trimtab.tasks.windows` too; ``finite`` is 0.0 also when the validation loss is not.
 
         Raises:
             SpecError: ``steps`` is below 1, or an array does not hold one value a step.
             UnknownNameError: A name in ``values`` is no hyperparameter of this run.
         """
-        columns = values_by_step(values, steps, {*self._setup.defaults, *self._acting})
+        window = values_by_step(values, steps, self.setup.defaults, self._acting)
         self._statistics.begin(steps)
         examples = 0
         with self._own_random_stream():
             self.model.train()
-            for step in range(steps):
-                now = {name: float(column[step]) for name, column in columns.items()}
-                current = dict(self._setup.defaults) | now
+            for current in window:
                 self._actuate(current)
-                indices = next(self._setup.batches)
+                indices = next(self.setup.batches)
                 examples += len(indices)
                 if not self._step(indices, current):
                     break
-        metrics = self._statistics.finish()._replace(charge=float(examples))
-        return self._validated(metrics) if metrics.finite else metrics
+        return validated(self, self._statistics.finish()._replace(charge=float(examples)))
 
     def evaluate(self, split: str) -> dict[str, float]:
         """Return the metrics of a split; weights, buffers and random state stay untouched.
@@ -216,13 +156,13 @@ class TorchRun:
         Raises:
             UnknownNameError: The task has no such split.
         """
-        checked_split(split, self._setup.splits)
+        checked_split(split, self.setup.splits)
         modes = [(module, module.training) for module in self.model.modules()]
         devices = [self._device] if self._device.type == "cuda" else []
         with torch.random.fork_rng(devices), torch.no_grad(), self._optimizer_in_evaluation():
             self.model.eval()
             try:
-                return self._setup.evaluate(self.model, split)
+                return self.setup.evaluate(self.model, split)
             finally:
                 for module, training in modes:
                     module.training = training
@@ -267,10 +207,10 @@ class TorchRun:
         Raises:
             SpecError: The batches are of the task's own and have no ``state_dict``.
         """
-        kept = getattr(self._setup.batches, "state_dict", None)
+        kept = getattr(self.setup.batches, "state_dict", None)
         if kept is None:
             raise SpecError(
-                f"batches: {type(self._setup.batches).__name__} has no state_dict(); give it "
+                f"batches: {type(self.setup.batches).__name__} has no state_dict(); give it "
                 "state_dict() and load_state_dict(), or use ShuffledBatches"
             )
         streams = {"cpu": self._random_state, "device": self._device_random_state}
@@ -278,14 +218,14 @@ class TorchRun:
 
     def set_position(self, position: Mapping[str, Any]) -> None:
         """Go on from a position."""
-        batches: Any = self._setup.batches
+        batches: Any = self.setup.batches
         batches.load_state_dict(position["batches"])
         streams = from_plain(position["streams"])
         self._random_state, self._device_random_state = streams["cpu"], streams["device"]
 
     def _step(self, indices: np.ndarray, values: Mapping[str, float]) -> bool:
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self._setup.loss(self.model, indices, values)
+        loss = self.setup.loss(self.model, indices, values)
         loss.backward()
         if not self._statistics.before_step(loss, self._parameters):
             return False
@@ -295,20 +235,10 @@ class TorchRun:
         self._statistics.after_step(self._parameters)
         return True
 
-    def _validated(self, metrics: Metrics) -> Metrics:
-        ended, self.measured = validated(
-            metrics,
-            self.evaluate,
-            monitor=self._setup.monitor,
-            mode=self._setup.mode,
-            with_selection=self.measure_selection and "selection" in self._setup.splits,
-        )
-        return ended
-
     def _actuate(self, values: Mapping[str, float]) -> None:
         for name, value in values.items():
-            if name in self._setup.actuators:
-                self._setup.actuators[name](value)
+            if name in self.setup.actuators:
+                self.setup.actuators[name](value)
             elif name in self._setters:
                 self._setters[name](self, value)
 
@@ -326,7 +256,7 @@ class TorchRun:
             found["momentum"] = TorchRun._set_momentum
         if self._dropouts:
             found["dropout"] = TorchRun._set_dropout
-        if isinstance(self._setup.batches, ShuffledBatches):
+        if isinstance(self.setup.batches, ShuffledBatches):
             found["batch_size"] = TorchRun._set_batch_size
         return found
 
@@ -355,8 +285,8 @@ class TorchRun:
             module.p = value
 
     def _set_batch_size(self, value: float) -> None:
-        if isinstance(self._setup.batches, ShuffledBatches):
-            self._setup.batches.batch_size = max(1, round(value))
+        if isinstance(self.setup.batches, ShuffledBatches):
+            self.setup.batches.batch_size = max(1, round(value))
 
     @contextmanager
     def _own_random_stream(self) -> Iterator[None]:
@@ -385,3 +315,52 @@ class TorchRun:
                 leave()
         else:
             yield
+
+
+# Snapshots as plain data and NumPy arrays, for files that hold nothing to be executed.
+
+# NumPy has no such type; its bits travel as another of the same size.
+_AS_BITS = {torch.bfloat16: torch.int16}
+
+
+def to_plain(value: Any) -> Any:
+    """Return nested states with every tensor as a NumPy array; `from_plain` is the inverse.
+
+    Args:
+        value: Mappings with text or number keys, lists, tuples, numbers, texts, None and tensors.
+
+    Raises:
+        SpecError: Something else is in it.
+    """
+    if isinstance(value, torch.Tensor):
+        tensor = value.detach().cpu().contiguous()
+        tensor = tensor.view(_AS_BITS.get(tensor.dtype, tensor.dtype))
+        kind = str(value.dtype).removeprefix("torch.")
+        return {"tensor": tensor.numpy().copy(), "dtype": kind, "device": str(value.device)}
+    if isinstance(value, Mapping):
+        return {"pairs": [[key, to_plain(item)] for key, item in value.items()]}
+    if isinstance(value, tuple):
+        return tuple(to_plain(item) for item in value)
+    if isinstance(value, list):
+        return [to_plain(item) for item in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise SpecError(
+        f"state: {type(value).__name__} cannot be kept in a file; only numbers, texts, lists, "
+        "mappings and tensors can"
+    )
+
+
+def from_plain(value: Any) -> Any:
+    """Return the nested states that `to_plain` made plain; tensors on the device they came from."""
+    if isinstance(value, tuple):
+        return tuple(from_plain(item) for item in value)
+    if isinstance(value, list):
+        return [from_plain(item) for item in value]
+    if not isinstance(value, Mapping):
+        return value
+    if "pairs" in value:
+        return {key: from_plain(item) for key, item in value["pairs"]}
+    dtype = getattr(torch, value["dtype"])
+    tensor = torch.from_numpy(np.array(value["tensor"], order="C"))
+    return tensor.view(dtype if dtype in _AS_BITS else tensor.dtype).to(value["device"])

@@ -1,7 +1,4 @@
-"""Semantic segmentation: an encoder-decoder on EfficientNet-Lite0, and its scores (PyTorch).
-
-Tasks that give each pixel of an image a class, on a frozen trunk (PyTorch).
-"""
+"""Tasks that give each pixel of an image a class: network, scores, data (PyTorch)."""
 
 from __future__ import annotations
 
@@ -17,9 +14,9 @@ from torch import nn
 
 from trimtab.tasks.data.batches import RunSeeds
 from trimtab.tasks.data.splits import SPLITS, splits_from_arrays, splits_to_arrays
-from trimtab.tasks.torch.efficientnet import FrozenTrunkTask, hold_statistics, trunk_outputs
-from trimtab.tasks.torch.pretraining import seeded
-from trimtab.tasks.torch.task import RunParts
+from trimtab.tasks.torch.efficientnet import FrozenTrunkTask, PretrainedStages
+from trimtab.tasks.torch.pretraining import draw_head, seeded
+from trimtab.tasks.torch.task import RunParts, outputs_of
 
 FROZEN_STAGES = (1, 3, 5)
 """After how many stages the frozen trunk's output is kept: at a half, a quarter and an eighth."""
@@ -48,13 +45,13 @@ class LabelledImages:
     n_classes: int
 
 
-class SegmentationNetwork(nn.Module):
+class SegmentationNetwork(PretrainedStages):
     """The middle stages of EfficientNet-Lite0, and a decoder that meets the early ones again.
 
     The form of U-Net (Ronneberger et al., MICCAI 2015): three times the deepest features are
     enlarged to twice their size, joined with the frozen trunk's of that size, convolved and
     normalised in groups (Wu and He, ECCV 2018). The classes are told at half the image's size and
-    enlarged. BatchNorm in the pretrained stages keeps ImageNet's statistics.
+    enlarged.
     """
 
     def __init__(self, network: Any, n_classes: int, *, seed: int) -> None:
@@ -72,10 +69,7 @@ class SegmentationNetwork(nn.Module):
         self.dropout = nn.Dropout(0.1)
         self.head = nn.Conv2d(_DECODER_CHANNELS[-1], n_classes, 1)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        generator = torch.Generator().manual_seed(seed)
-        nn.init.normal_(self.head.weight, std=0.01, generator=generator)
-        assert self.head.bias is not None, "a convolution has one unless told otherwise"
-        nn.init.zeros_(self.head.bias)
+        draw_head(self.head, seed)
 
     def forward(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
         """Return logits (n, n_classes, pixels, pixels).
@@ -91,11 +85,19 @@ class SegmentationNetwork(nn.Module):
         height, width = logits.shape[-2:]
         return _enlarged(logits, (2 * height, 2 * width))
 
-    def train(self, mode: bool = True) -> SegmentationNetwork:
-        """Switch dropout only; BatchNorm stays with its statistics."""
-        super().train(mode)
-        hold_statistics(self)
-        return self
+
+def _decoder() -> nn.ModuleList:
+    """Return one layer for each early stage, from the deepest on."""
+    layers, inside = nn.ModuleList(), _DEEPEST_CHANNELS
+    for early, outside in zip(reversed(_FROZEN_CHANNELS), _DECODER_CHANNELS, strict=True):
+        convolution = nn.Conv2d(inside + early, outside, 3, padding=1, bias=False)
+        layers.append(nn.Sequential(convolution, nn.GroupNorm(8, outside), nn.ReLU()))
+        inside = outside
+    return layers
+
+
+def _enlarged(images: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    return nn.functional.interpolate(images, tuple(size), mode="bilinear", align_corners=False)
 
 
 def segmentation_scores(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
@@ -153,25 +155,11 @@ def segmentation_parts(network: Any, data: LabelledImages, *, seed: int) -> RunP
 
     def evaluate(model: nn.Module, split: str) -> dict[str, float]:
         rows = torch.from_numpy(data.splits[split])
-        parts = [model(of(some)) for some in rows.split(_EVALUATED_TOGETHER)]
-        return segmentation_scores(torch.cat(parts), data.labels[rows])
+        logits = outputs_of(model, of, rows, together=_EVALUATED_TOGETHER)
+        return segmentation_scores(logits, data.labels[rows])
 
     model = SegmentationNetwork(network, data.n_classes, seed=seed)
     return RunParts(model, len(train), loss, evaluate)
-
-
-def _decoder() -> nn.ModuleList:
-    """Return one layer for each early stage, from the deepest on."""
-    layers, inside = nn.ModuleList(), _DEEPEST_CHANNELS
-    for early, outside in zip(reversed(_FROZEN_CHANNELS), _DECODER_CHANNELS, strict=True):
-        convolution = nn.Conv2d(inside + early, outside, 3, padding=1, bias=False)
-        layers.append(nn.Sequential(convolution, nn.GroupNorm(8, outside), nn.ReLU()))
-        inside = outside
-    return layers
-
-
-def _enlarged(images: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    return nn.functional.interpolate(images, tuple(size), mode="bilinear", align_corners=False)
 
 
 class SegmentationTask(FrozenTrunkTask):
@@ -182,6 +170,7 @@ class SegmentationTask(FrozenTrunkTask):
 
     kind = "semantic-segmentation"
     metric = "mean IoU"
+    _stages = FROZEN_STAGES
     _n_classes: ClassVar[int]
 
     def _labelled(self) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
@@ -210,7 +199,7 @@ class SegmentationTask(FrozenTrunkTask):
                 splits[split].append(len(images))
                 images.append(image[:, ::-1] if mirrored else image)
                 labels.append(label[:, ::-1] if mirrored else label)
-        features = trunk_outputs(self._network, np.stack(images), FROZEN_STAGES)
+        features = self._features(images)
         return {
             **{f"stage.{n}": part for n, part in zip(FROZEN_STAGES, features, strict=True)},
             "labels": np.stack(labels),

@@ -1,9 +1,4 @@
-"""Tasks whose runs step in PyTorch: what a run is made of, and how it is started.
-
-PyTorch classifiers whose inputs all lie in memory.
-
-The optimisers that a task in PyTorch offers by name, as a static choice of a study.
-"""
+"""Tasks whose runs step in PyTorch: what a run is made of, and with which optimiser it starts."""
 
 from __future__ import annotations
 
@@ -20,6 +15,7 @@ from trimtab.core.static_choice import StaticChoice
 from trimtab.tasks.data.batches import RunSeeds, ShuffledBatches, run_seeds
 from trimtab.tasks.data.packages import require_packages
 from trimtab.tasks.data.scores import classification_scores
+from trimtab.tasks.data.splits import LabelledData
 from trimtab.tasks.torch.run import ParameterGroups, TorchRun, TorchSetup, adamw
 from trimtab.tasks.variants import SizedTask
 
@@ -163,23 +159,19 @@ class TorchTask(SizedTask):
         raise NotImplementedError
 
 
-@dataclass(frozen=True)
-class LabelledData:
-    """Examples in memory and who may see them.
-
-    Attributes:
-        inputs: (n, ...) what the model is given, row by row.
-        labels: (n,) int64, class of each.
-        splits: For each split its rows, (n_split,) int64.
-    """
-
-    inputs: torch.Tensor
-    labels: torch.Tensor
-    splits: Mapping[str, np.ndarray]
+def outputs_of(
+    model: nn.Module,
+    inputs: Callable[[torch.Tensor], Any],
+    rows: torch.Tensor,
+    *,
+    together: int,
+) -> torch.Tensor:
+    """Return what a model makes of some rows, (n, ...), so many of them at a time."""
+    return torch.cat([model(inputs(some)) for some in rows.split(together)])
 
 
 def classification_parts(
-    model: nn.Module, data: LabelledData, *, evaluated_together: int
+    model: nn.Module, data: LabelledData[torch.Tensor], *, evaluated_together: int
 ) -> RunParts:
     """Return a run's parts: cross-entropy, with ``label_smoothing`` where it is steered.
 
@@ -200,7 +192,7 @@ def classification_parts(
 
     def evaluate(model: nn.Module, split: str) -> dict[str, float]:
         rows = torch.from_numpy(data.splits[split])
-        parts = [model(data.inputs[some]) for some in rows.split(evaluated_together)]
-        return classification_scores(torch.cat(parts).numpy(), data.labels[rows].numpy())
+        logits = outputs_of(model, data.inputs.__getitem__, rows, together=evaluated_together)
+        return classification_scores(logits.numpy(), data.labels[rows].numpy())
 
     return RunParts(model, len(train), loss, evaluate)

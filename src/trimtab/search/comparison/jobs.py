@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
 
@@ -15,8 +15,9 @@ from trimtab.core.protocols import Task
 from trimtab.core.registry import make_task
 from trimtab.search.methods.base import (
     Assignment,
+    Context,
+    DecisionSchedule,
     Outcome,
-    Rhythm,
     SingleRun,
     find_method,
     loss_of,
@@ -24,7 +25,7 @@ from trimtab.search.methods.base import (
     select,
 )
 from trimtab.search.methods.schedules import reference_run
-from trimtab.search.methods.starts import Start, StartLaw, generator_for
+from trimtab.search.methods.starts import Start, StartDistribution, generator_for
 
 _TUNED_SEEDS, _GRID_SEEDS, _GRID_POINTS = 2, 3, 32
 _GRID_DECADES = 2.5
@@ -33,7 +34,7 @@ _SIMULATED_POOL, _REAL_POOL = 64, 16
 
 
 @dataclass(frozen=True)
-class Unit:
+class Job:
     """One piece of work: a tuning grid's seed, a run of the pool, or a method's assignment.
 
     Attributes:
@@ -41,7 +42,7 @@ class Unit:
         task: Registered name or ``module:factory``.
         variant: Its size; None for its usual one.
         hyperparameters: What is steered.
-        rhythm: When runs are validated.
+        windows: When runs are validated.
         seed: Number of the seed, or of the run in the pool.
         method: Name of the method.
         budget: Its budget in whole runs.
@@ -53,7 +54,7 @@ class Unit:
     task: str
     variant: str | None
     hyperparameters: tuple[str, ...]
-    rhythm: Rhythm
+    windows: DecisionSchedule
     seed: int
     method: str = ""
     budget: int = 1
@@ -62,8 +63,10 @@ class Unit:
 
     @property
     def key(self) -> str:
-        """What the unit is, as one line of JSON; the policy by its content, not its place."""
-        return json.dumps({**asdict(self), "policy": self.policy[1]}, sort_keys=True)
+        """What the job is, as one line of JSON; the policy by its content, not its place."""
+        found = {**asdict(self), "policy": self.policy[1]}
+        found["rhythm"] = found.pop("windows")  # its name in files
+        return json.dumps(found, sort_keys=True)
 
     @property
     def label(self) -> str:
@@ -72,21 +75,6 @@ class Unit:
             return f"{self.task} {self.kind} {self.seed}"
         scale = "" if self.start_scale is None else f" x{self.start_scale:g}"
         return f"{self.task} {self.method}:{self.budget} seed {self.seed}{scale}"
-
-
-@dataclass(frozen=True)
-class Told:
-    """What is known when a unit begins.
-
-    Attributes:
-        tuned_lr: The learning rate that factors are counted from.
-        pool: The task's pool.
-        others: Steered runs that the method is told of.
-    """
-
-    tuned_lr: float = float("nan")
-    pool: Sequence[SingleRun] = ()
-    others: Sequence[SingleRun] = field(default_factory=tuple)
 
 
 @cache
@@ -118,9 +106,9 @@ def _is_simulated(task: Task) -> bool:
     return getattr(task, "kind", "") == "simulated"
 
 
-def _law(task: Task, names: Sequence[str], tuned_lr: float) -> StartLaw:
+def _starts(task: Task, names: Sequence[str], tuned_lr: float) -> StartDistribution:
     offered = {item.name: item for item in task.hyperparameters}
-    return StartLaw(resolve_hyperparameters(names, offered), tuned_lr)
+    return StartDistribution(resolve_hyperparameters(names, offered), tuned_lr)
 
 
 def _default_rate(task: Task, names: Sequence[str]) -> float:
@@ -128,21 +116,21 @@ def _default_rate(task: Task, names: Sequence[str]) -> float:
     known = getattr(task, "tuned_lr", None)
     if known is not None:
         return float(known)
-    return next(item.default for item in _law(task, names, 1.0).items if item.kind == "lr")
+    return next(item.default for item in _starts(task, names, 1.0).items if item.kind == "lr")
 
 
-def perform(unit: Unit, told: Told) -> dict[str, Any]:
-    """Do a unit and return its outcome as plain data."""
-    task = _task(unit.task, unit.variant)
-    done = {"tuned": _tune, "pool": _pool_run, "method": _method}[unit.kind](unit, task, told)
+def run_job(job: Job, context: Context) -> dict[str, Any]:
+    """Do a job and return its outcome as plain data."""
+    task = _task(job.task, job.variant)
+    done = {"tuned": _tune, "pool": _pool_run, "method": _method}[job.kind](job, task, context)
     return outcome_to(done)
 
 
-def _tune(unit: Unit, task: Task, told: Told) -> Outcome:
+def _tune(job: Job, task: Task, context: Context) -> Outcome:
     """Run the reference from the tuned rate, or from every rate of a grid if it is not known."""
-    del told
-    centre = _default_rate(task, unit.hyperparameters)
-    law = _law(task, unit.hyperparameters, centre)
+    del context
+    centre = _default_rate(task, job.hyperparameters)
+    starts = _starts(task, job.hyperparameters, centre)
     decades = (
         np.zeros(1)
         if has_known_rate(task)
@@ -150,10 +138,10 @@ def _tune(unit: Unit, task: Task, told: Told) -> Outcome:
     )
     rows = []
     for decade in decades:
-        values = {item.name: item.default for item in law.items}
-        values[law.rate] = centre * 10.0 ** float(decade)
-        seed = _SEEDS_OF_TUNING + unit.seed
-        rows.append(reference_run(task, law, unit.rhythm, law.start(values), seed=seed))
+        values = {item.name: item.default for item in starts.items}
+        values[starts.rate] = centre * 10.0 ** float(decade)
+        seed = _SEEDS_OF_TUNING + job.seed
+        rows.append(reference_run(task, starts, job.windows, starts.start(values), seed=seed))
     return select(task, rows)
 
 
@@ -172,31 +160,30 @@ def tuned_rate(task: Task, rate: str, grids: Sequence[Outcome]) -> tuple[float, 
     return float(runs[0].start[rate]), runs
 
 
-def _drawn(unit: Unit, task: Task, law: StartLaw) -> Start:
-    """Return a unit's start: of the pool's run, or of the method's seed."""
-    generator = generator_for("start", unit.kind, task.name, unit.seed)
-    return law.draw(generator, scale=unit.start_scale)
+def _drawn(job: Job, task: Task, starts: StartDistribution) -> Start:
+    """Return a job's start: of the pool's run, or of the method's seed."""
+    generator = generator_for("start", job.kind, task.name, job.seed)
+    return starts.draw(generator, scale=job.start_scale)
 
 
-def _pool_run(unit: Unit, task: Task, told: Told) -> Outcome:
-    law = _law(task, unit.hyperparameters, told.tuned_lr)
-    seed = _SEEDS_OF_POOL + unit.seed
-    row = reference_run(task, law, unit.rhythm, _drawn(unit, task, law), seed=seed)
+def _pool_run(job: Job, task: Task, context: Context) -> Outcome:
+    starts = _starts(task, job.hyperparameters, context.tuned_lr)
+    seed = _SEEDS_OF_POOL + job.seed
+    row = reference_run(task, starts, job.windows, _drawn(job, task, starts), seed=seed)
     return Outcome((row,), 0)
 
 
-def _method(unit: Unit, task: Task, told: Told) -> Outcome:
-    law = _law(task, unit.hyperparameters, told.tuned_lr)
-    aside: dict[str, Any] = {"pool": told.pool, "others": told.others}
+def _method(job: Job, task: Task, context: Context) -> Outcome:
+    starts = _starts(task, job.hyperparameters, context.tuned_lr)
     assignment = Assignment(
         task=task,
-        reference=(unit.task, unit.variant),
-        law=law,
-        rhythm=unit.rhythm,
-        policy=unit.policy[0],
-        budget=unit.budget,
-        seed=unit.seed,
-        start=_drawn(unit, task, law),
-        aside=aside,
+        reference=(job.task, job.variant),
+        starts=starts,
+        windows=job.windows,
+        policy=job.policy[0],
+        budget=job.budget,
+        seed=job.seed,
+        start=_drawn(job, task, starts),
+        context=context,
     )
-    return find_method(unit.method).run(assignment)
+    return find_method(job.method).run(assignment)
