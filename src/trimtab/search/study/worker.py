@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.controllers.fixed import ReferenceController
+from trimtab.controllers.learned import policy_file_digest
 from trimtab.core.decision import RunInfo
 from trimtab.core.errors import SpecError, StoreError
 from trimtab.core.metrics import loss_from_validation
@@ -52,12 +53,10 @@ def policy_of(settings: StudySettings) -> str:
     Raises:
         StoreError: It is not the one that the study was made with.
     """
-    import hashlib
-
     from trimtab.defaults import policy_path
 
     path = policy_path(settings.policy)
-    found = hashlib.sha256(path.read_bytes()).hexdigest()[: len(settings.policy_sha256)]
+    found = policy_file_digest(path)[: len(settings.policy_sha256)]
     if found != settings.policy_sha256:
         raise StoreError(
             f"policy {settings.policy}: the study was made with another one (sha256 "
