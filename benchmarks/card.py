@@ -94,7 +94,7 @@ def main() -> None:
     for file in arguments.evaluation:
         rings.update(json.loads(file.read_text())["rings"])
     from trimtab import __version__
-    from trimtab.agents.evaluation.evaluate import rings_hash
+    from trimtab.agents.evaluation.evaluate import evaluations_hash
 
     lines = _tables(rings)
     counts = ", ".join(f"{name}: {rings[name]['tasks']}" for name in sorted(rings))
@@ -102,7 +102,7 @@ def main() -> None:
         "",
         f"{arguments.date}: `trimtab evaluate {arguments.policy} --ring R --seed 1000000` "
         f"({counts} tasks); "
-        f"rings {rings_hash()}; trimtab {__version__}, "
+        f"rings {evaluations_hash()}; trimtab {__version__}, "
         f"Python {platform.python_version()}, 2 cores; 2 seeds a task and factor, pool of 64.",
     ]
     arguments.out.write_text(arguments.prose.read_text().replace("{tables}", "\n".join(lines)))

@@ -10,7 +10,6 @@ under belongs to their weights.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.development_tasks import DEVELOPMENT_TASKS
+from trimtab.controllers.learned import parameters_digest
 from trimtab.core.errors import SpecError, unknown_name
 from trimtab.core.hyperparameters import resolve_hyperparameters
 from trimtab.defaults import controller_for
@@ -38,12 +38,7 @@ def _weights(policy: str) -> str:
     """
     controller: Any = controller_for(policy, resolve_hyperparameters(["lr"], ()))[1]
     kept = getattr(controller, "policy", None)
-    if kept is None:
-        return policy
-    digest = hashlib.sha256()
-    for name in sorted(kept.parameters):
-        digest.update(kept.parameters[name].tobytes())
-    return digest.hexdigest()[:16]
+    return policy if kept is None else parameters_digest(kept)
 
 
 def _check_weights(rows: list[dict[str, Any]], label: str, weights: str) -> None:

@@ -56,14 +56,14 @@ def _measurements() -> Iterator[tuple[str, str, tuple[str, ...]]]:
 
 def measured(policy: str, tasks: int, seed: int, out: Path) -> dict[str, dict[str, Any]]:
     """Return label -> figures of a ring; each is written to ``out`` as soon as it is known."""
-    from trimtab.agents.evaluation.evaluate import RingSettings, evaluate_policy
+    from trimtab.agents.evaluation.evaluate import EvaluationSettings, evaluate_policy
     from trimtab.controllers.learned import read_policy
     from trimtab.defaults import policy_path
 
     loaded = read_policy(policy_path(policy))
     found: dict[str, dict[str, Any]] = {}
     for label, ring, names in _measurements():
-        settings = RingSettings(ring, tasks, seed, names)
+        settings = EvaluationSettings(ring, tasks, seed, names)
         print(f"{label} ...", file=sys.stderr, flush=True)
         found[label] = evaluate_policy(loaded, settings, out)
         (out / "kinds.json").write_text(json.dumps(found))

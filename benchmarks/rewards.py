@@ -31,7 +31,7 @@ from benchmarks.commands import called
 from trimtab.cli.learn import prepare_jax
 
 if TYPE_CHECKING:
-    from trimtab.agents.evaluation.runs import RingBucket
+    from trimtab.agents.evaluation.runs import EvaluationGroup
     from trimtab.agents.training.settings import LearnSettings
 
 __all__ = [
@@ -107,11 +107,12 @@ def iterations_of(reward: str, iterations: int) -> int:
 
 def _trained(reward: str, iterations: int, batch: int, out: Path) -> Path:
     """Return the file of a reward's policy, trained to its last iteration."""
+    from trimtab.agents.training.checkpoints import iterations_done
     from trimtab.agents.training.learn import learn
 
     iterations = iterations_of(reward, iterations)
-    folder, note = out / reward, out / reward / "checkpoint.json"
-    done = json.loads(note.read_text())["iteration"] if note.exists() else 0
+    folder = out / reward
+    done = iterations_done(folder)
     if done < iterations:
         print(f"{reward}: {done} of {iterations} iterations", file=sys.stderr)
         learn(settings_for(reward, iterations, batch), folder, resume=True, on_progress=_show)
@@ -127,21 +128,21 @@ def _show(progress: Any) -> None:
     )
 
 
-def _buckets() -> list[RingBucket]:
+def _groups() -> list[EvaluationGroup]:
     """Return the architectures of the ring."""
-    from trimtab.agents.evaluation.evaluate import ring_definitions
-    from trimtab.agents.evaluation.runs import RingBucket
+    from trimtab.agents.evaluation.evaluate import evaluation_definitions
+    from trimtab.agents.evaluation.runs import EvaluationGroup
     from trimtab.agents.training.settings import FamilyShare
     from trimtab.agents.training.task_sampling import family_of
     from trimtab.envs.simulators.batch import programs
 
-    buckets: list[RingBucket] = []
-    for entry in ring_definitions()[_RING]["families"]:
+    groups: list[EvaluationGroup] = []
+    for entry in evaluation_definitions()[_RING]["families"]:
         family = family_of(FamilyShare(entry["name"]), ("lr",))
         for variant in entry["variants"]:
-            place = (len(buckets), family, programs(family, variant))
-            buckets.append(RingBucket(*place, int(entry["steps"]), int(entry["decisions"])))
-    return buckets
+            place = (len(groups), family, programs(family, variant))
+            groups.append(EvaluationGroup(*place, int(entry["steps"]), int(entry["decisions"])))
+    return groups
 
 
 def collapse_share(offset: np.ndarray, factors: np.ndarray, ends: np.ndarray) -> float:
@@ -173,19 +174,19 @@ def _collapse(path: Path, rows: Sequence[Mapping[str, Any]], batch: int) -> floa
         if row["method"] == "tuned"
     }
     shares, counts = [], []
-    for bucket in _buckets():
-        tasks = np.array(sorted(task for number, task in tuned if number == bucket.number))
-        spec = spec_for(policy, bucket)
+    for group in _groups():
+        tasks = np.array(sorted(task for number, task in tuned if number == group.number))
+        spec = spec_for(policy, group)
         for first in range(0, len(tasks), batch):
             some = tasks[first : first + batch]
-            best = np.array([tuned[bucket.number, int(task)] for task in some])
-            whole = crossed(bucket, some, best)
+            best = np.array([tuned[group.number, int(task)] for task in some])
+            whole = crossed(group, some, best)
             real = min(len(whole.tasks), SIZE)
             _, runs = next(slices(whole))
             parameters = {**policy.parameters, **policy.novelty}
-            _, episodes = steered(bucket, spec, parameters, runs, "trimtab")
+            _, episodes = steered(group, spec, parameters, runs, "trimtab")
             offset = episodes.offset[:, :real, 0]
-            ends = window_ends(spec, bucket.steps)
+            ends = window_ends(spec, group.steps)
             shares.append(collapse_share(offset, whole.factors[:real], ends))
             counts.append(real)
     return float(np.average(shares, weights=counts))
@@ -195,14 +196,14 @@ def _evaluated(path: Path, out: Path, tasks: int, seed: int) -> dict[str, Any]:
     """Return the figures of one policy, kept in a file of their own."""
     import pyarrow.parquet as pq
 
-    from trimtab.agents.evaluation.evaluate import RingSettings, evaluate_policy
+    from trimtab.agents.evaluation.evaluate import EvaluationSettings, evaluate_policy
     from trimtab.agents.evaluation.runs import BATCH
     from trimtab.controllers.learned import read_policy
 
     kept = out / f"figures-{path.stem}-{tasks}-{seed}.json"
     if kept.exists():
         return dict(json.loads(kept.read_text(encoding="utf-8")))
-    figures = evaluate_policy(read_policy(path), RingSettings(_RING, tasks, seed), out)
+    figures = evaluate_policy(read_policy(path), EvaluationSettings(_RING, tasks, seed), out)
     rows = pq.read_table(out / f"ring-{_RING}.parquet").to_pylist()
     tests = {
         method: np.array([row["test"] for row in rows if row["method"] == method], float)

@@ -13,8 +13,8 @@ import pytest
 
 import trimtab
 from tests.agents import probe_environments as probes
-from trimtab.agents.base import Seam, Transition
-from trimtab.agents.files import read_agent, write_agent
+from trimtab.agents import base
+from trimtab.agents.base import AgentKind, EpisodeBoundary, Transition
 from trimtab.agents.q_learning import Discretisation, default_bins
 from trimtab.controllers.learned import (
     LearnedController,
@@ -174,17 +174,25 @@ def test_doing_nothing_needs_a_run() -> None:
         trimtab.agents.make("reference", HyperparamEnv(), speed=3)
 
 
-def test_the_seam_finds_the_ends_of_episodes() -> None:
+def test_the_boundary_finds_the_ends_of_episodes() -> None:
     learned: list[Transition] = []
-    seam = Seam(learned.append)
+    boundary = EpisodeBoundary(learned.append)
     a, b, c = (np.array([value]) for value in (1.0, 2.0, 3.0))
-    seam.take(a, 0, 1.0, b, None, None)
+    boundary.take(a, 0, 1.0, b, None, None)
     assert learned == []
-    seam.take(b, 1, 2.0, c, None, None)  # went on
-    seam.look(a)  # another episode
+    boundary.take(b, 1, 2.0, c, None, None)  # went on
+    boundary.look(a)  # another episode
     assert [(t.reward, t.terminated) for t in learned] == [(1.0, False), (2.0, True)]
-    seam.take(a, 0, 3.0, b, terminated=False, truncated=True)
+    boundary.take(a, 0, 3.0, b, terminated=False, truncated=True)
     assert learned[-1][4:] == (False, True)
+
+
+def test_who_needs_no_ends_learns_at_once() -> None:
+    learned: list[Transition] = []
+    boundary = EpisodeBoundary(learned.append, holds=False)
+    boundary.take(np.zeros(1), 0, 1.0, np.ones(1), None, None)
+    boundary.look(np.zeros(1))
+    assert [t.reward for t in learned] == [1.0]
 
 
 @pytest.mark.parametrize("name", ["q-learning", "linucb", "random", "reference"])
@@ -252,14 +260,62 @@ def foreign() -> bytes:
     return len(header).to_bytes(8, "little") + header
 
 
-def test_files_keep_arrays_numbers_and_nesting(tmp_path: Path) -> None:
+class Keeper:
+    """An agent that keeps whatever state it is given."""
+
+    name = "keeper"
+
+    def __init__(self) -> None:
+        self.settings: dict[str, Any] = {}
+        self.state: Any = {}
+
+    def state_dict(self) -> Any:
+        return self.state
+
+    def load_state_dict(self, state: Any) -> None:
+        self.state = state
+
+
+def kept(state: Any, path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return a state as it comes back from an agent's file."""
+    agent, env, again = Keeper(), HyperparamEnv(), Keeper()
+    agent.state = state
+    kind = AgentKind("keeper", ("discrete",), lambda *_: again)  # type: ignore[arg-type,return-value]
+    monkeypatch.setattr(base.registry, "lookup", lambda *_: kind)
+    spaces = (str(env.observation_space), str(env.action_space))
+    base.save_agent(agent, spaces, path)  # type: ignore[arg-type]
+    trimtab.agents.load(path, env)
+    return again.state
+
+
+def test_files_keep_arrays_numbers_and_nesting(tmp_path: Path, monkeypatch: Any) -> None:
     state = {"a": {0: {"b": np.arange(3)}, 1: [1.5, None, np.float32(2)]}, "c": np.zeros((2, 0))}
-    write_agent(tmp_path / "x", {"name": "x"}, state)
-    header, again = read_agent(tmp_path / "x")
-    assert header == {"name": "x"}
+    again = kept(state, tmp_path / "x", monkeypatch)
     np.testing.assert_array_equal(again["a"][0]["b"], np.arange(3))
     assert again["a"][1] == [1.5, None, 2.0]
     assert again["c"].shape == (2, 0)
+
+
+def test_words_of_ours_come_back_as_themselves(tmp_path: Path, monkeypatch: Any) -> None:
+    state = {
+        "text": "array:state/array",
+        "list": ["array:", {"integer keys": {"0": "array:no/such"}}],
+        "array": np.arange(3),
+        "more": {"array": "a0", "numbered": {"1": 2}, "map": {}},
+    }
+    again = kept(state, tmp_path / "x", monkeypatch)
+    np.testing.assert_array_equal(again.pop("array"), np.arange(3))
+    assert again == {name: value for name, value in state.items() if name != "array"}
+
+
+def test_a_changed_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "agent"
+    trimtab.agents.make("linucb", HyperparamEnv()).save(path)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(PolicyFileError, match="changed after it was written"):
+        trimtab.agents.load(path, HyperparamEnv())
 
 
 def test_a_setting_that_is_no_json_is_refused_when_saving(tmp_path: Path) -> None:

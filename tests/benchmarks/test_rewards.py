@@ -94,6 +94,7 @@ def test_the_page_shows_no_path_of_the_machine(tmp_path, monkeypatch):
 
 def test_only_some_rewards_are_trained_and_a_stopped_training_goes_on(tmp_path, monkeypatch):
     from trimtab.agents.training import learn as meta_training
+    from trimtab.agents.training.checkpoints import Checkpoint, save_checkpoint
 
     learned = []
 
@@ -106,7 +107,7 @@ def test_only_some_rewards_are_trained_and_a_stopped_training_goes_on(tmp_path, 
     for name, done in (("final", 10), ("log-loss", 8)):  # a policy is there with each checkpoint
         (tmp_path / name).mkdir()
         (tmp_path / name / f"{name}.safetensors").write_bytes(b"")
-        (tmp_path / name / "checkpoint.json").write_text(f'{{"iteration": {done}}}')
+        save_checkpoint(tmp_path / name, Checkpoint({}, done, {}, np.zeros((2, 0)), {}))
     chosen = "final,log-loss,relative"
     rewards.main(["--only", chosen, "--out", str(tmp_path), "--page", str(tmp_path / "none.md")])
     assert learned == [("log-loss", 10, True), ("relative", 5, True)]

@@ -59,12 +59,12 @@ def test_a_wrong_request_is_one_line_and_status_2(capsys, arguments, message):
 
 
 def test_what_cannot_be_told_of_a_ring_is_a_dash_and_said(capsys, monkeypatch):
-    from trimtab.agents.evaluation import evaluate as rings
+    from trimtab.agents.evaluation import evaluate
 
     nothing = dict.fromkeys(("value", "low", "high"), float("nan"))
     some = dict.fromkeys(nothing, 0.25)
     found = {"n_star": nothing, "untold": some, "n_star_by_start": {"1": nothing}, "tasks": 4}
-    monkeypatch.setattr(rings, "evaluate_policy", lambda *_, **__: found)
+    monkeypatch.setattr(evaluate, "evaluate_policy", lambda *_, **__: found)
     with pytest.raises(SystemExit) as ended:
         cli.main(["evaluate", "trimtab-1", "--tasks", "4"])
     told = capsys.readouterr()

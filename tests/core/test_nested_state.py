@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trimtab.core.errors import StoreError
-from trimtab.core.nested_state import ArrayBytes, StateForm
+from trimtab.core.nested_state import ArrayBytes, StateForm, numpy_form
 
 FORM = StateForm(
     format="test-1",
@@ -59,6 +59,23 @@ def test_damaged_text_is_refused_in_one_line(text: str) -> None:
     said = r"^here: no state can be read there .*; begin again$"
     with pytest.raises(StoreError, match=said), FORM.refusing("here"):
         FORM.put_together(text, {})
+
+
+def test_integer_keys_come_back_where_they_are_kept() -> None:
+    form = numpy_form("test-2", StoreError, "begin again", keeps_integers=True)
+    state = {0: {"numbered": 1}, 7: [{"0": 2}], -1: {}}
+    assert form.put_together(*form.take_apart(state)) == state
+    plain = numpy_form("test-3", StoreError, "begin again")
+    assert list(plain.put_together(*plain.take_apart(state))) == ["0", "7", "-1"]
+
+
+def test_numpy_numbers_keep_their_type() -> None:
+    form = numpy_form("test-2", StoreError, "begin again")
+    found = form.put_together(*form.take_apart([np.float32(0.1), np.int64(3)]))
+    assert [(type(one), one) for one in found] == [
+        (np.float32, np.float32(0.1)),
+        (np.int64, np.int64(3)),
+    ]
 
 
 def test_an_error_of_ours_is_told_as_it_is() -> None:

@@ -12,14 +12,16 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from trimtab.agents.files import read_agent, write_agent
 from trimtab.core import registry
 from trimtab.core.errors import PolicyFileError, SpecError
+from trimtab.core.nested_state import numpy_form
 from trimtab.core.spec import ControlSpec
+from trimtab.records.array_files import arrays_in, pack, texts_in, unpack, write_whole
 
 __all__ = [
     "Agent",
     "AgentKind",
+    "EpisodeBoundary",
     "Seam",
     "Transition",
     "action_kind",
@@ -115,7 +117,7 @@ class Transition(NamedTuple):
     truncated: bool
 
 
-class Seam:
+class EpisodeBoundary:
     """Finds the ends of episodes for agents that are updated with four arguments.
 
     A transition without flags is held back until the next observation is known: if it is another
@@ -123,10 +125,11 @@ class Seam:
 
     Args:
         learn: Takes each transition once its flags are known.
+        holds: Whether that is waited for; else a transition without flags went on.
     """
 
-    def __init__(self, learn: Callable[[Transition], None]) -> None:
-        self._learn = learn
+    def __init__(self, learn: Callable[[Transition], None], *, holds: bool = True) -> None:
+        self._learn, self._holds = learn, holds
         self._held: Transition | None = None
 
     def look(self, observation: np.ndarray) -> None:
@@ -148,7 +151,7 @@ class Seam:
         """Pass a transition on, or hold it back if its flags are not given."""
         before, after = np.asarray(observation), np.asarray(next_observation)
         self.look(before)
-        known = terminated is not None or truncated is not None
+        known = not self._holds or terminated is not None or truncated is not None
         transition = Transition(
             before, action, float(reward), after, bool(terminated), bool(truncated)
         )
@@ -156,6 +159,54 @@ class Seam:
             self._learn(transition)
         else:
             self._held = transition
+
+
+Seam = EpisodeBoundary
+"""The former name of `EpisodeBoundary`."""
+
+
+class BuiltInAgent(Agent):
+    """What the agents here share: how they are told transitions, and how they are saved.
+
+    A leaf says how it chooses, what it learns from a transition, and what its state is.
+
+    Args:
+        env: Gives the spaces.
+        settings: What the agent was made with.
+    """
+
+    _needs_ends = True  # of episodes, to learn from a transition
+
+    def __init__(self, env: Any, settings: Mapping[str, Any]) -> None:
+        self.settings = settings
+        self._spaces = str(env.observation_space), str(env.action_space)
+        self._boundary = EpisodeBoundary(self._learn, holds=self._needs_ends)
+
+    def update(
+        self,
+        observation: np.ndarray,
+        action: Any,
+        reward: float,
+        next_observation: np.ndarray,
+        terminated: bool | None = None,
+        truncated: bool | None = None,
+    ) -> None:
+        """Learn from one transition; see `Agent.update`."""
+        self._boundary.take(observation, action, reward, next_observation, terminated, truncated)
+
+    def _learn(self, transition: Transition) -> None:
+        """Learn nothing."""
+
+    def save(self, path: str | Path) -> None:
+        """Write settings and state; see `Agent.save`."""
+        save_agent(self, self._spaces, path)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return an empty state."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over nothing."""
 
 
 def names() -> tuple[str, ...]:
@@ -209,7 +260,7 @@ def make(name: str, env: Any, **settings: Any) -> Agent:
         raise SpecError(
             f"agent {name!r} acts in one environment, not in {env.num_envs} at once; make it with "
             "gymnasium.make(), or train Stable-Baselines3 itself on "
-            "trimtab.agents.sb3.vec_env.LibraryVecEnv(envs)"
+            "trimtab.agents.sb3.vec_env.SB3VecEnv(envs)"
         )
     found = action_kind(env)
     if found not in kind.actions:
@@ -232,7 +283,7 @@ def make(name: str, env: Any, **settings: Any) -> Agent:
 
 
 def save_agent(agent: Agent, env_spaces: tuple[str, str], path: str | Path) -> None:
-    """Write an agent; see `Agent.save`.
+    """Write an agent, whole or not at all; see `Agent.save`.
 
     Args:
         agent: Which.
@@ -247,7 +298,7 @@ def save_agent(agent: Agent, env_spaces: tuple[str, str], path: str | Path) -> N
             f"({error}); make it with names and numbers"
         ) from error
     header = {"name": agent.name, "settings": settings, "spaces": list(env_spaces)}
-    write_agent(path, header, agent.state_dict())
+    write_whole(Path(path), pack(agent.state_dict(), _FORM, header=json.dumps(header)))
 
 
 def load(path: str | Path, env: Any) -> Agent:
@@ -257,7 +308,7 @@ def load(path: str | Path, env: Any) -> Agent:
         PolicyFileError: The file is unreadable, damaged, foreign, or a pickle.
         SpecError: It was saved for an environment with other spaces.
     """
-    header, state = read_agent(path)
+    header, state = _read_agent(path)
     if not {"name", "settings", "spaces"} <= header.keys():
         raise PolicyFileError(f"agent {path} is damaged (header {sorted(header)}); save it again")
     found = [str(env.observation_space), str(env.action_space)]
@@ -274,3 +325,52 @@ def load(path: str | Path, env: Any) -> Agent:
         first = str(error).partition("\n")[0]
         raise PolicyFileError(f"agent {path} is damaged ({first}); save it again") from error
     return agent
+
+
+_FORM = numpy_form("trimtab-agent-2", PolicyFileError, "save it again", keeps_integers=True)
+_OLD_FORMAT = "trimtab-agent-1"
+_OLD_ARRAY, _OLD_INTEGER_KEYS = "array:", "integer keys"
+
+
+def _read_agent(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the header and state that `save_agent` wrote, or an older version's."""
+    from safetensors import SafetensorError
+
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise PolicyFileError(
+            f"agent {path}: {error.strerror or error}; name a file that save() wrote"
+        ) from error
+    if data[:2] == b"PK" or data[:1] == b"\x80":
+        raise PolicyFileError(
+            f"agent {path} is a pickle or zip archive, which could run code and is not read; "
+            "save the agent with its own save()"
+        )
+    where = f"agent {path} is damaged or truncated ({len(data)} bytes)"
+    with _FORM.refusing(where, SafetensorError):
+        texts = texts_in(data)
+        if texts.get("format") == _OLD_FORMAT:
+            state = _old_state(json.loads(texts["state"]), arrays_in(data))
+        elif texts.get("format") == _FORM.format:
+            state = unpack(data, _FORM, where)
+        else:
+            raise PolicyFileError(
+                f"agent {path} has format {texts.get('format')!r}, expected {_FORM.format!r}; "
+                "it was not written by an agent's save()"
+            )
+        return dict(json.loads(texts["header"])), dict(state)
+
+
+def _old_state(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
+    """Return a part of the state in a file of the first format, which put arrays in strings."""
+    if isinstance(value, str) and value.startswith(_OLD_ARRAY):
+        return arrays[value[len(_OLD_ARRAY) :]]
+    if isinstance(value, list):
+        return [_old_state(item, arrays) for item in value]
+    if isinstance(value, dict):
+        if list(value) == [_OLD_INTEGER_KEYS]:
+            numbered = value[_OLD_INTEGER_KEYS]
+            return {int(key): _old_state(item, arrays) for key, item in numbered.items()}
+        return {key: _old_state(item, arrays) for key, item in value.items()}
+    return value

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from trimtab.agents.base import AgentKind, control_spec_of, save_agent
-from trimtab.core.control import no_action
+from trimtab.agents.base import AgentKind, BuiltInAgent, control_spec_of
+from trimtab.controllers.fixed import ReferenceController
 from trimtab.core.errors import SpecError
 from trimtab.core.features import observation_table
 from trimtab.core.protocols import Controller
 from trimtab.core.spec import ACTION_KINDS, ControlSpec
 
 
-class RandomAgent:
+class RandomAgent(BuiltInAgent):
     """Draws every action uniformly from the space.
 
     Args:
@@ -26,10 +25,10 @@ class RandomAgent:
     """
 
     name = "random"
+    _needs_ends = False
 
     def __init__(self, env: Any, *, seed: int = 0) -> None:
-        self.settings: Mapping[str, Any] = {"seed": seed}
-        self._spaces = str(env.observation_space), str(env.action_space)
+        super().__init__(env, {"seed": seed})
         self._space = copy.deepcopy(env.action_space)
         self._space.seed(seed)
 
@@ -37,31 +36,9 @@ class RandomAgent:
         """Return any action."""
         return self._space.sample()
 
-    def update(
-        self,
-        observation: np.ndarray,
-        action: Any,
-        reward: float,
-        next_observation: np.ndarray,
-        terminated: bool | None = None,
-        truncated: bool | None = None,
-    ) -> None:
-        """Learn nothing."""
 
-    def save(self, path: str | Path) -> None:
-        """Write the settings; see `Agent.save`."""
-        save_agent(self, self._spaces, path)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return an empty state."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over nothing."""
-
-
-class ControllerAgent:
-    """Lets a controller of live runs act in the environment.
+class ControllerAgent(BuiltInAgent):
+    """Lets a controller of live runs act in the environment; a policy stays in its own file.
 
     Args:
         name: Of the agent.
@@ -70,12 +47,14 @@ class ControllerAgent:
         settings: What the agent was made with.
     """
 
+    _needs_ends = False
+
     def __init__(
         self, name: str, env: Any, controller: Controller, settings: Mapping[str, Any]
     ) -> None:
-        self.name, self.settings = name, settings
+        super().__init__(env, settings)
+        self.name = name
         self._controller = controller
-        self._spaces = str(env.observation_space), str(env.action_space)
         rows = observation_table(_required_spec(name, env))
         self._first = next(row["index"] for row in rows if row["name"] == "first")
 
@@ -83,22 +62,7 @@ class ControllerAgent:
         """Return what the controller chooses; it does not explore."""
         if observation[self._first] > 0:
             self._controller.reset(seed=0)
-        return self._controller.act(np.array(observation, np.float32))
-
-    def update(
-        self,
-        observation: np.ndarray,
-        action: Any,
-        reward: float,
-        next_observation: np.ndarray,
-        terminated: bool | None = None,
-        truncated: bool | None = None,
-    ) -> None:
-        """Learn nothing."""
-
-    def save(self, path: str | Path) -> None:
-        """Write the settings; the policy stays in its own file. See `Agent.save`."""
-        save_agent(self, self._spaces, path)
+        return np.array(self._controller.act(np.array(observation, np.float32)))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the controller's state in the middle of a run."""
@@ -128,33 +92,10 @@ def _refuse_settings(name: str, settings: Mapping[str, Any], known: tuple[str, .
         )
 
 
-class _Idle:
-    """Chooses the action that moves nothing."""
-
-    name = "reference"
-    guarded = True
-
-    def __init__(self, spec: ControlSpec) -> None:
-        self._action = no_action(spec)
-
-    def reset(self, *, seed: int) -> None:
-        """Do nothing."""
-
-    def act(self, observation: np.ndarray) -> np.ndarray:  # noqa: ARG002 - it looks at nothing
-        """Return the action that moves nothing."""
-        return self._action.copy()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return an empty state."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over nothing."""
-
-
 def _make_reference(env: Any, settings: dict[str, Any]) -> ControllerAgent:
     _refuse_settings("reference", settings, ())
-    return ControllerAgent("reference", env, _Idle(_required_spec("reference", env)), {})
+    controller = ReferenceController(_required_spec("reference", env))
+    return ControllerAgent("reference", env, controller, {})
 
 
 def _make_pretrained(env: Any, settings: dict[str, Any]) -> ControllerAgent:

@@ -7,16 +7,15 @@ It cannot learn that an action pays later; it is what a method without a horizon
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from trimtab.agents.base import AgentKind, save_agent
+from trimtab.agents.base import AgentKind, BuiltInAgent, Transition
 from trimtab.core.errors import SpecError
 
 
-class LinUCB:
+class LinUCB(BuiltInAgent):
     """One ridge regression of the reward on the observation for each action.
 
     Args:
@@ -29,12 +28,12 @@ class LinUCB:
     """
 
     name = "linucb"
+    _needs_ends = False  # a bandit does not look ahead
 
     def __init__(self, env: Any, *, width: float = 0.5, ridge: float = 1.0) -> None:
         if not ridge > 0 or width < 0:
             raise SpecError(f"width {width!r} must be at least 0 and ridge {ridge!r} above 0")
-        self.settings: Mapping[str, Any] = {"width": width, "ridge": ridge}
-        self._spaces = str(env.observation_space), str(env.action_space)
+        super().__init__(env, {"width": width, "ridge": ridge})
         self._first = int(env.action_space.start)
         n_actions, size = int(env.action_space.n), int(np.prod(env.observation_space.shape)) + 1
         self.inverse = np.tile(np.eye(size) / ridge, (n_actions, 1, 1))
@@ -49,24 +48,12 @@ class LinUCB:
             score = score + float(self.settings["width"]) * np.sqrt(np.maximum(spread, 0.0))
         return self._first + int(np.argmax(score))
 
-    def update(
-        self,
-        observation: np.ndarray,
-        action: Any,
-        reward: float,
-        next_observation: np.ndarray,  # noqa: ARG002 - a bandit does not look ahead
-        terminated: bool | None = None,  # noqa: ARG002
-        truncated: bool | None = None,  # noqa: ARG002
-    ) -> None:
+    def _learn(self, transition: Transition) -> None:
         """Add one sample to the action's regression (Sherman and Morrison's formula)."""
-        chosen, context = int(action) - self._first, _context(observation)
+        chosen, context = int(transition.action) - self._first, _context(transition.observation)
         gain = self.inverse[chosen] @ context
         self.inverse[chosen] -= np.outer(gain, gain) / (1.0 + context @ gain)
-        self.moment[chosen] += float(reward) * context
-
-    def save(self, path: str | Path) -> None:
-        """Write the regressions and the settings; see `Agent.save`."""
-        save_agent(self, self._spaces, path)
+        self.moment[chosen] += transition.reward * context
 
     def state_dict(self) -> dict[str, Any]:
         """Return the regressions."""

@@ -2,20 +2,17 @@
 
 Source: Watkins and Dayan (1992); Sutton and Barto, 2nd edition, section 6.5. The step size of a
 cell falls with its visits, as convergence asks, and exploration falls with the visits of a state.
-
-Continuous observations as numbers of states, for tables.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from trimtab.agents.base import AgentKind, Seam, Transition, control_spec_of, save_agent
+from trimtab.agents.base import AgentKind, BuiltInAgent, Transition, control_spec_of
 from trimtab.core.errors import SpecError
 from trimtab.core.features import observation_table
 from trimtab.core.spec import ControlSpec
@@ -85,7 +82,7 @@ class Discretisation:
         return number
 
 
-class QLearning:
+class QLearning(BuiltInAgent):
     """Learns the value of each action in each state of a table.
 
     Args:
@@ -124,7 +121,7 @@ class QLearning:
                 raise SpecError(f"{name}: {share!r} is outside [0, 1]")
         size = int(np.prod(env.observation_space.shape))
         bins = default_bins(control_spec_of(env), size) if bins is None else bins
-        self.settings: Mapping[str, Any] = {
+        settings = {
             "bins": [[int(index), [float(edge) for edge in edges]] for index, edges in bins],
             "discount": discount,
             "step_size": step_size,
@@ -132,18 +129,17 @@ class QLearning:
             "least_exploration": least_exploration,
             "seed": seed,
         }
+        super().__init__(env, settings)
         self._states = Discretisation(bins, size)
-        self._spaces = str(env.observation_space), str(env.action_space)
         self._first = int(env.action_space.start)
         shape = (self._states.n_states, int(env.action_space.n))
         self.values = np.zeros(shape)
         self.visits = np.zeros(shape, np.int64)
         self._generator = np.random.default_rng(seed)
-        self._seam = Seam(self._learn)
 
     def choose_action(self, observation: np.ndarray, *, explore: bool = True) -> int:
         """Return an action: mostly the most valuable, of equals any."""
-        self._seam.look(np.asarray(observation))
+        self._boundary.look(np.asarray(observation))
         state = self._states.state(np.ravel(observation))
         n_actions = self.values.shape[1]
         if explore:
@@ -158,19 +154,8 @@ class QLearning:
             return self._first + int(best[0])
         return self._first + int(self._generator.choice(best))
 
-    def update(
-        self,
-        observation: np.ndarray,
-        action: Any,
-        reward: float,
-        next_observation: np.ndarray,
-        terminated: bool | None = None,
-        truncated: bool | None = None,
-    ) -> None:
-        """Move the value of the action towards its reward and the best value that follows."""
-        self._seam.take(observation, action, reward, next_observation, terminated, truncated)
-
     def _learn(self, transition: Transition) -> None:
+        """Move the value of the action towards its reward and the best value that follows."""
         cell = (
             self._states.state(np.ravel(transition.observation)),
             (int(transition.action) - self._first),
@@ -182,10 +167,6 @@ class QLearning:
         self.visits[cell] += 1
         weight = max(1.0 / self.visits[cell], float(self.settings["step_size"]))
         self.values[cell] += weight * (target - self.values[cell])
-
-    def save(self, path: str | Path) -> None:
-        """Write the table and the settings; see `Agent.save`."""
-        save_agent(self, self._spaces, path)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the table, the visits, and the state of exploration."""

@@ -133,11 +133,11 @@ def _check_folder(out: Path) -> None:
 def _check_evaluation(
     rings: list[str], tasks: int, seed: int, steered: tuple[str, ...], out: Path
 ) -> None:
-    from trimtab.agents.evaluation.evaluate import RINGS, check_steered
+    from trimtab.agents.evaluation.evaluate import EVALUATIONS, check_steered
 
     for name in rings:
-        if name not in RINGS:
-            raise unknown_name("ring", name, RINGS)
+        if name not in EVALUATIONS:
+            raise unknown_name("ring", name, EVALUATIONS)
         check_steered(name, steered)
     if tasks < 1:
         raise SpecError(f"--tasks: {tasks} is below 1; evaluate at least one task")
@@ -172,7 +172,7 @@ def evaluate(
             "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
         )
     prepare_jax()
-    from trimtab.agents.evaluation.evaluate import RingSettings, evaluate_policy
+    from trimtab.agents.evaluation.evaluate import EvaluationSettings, evaluate_policy
     from trimtab.controllers.learned import read_policy
     from trimtab.defaults import policy_path
 
@@ -188,7 +188,7 @@ def evaluate(
             def show(done: int, total: int, task: Any = task) -> None:
                 bar.update(task, completed=done, total=total)
 
-            settings = RingSettings(name, tasks, seed, steered)
+            settings = EvaluationSettings(name, tasks, seed, steered)
             found[name] = evaluate_policy(loaded, settings, out, on_progress=show)
     for name, figures in found.items():
         _say_untold(name, figures)

@@ -10,6 +10,7 @@ same function with jax.numpy.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from trimtab.core.array_namespace import SCALAR_NUMPY
 from trimtab.core.errors import PolicyFileError, SpecError
 from trimtab.core.features import GLOBAL_FEATURES, TOKEN_FEATURES
 from trimtab.core.hyperparameters import KINDS
-from trimtab.core.nested_state import ArrayBytes, content_digest
+from trimtab.core.nested_state import array_bytes, content_digest, safetensors_header
 from trimtab.core.spec import MOVES, ControlSpec
 
 POLICY_FORMAT = "trimtab-policy-1"
@@ -135,11 +136,29 @@ def write_policy(path: str | Path, policy: PolicyFile) -> None:
 
 def _digest(metadata: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> str:
     """Return the hash of a policy's texts and arrays."""
-    bytes_of = [
-        (name, ArrayBytes(str(value.dtype), value.shape, np.ascontiguousarray(value).tobytes()))
-        for name, value in arrays.items()
-    ]
-    return content_digest({key: metadata[key] for key in _TEXTS}, bytes_of)
+    return content_digest({key: metadata[key] for key in _TEXTS}, array_bytes(arrays))
+
+
+def policy_file_digest(path: str | Path) -> str:
+    """Return 16 hexadecimal digits that name a policy file: of the hash of its bytes.
+
+    Studies and comparisons keep them and compare them when they go on.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+
+
+def parameters_digest(policy: PolicyFile) -> str:
+    """Return 16 hexadecimal digits that name a policy's arrays, whatever file they came from.
+
+    Rows of evaluations are kept under them.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(policy.parameters):
+        digest.update(np.ascontiguousarray(policy.parameters[name]).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _read(path: Path) -> tuple[dict[str, Any], bytes]:
@@ -161,9 +180,7 @@ def _read(path: Path) -> tuple[dict[str, Any], bytes]:
             "since a pickle can run code"
         )
     try:
-        size = min(int.from_bytes(data[:8], "little"), _LONGEST_HEADER)
-        header = json.loads(data[8 : 8 + size])
-        metadata = header.get("__metadata__", {})
+        metadata = safetensors_header(data, _LONGEST_HEADER).get("__metadata__", {})
     except (ValueError, AttributeError, MemoryError, RecursionError) as error:
         raise PolicyFileError(
             f"policy {path} is not a safetensors file or is truncated ({len(data)} bytes); "

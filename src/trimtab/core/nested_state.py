@@ -1,9 +1,8 @@
 """Nested plain states as JSON text beside named arrays, and back: one form for all our files.
 
 What differs from file to file is what an array is there, and how a bad file is told. Nothing in a
-file is executed, and whatever is wrong with one comes out as a single error.
-
-One hash over texts and arrays, by which a file shows that it is what was written.
+file is executed, whatever is wrong with one comes out as a single error, and one hash over texts
+and arrays shows that a file is what was written.
 """
 
 from __future__ import annotations
@@ -14,6 +13,8 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 
 from trimtab.core.errors import TrimtabError
 
@@ -62,6 +63,26 @@ def content_digest(texts: Mapping[str, str], arrays: Iterable[tuple[str, ArrayBy
     return digest.hexdigest()
 
 
+def array_bytes(arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[str, ArrayBytes]]:
+    """Yield NumPy arrays as `content_digest` takes them."""
+    for name, one in arrays.items():
+        yield name, ArrayBytes(str(one.dtype), one.shape, np.ascontiguousarray(one).tobytes())
+
+
+def safetensors_header(data: bytes, longest: int = 2**27) -> Any:
+    """Return what the header of a safetensors file says, unchecked; its texts are in it.
+
+    Args:
+        data: The file, or what there is of it.
+        longest: Bytes of the header that are looked at.
+
+    Raises:
+        ValueError: There is no JSON where the header has to be.
+    """
+    size = min(int.from_bytes(data[:8], "little"), longest)
+    return json.loads(data[8 : 8 + size])
+
+
 # What damaged files and plain data of the wrong shape raise on their way back.
 _ODD = (
     LookupError,
@@ -89,6 +110,7 @@ class StateForm:
         error: Raised for what cannot be kept, and for files that are refused.
         advice: What to do about a file that is refused.
         has_text_keys: Whether a mapping's keys have to be texts; else they become texts.
+        keeps_integers: Whether a mapping whose keys are all integers gets them back.
     """
 
     format: str
@@ -98,6 +120,7 @@ class StateForm:
     error: type[TrimtabError]
     advice: str
     has_text_keys: bool = False
+    keeps_integers: bool = False
 
     def take_apart(self, state: Any) -> tuple[str, dict[str, Any]]:
         """Return a state as JSON text, and its arrays by name.
@@ -181,7 +204,9 @@ class StateForm:
             odd = [key for key in value if not isinstance(key, str)]
             if odd and self.has_text_keys:
                 raise self.error(f"state: the key {odd[0]!r} is no text; use texts")
-            return {"map": {str(key): self._plain(item, arrays) for key, item in value.items()}}
+            numbered = self.keeps_integers and odd and all(type(key) is int for key in value)
+            plain = {str(key): self._plain(item, arrays) for key, item in value.items()}
+            return {"numbered" if numbered else "map": plain}
         if isinstance(value, tuple):
             return {"tuple": [self._plain(item, arrays) for item in value]}
         if isinstance(value, list):
@@ -203,4 +228,43 @@ class StateForm:
                 return made(arrays[value[tag]])
         if "tuple" in value:
             return tuple(self._full(item, arrays) for item in value["tuple"])
+        if "numbered" in value:
+            return {int(key): self._full(item, arrays) for key, item in value["numbered"].items()}
         return {key: self._full(item, arrays) for key, item in value["map"].items()}
+
+
+def numpy_form(
+    format: str,
+    error: type[TrimtabError],
+    advice: str,
+    *,
+    aside: Callable[[Any], np.ndarray] = lambda value: np.array(value, order="C"),
+    has_text_keys: bool = False,
+    keeps_integers: bool = False,
+) -> StateForm:
+    """Return a form whose arrays are NumPy's, its single numbers included.
+
+    Args:
+        format: See `StateForm`, as for the others.
+        error: Raised for what is refused.
+        advice: What to do about a refused file.
+        aside: Returns the array, contiguous, that is kept of an array or number.
+        has_text_keys: Whether keys have to be texts.
+        keeps_integers: Whether integer keys come back as such.
+    """
+
+    def tag_of(value: Any) -> str:
+        if isinstance(value, np.ndarray):
+            return "array"
+        return "scalar" if isinstance(value, np.generic) else ""
+
+    return StateForm(
+        format=format,
+        tag_of=tag_of,
+        aside={"array": aside, "scalar": aside},
+        back={"array": np.copy, "scalar": lambda array: array[()]},
+        error=error,
+        advice=advice,
+        has_text_keys=has_text_keys,
+        keeps_integers=keeps_integers,
+    )

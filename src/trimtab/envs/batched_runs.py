@@ -1,7 +1,4 @@
-"""Simulated runs of one network shape, side by side in compiled programs.
-
-Decisions of many runs at once, and what can be batched at all.
-"""
+"""Simulated runs of one network shape, side by side in compiled programs; and their decisions."""
 
 from __future__ import annotations
 
@@ -40,7 +37,7 @@ class _Runs(NamedTuple):
     draw: Any
     state: Any
     best: Any
-    twin: Any
+    reference: Any
 
 
 class _Programs(NamedTuple):
@@ -48,7 +45,7 @@ class _Programs(NamedTuple):
     blank: Callable[..., Any]
     begin: Callable[..., Any]
     window: Callable[..., Any]
-    twin: Callable[..., Any]
+    reference: Callable[..., Any]
     evaluate: Callable[..., Any]
 
 
@@ -68,7 +65,7 @@ def _programs(name: str, steered: tuple[str, ...], bucket: int) -> _Programs:
     """Return the compiled programs of one shape bucket, where only ``steered`` may move."""
     import jax
 
-    from trimtab.envs.simulators.lockstep import advance_many, evaluate_many
+    from trimtab.envs.simulators.batch import advance_many, evaluate_many
 
     family = compiled_family(name, steered)
 
@@ -99,9 +96,9 @@ def _programs(name: str, steered: tuple[str, ...], bucket: int) -> _Programs:
         state, metrics = train(bank, runs.draw, state, *given)
         return runs._replace(state=state, best=best), metrics
 
-    def twin(bank: Any, runs: _Runs, *given: Any) -> Any:
-        state, metrics = train(bank, runs.draw, runs.twin, *given)
-        return runs._replace(twin=state), metrics
+    def reference(bank: Any, runs: _Runs, *given: Any) -> Any:
+        state, metrics = train(bank, runs.draw, runs.reference, *given)
+        return runs._replace(reference=state), metrics
 
     def evaluate(bank: Any, runs: _Runs, keep: Any, split: str) -> Any:
         best = _chosen(keep, runs.state, runs.best)
@@ -112,7 +109,7 @@ def _programs(name: str, steered: tuple[str, ...], bucket: int) -> _Programs:
         blank=partial(_blank_runs, family, bucket),
         begin=jax.jit(begin),
         window=jax.jit(window),
-        twin=jax.jit(twin),
+        reference=jax.jit(reference),
         evaluate=jax.jit(evaluate, static_argnames="split"),
     )
 
@@ -131,7 +128,7 @@ def _blank_runs(family: Any, bucket: int, bank: Any, size: int) -> Any:
     return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
 
 
-class Fleet:
+class BatchedRuns:
     """Rows of runs of one shape bucket; rows may begin and be given up at different times.
 
     Args:
@@ -152,6 +149,11 @@ class Fleet:
         """The environments that have a run here, in the order of their rows."""
         return np.array(sorted(self._rows, key=self._rows.__getitem__), np.int64)
 
+    @property
+    def _places(self) -> list[int]:
+        """The rows of `envs`."""
+        return sorted(self._rows.values())
+
     def leave(self, env: int) -> None:
         """Give up an environment's run, if it is here."""
         self._rows.pop(env, None)
@@ -165,7 +167,7 @@ class Fleet:
         """
         for env in members:
             self.leave(env)
-        self._make_room(len(self._rows) + len(members))
+        self._grow_to(len(self._rows) + len(members))
         free = iter(sorted(set(range(self._size)) - set(self._rows.values())))
         rows = np.array([next(free) for _ in members], np.int64)
         self._rows.update(zip(members, rows.tolist(), strict=True))
@@ -213,11 +215,11 @@ class Fleet:
         self._runs = runs
         return self._gathered(metrics)
 
-    def twin_window(
+    def reference_window(
         self, values: np.ndarray, schedule: np.ndarray, first: np.ndarray, steps: np.ndarray
     ) -> Metrics:
-        """Train a window of every run's twin, which nobody steers; see `window`."""
-        self._runs, metrics = self._programs.twin(
+        """Train a window of every run's reference run, which nobody steers; see `window`."""
+        self._runs, metrics = self._programs.reference(
             self._programs.bank, self._runs, *self._given(values, schedule, first, steps)
         )
         return self._gathered(metrics)
@@ -227,8 +229,7 @@ class Fleet:
         found = self._programs.evaluate(
             self._programs.bank, self._runs, self._spread(keep), split=split
         )
-        rows = [self._rows[env] for env in self.envs.tolist()]
-        loss, accuracy = (np.asarray(value, np.float32)[rows] for value in found)
+        loss, accuracy = (np.asarray(value, np.float32)[self._places] for value in found)
         return loss, accuracy
 
     def _given(
@@ -245,19 +246,18 @@ class Fleet:
     def _spread(self, values: np.ndarray) -> np.ndarray:
         """Return values of `envs` at their rows; idle rows hold zero."""
         spread = np.zeros((self._size, *values.shape[1:]), values.dtype)
-        spread[[self._rows[env] for env in self.envs.tolist()]] = values
+        spread[self._places] = values
         return spread
 
     def _gathered(self, metrics: Metrics) -> Metrics:
-        rows = [self._rows[env] for env in self.envs.tolist()]
         return Metrics(
             *(
-                np.broadcast_to(np.asarray(value, np.float32), (self._size,))[rows]
+                np.broadcast_to(np.asarray(value, np.float32), (self._size,))[self._places]
                 for value in metrics
             )
         )
 
-    def _make_room(self, count: int) -> None:
+    def _grow_to(self, count: int) -> None:
         """Grow to a power of two, so that few sizes are ever compiled."""
         if count <= self._size:
             return

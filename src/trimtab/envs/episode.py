@@ -1,4 +1,4 @@
-"""One episode: a training run, the session that steers it, and its reference twin."""
+"""One episode: a training run, the session that steers it, and its reference run."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def reference_losses(
 ) -> list[float]:
     """Return the reward's loss at each window's end of the run that nobody steers.
 
-    A twin that meets a loss that is not finite has nan from there on, which the reward takes as
+    A run that meets a loss that is not finite has nan from there on, which the reward takes as
     no further change.
 
     Args:
@@ -90,9 +90,9 @@ class Episode:
         spec = settings.start_spec(begin, self.task.hyperparameters)
         self._run = _started(self.task, begin.seed, settings.reward_split)
         self._best: Snapshot = None
-        self._twin: Sequence[float] = ()
+        self._reference_losses: Sequence[float] = ()
         if spec.reward == "relative":
-            self._twin = reference_losses(
+            self._reference_losses = reference_losses(
                 self.task,
                 spec,
                 settings.multipliers,
@@ -141,9 +141,9 @@ class Episode:
         metrics = checked_window(self._run.advance(values, steps), steps, self.task.name)
         if self._settings.reward_split == "validation":
             metrics = metrics._replace(reward_loss=math.nan)
-        if self._twin:
-            at = min(self.session.decisions_made, len(self._twin)) - 1
-            metrics = metrics._replace(reference_loss=self._twin[at])
+        if self._reference_losses:
+            at = min(self.session.decisions_made, len(self._reference_losses)) - 1
+            metrics = metrics._replace(reference_loss=self._reference_losses[at])
         if self._counts_steps:
             metrics = metrics._replace(charge=float(metrics.steps))
         self._measured = dict(getattr(self._run, "measured", {}))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Unpack
 
 import gymnasium
 import numpy as np
@@ -14,15 +14,13 @@ from gymnasium.error import ResetNeeded
 from trimtab.core.control import check_action
 from trimtab.core.errors import SpecError, unknown_name
 from trimtab.core.features import observation_table
-from trimtab.core.hyperparameters import Hyperparameter
-from trimtab.core.protocols import Task
 from trimtab.core.spec import ControlSpec
 from trimtab.envs.episode import Episode
 from trimtab.envs.render import draw_episode, write_episode
 from trimtab.envs.settings import (
     Begin,
+    EnvOptions,
     EnvSettings,
-    RewardFunction,
     action_space,
     observation_space,
 )
@@ -71,8 +69,8 @@ class HyperparamEnv(gymnasium.Env[np.ndarray, Any]):
 
     By default the fall of the log of the normalised loss over the window, in nats: it adds up to
     what the run achieved, and is to be summed without discount. `trimtab.core.rewards` has the
-    table of all. For ``"relative"`` a twin that nobody steers (same task, start, seed) is trained
-    at reset.
+    table of all. For ``"relative"`` a reference run that nobody steers (same task, start, seed)
+    is trained at reset.
 
     ## Start
 
@@ -116,20 +114,14 @@ class HyperparamEnv(gymnasium.Env[np.ndarray, Any]):
     def __init__(
         self,
         *,
-        task: str | Task | Callable[[], Task] = "simulated/quadratic",
-        decisions: int = 20,
-        actions: str = "discrete",
-        reward: str | RewardFunction = "log-loss",
-        hyperparameters: Sequence[str | Hyperparameter] = ("lr",),
-        reference: str | Callable[[float], float] = "warmup-linear",
-        starts: str | float | Sequence[float] | None = None,
-        variant: str | None = None,
-        shapes: int | None = None,
-        reward_split: str = "selection",
-        control: Mapping[str, Any] | None = None,
         render_mode: str | None = None,
+        **options: Unpack[EnvOptions],
     ) -> None:
         """Check all options; nothing is trained before `reset`.
+
+        Args:
+            render_mode: See the class, as for the others.
+            options: By name.
 
         Raises:
             SpecError: An option is out of range, or two contradict each other.
@@ -139,19 +131,7 @@ class HyperparamEnv(gymnasium.Env[np.ndarray, Any]):
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise unknown_name("render_mode", render_mode, self.metadata["render_modes"])
         self.render_mode = render_mode
-        self.settings = EnvSettings(
-            task=task,
-            decisions=decisions,
-            actions=actions,
-            reward=reward,
-            hyperparameters=hyperparameters,
-            reference=reference,
-            starts=starts,
-            variant=variant,
-            shapes=shapes,
-            reward_split=reward_split,
-            control=control or {},
-        )
+        self.settings = EnvSettings(**options)
         self.observation_space = observation_space(self.control_spec)
         self.action_space = action_space(self.control_spec)
         self._episode: Episode | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import gymnasium
 import numpy as np
@@ -47,11 +47,36 @@ class Begin(NamedTuple):
     seed: int
 
 
+class EnvOptions(TypedDict, total=False):
+    """The options that the environment and its vector form share, as they are given.
+
+    `trimtab.envs.hyperparam_env.HyperparamEnv` documents each of them, `EnvSettings` has their
+    defaults.
+    """
+
+    task: str | Task | Callable[[], Task]
+    decisions: int
+    actions: str
+    reward: str | RewardFunction
+    hyperparameters: Sequence[str | Hyperparameter]
+    reference: str | Callable[[float], float]
+    starts: str | float | Sequence[float] | None
+    variant: str | None
+    shapes: int | None
+    reward_split: str
+    control: Mapping[str, Any] | None
+
+
 @dataclass(frozen=True)
 class EnvSettings:
-    """The options that the environment and its vector form share; checked when made.
+    """The options of `EnvOptions` with what follows from them; checked when made.
 
-    `trimtab.envs.hyperparam_env.HyperparamEnv` documents each of them.
+    Attributes:
+        made: The task.
+        reward_function: The user's own reward, or None.
+        range: Lowest and highest factor of the starts.
+        spec: The contract of an episode, with the hyperparameters' defaults as starts.
+        multipliers: (T,) of the reference schedule.
 
     Raises:
         SpecError: An option is out of range, or two contradict each other.
@@ -69,7 +94,12 @@ class EnvSettings:
     variant: str | None = None
     shapes: int | None = None
     reward_split: str = "selection"
-    control: Mapping[str, Any] = field(default_factory=dict)
+    control: Mapping[str, Any] | None = None
+    made: Task = field(init=False)
+    reward_function: RewardFunction | None = field(init=False)
+    range: tuple[float, float] = field(init=False)
+    spec: ControlSpec = field(init=False)
+    multipliers: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.hyperparameters, str):
@@ -85,12 +115,6 @@ class EnvSettings:
         )
         if self.draws_members:
             self.member(0, drawn=True)  # refuses a wrong number of shapes now, not at reset
-
-    made: Task = field(init=False)
-    reward_function: RewardFunction | None = field(init=False)
-    range: tuple[float, float] = field(init=False)
-    spec: ControlSpec = field(init=False)
-    multipliers: np.ndarray = field(init=False)
 
     @property
     def draws_members(self) -> bool:
@@ -190,7 +214,8 @@ class EnvSettings:
         return made
 
     def _make_spec(self) -> ControlSpec:
-        taken = {"hyperparameters", "decisions", "actions", "reward"} & set(self.control)
+        more = dict(self.control or {})
+        taken = {"hyperparameters", "decisions", "actions", "reward"} & set(more)
         if taken:
             raise SpecError(
                 f"control: {sorted(taken)[0]!r} has an option of its own; give it there"
@@ -204,11 +229,11 @@ class EnvSettings:
                 reward=self.reward
                 if isinstance(self.reward, str) and self.reward in REWARDS
                 else "function",
-                **self.control,
+                **more,
             )
         except TypeError as error:
             fields = [name for name in ControlSpec.__dataclass_fields__ if name not in taken]
-            wrong = [name for name in self.control if name not in fields]
+            wrong = [name for name in more if name not in fields]
             raise unknown_name("field of control", wrong[0] if wrong else str(error), fields) from (
                 error
             )

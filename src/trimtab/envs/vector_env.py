@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Unpack
 
 import numpy as np
 from gymnasium.error import ResetNeeded
@@ -13,15 +13,13 @@ from gymnasium.vector.utils import batch_space
 
 from trimtab.core.carry import Carry, begin
 from trimtab.core.errors import SpecError
-from trimtab.core.hyperparameters import Hyperparameter
 from trimtab.core.metrics import FORWARD_CHARGE, Metrics
-from trimtab.core.protocols import Task
 from trimtab.core.spec import window_ends
-from trimtab.envs.batched_runs import Fleet, decisions_of, require_batchable
+from trimtab.envs.batched_runs import BatchedRuns, decisions_of, require_batchable
 from trimtab.envs.settings import (
     Begin,
+    EnvOptions,
     EnvSettings,
-    RewardFunction,
     action_space,
     observation_space,
 )
@@ -45,20 +43,15 @@ class HyperparamVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
         self,
         num_envs: int = 1,
         *,
-        task: str | Task | Callable[[], Task] = "simulated/quadratic",
-        decisions: int = 20,
-        actions: str = "discrete",
-        reward: str | RewardFunction = "log-loss",
-        hyperparameters: Sequence[str | Hyperparameter] = ("lr",),
-        reference: str | Callable[[float], float] = "warmup-linear",
-        starts: str | float | Sequence[float] | None = None,
-        variant: str | None = None,
-        shapes: int | None = None,
-        reward_split: str = "selection",
-        control: Mapping[str, Any] | None = None,
         render_mode: str | None = None,
+        **options: Unpack[EnvOptions],
     ) -> None:
         """Check all options; nothing is compiled before `reset`.
+
+        Args:
+            num_envs: N.
+            render_mode: None: there are no pictures.
+            options: Those of the single environment, by name.
 
         Raises:
             SpecError: An option is out of range, two contradict each other, or the task or the
@@ -68,19 +61,7 @@ class HyperparamVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
         """
         if isinstance(num_envs, bool) or num_envs < 1:
             raise SpecError(f"num_envs: {num_envs!r} is below 1; ask for at least one")
-        self.settings = EnvSettings(
-            task=task,
-            decisions=decisions,
-            actions=actions,
-            reward=reward,
-            hyperparameters=hyperparameters,
-            reference=reference,
-            starts=starts,
-            variant=variant,
-            shapes=shapes,
-            reward_split=reward_split,
-            control=control or {},
-        )
+        self.settings = EnvSettings(**options)
         require_batchable(self.settings, render_mode)
         self.metadata = {"render_modes": [], "autoreset_mode": AutoresetMode.NEXT_STEP}
         self.render_mode = None
@@ -95,7 +76,7 @@ class HyperparamVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
         self._steered = tuple(sorted(item.name for item in spec.hyperparameters))
         multipliers = self.settings.multipliers if "lr" in self._steered else np.ones(total_steps)
         self._schedule = np.asarray(multipliers, np.float32)
-        self._fleets: dict[int, Fleet] = {}
+        self._batches: dict[int, BatchedRuns] = {}
         self._generators: list[np.random.Generator | None] = [None] * num_envs
         self._begins: list[Begin | None] = [None] * num_envs
         self._allocate()
@@ -110,7 +91,7 @@ class HyperparamVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
         self._done = np.zeros(n, np.int64)  # steps
         self._keep = np.zeros(n, bool)
         self._over = np.ones(n, bool)
-        self._twin_lost = np.zeros(n, bool)
+        self._reference_lost = np.zeros(n, bool)
 
     # What Gymnasium calls.
 
@@ -190,10 +171,10 @@ class HyperparamVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
         if self._carry is None:
             raise ResetNeeded("no episode has begun; call reset() first")
         found = np.full((2, self.num_envs), np.nan, np.float32)
-        for fleet in self._fleets.values():
-            envs = fleet.envs
+        for batch in self._batches.values():
+            envs = batch.envs
             if len(envs):
-                found[:, envs] = fleet.evaluate(self._keep[envs], split)
+                found[:, envs] = batch.evaluate(self._keep[envs], split)
         return {"loss": found[0], "accuracy": found[1]}
 
     # Inside.
@@ -249,13 +230,13 @@ class HyperparamVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
             buckets.setdefault(task.bucket, {})[env] = task.index
         validation, selection = np.zeros((2, self.num_envs), np.float32)
         for bucket, members in buckets.items():
-            for other in self._fleets.values():
+            for other in self._batches.values():
                 for env in members:
                     other.leave(env)
-            if bucket not in self._fleets:
-                self._fleets[bucket] = Fleet(family.family, self._steered, bucket)
-            fleet, envs = self._fleets[bucket], np.array(list(members))
-            losses = fleet.begin(members, {env: self._seed_of(env) for env in members})
+            if bucket not in self._batches:
+                self._batches[bucket] = BatchedRuns(family.family, self._steered, bucket)
+            batch, envs = self._batches[bucket], np.array(list(members))
+            losses = batch.begin(members, {env: self._seed_of(env) for env in members})
             validation[envs], selection[envs] = losses.validation, losses.selection
             self._examples[envs], self._rates[envs] = losses.examples, losses.default_lr
         return self._first_observation(fresh, validation, selection)
@@ -286,7 +267,7 @@ class HyperparamVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
         # The state at hand is the best already; nothing has to be kept before the first window.
         self._keep &= ~fresh
         self._done[fresh] = 0
-        self._twin_lost &= ~fresh
+        self._reference_lost &= ~fresh
         self._over &= ~fresh
         return np.array(observation, np.float32)
 
@@ -310,19 +291,10 @@ class HyperparamVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
         steps = np.where(active, self._ends[index] - self._done, 0)
         values = self._values(self._starts, offset)
         gathered = np.full((len(Metrics._fields), self.num_envs), np.nan, np.float32)
-        for fleet in self._fleets.values():
-            envs = fleet.envs
-            if not (len(envs) and steps[envs].any()):
-                continue
-            given = self._columns(fleet, values, envs)
-            gathered[:, envs] = fleet.window(
-                self._keep[envs],
-                restore[envs],
-                given,
-                self._schedule,
-                self._done[envs],
-                steps[envs],
-            )
+        for batch, envs in self._training(steps):
+            given = self._columns(batch, values, envs)
+            window = (given, self._schedule, self._done[envs], steps[envs])
+            gathered[:, envs] = batch.window(self._keep[envs], restore[envs], *window)
         metrics = Metrics(*gathered)
         taken = np.where(metrics.finite < 1, np.clip(metrics.steps, 1, steps), steps)
         self._done += np.where(active, taken, 0).astype(np.int64)
@@ -333,29 +305,33 @@ class HyperparamVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
         if self.settings.reward_split == "validation":
             metrics = metrics._replace(reward_loss=np.full_like(metrics.val_loss, np.nan))
         if self.settings.spec.reward == "relative":
-            metrics = metrics._replace(reference_loss=self._twin_losses(decisions, active))
+            metrics = metrics._replace(reference_loss=self._reference_losses(decisions, active))
         return metrics
 
-    def _twin_losses(self, decisions: np.ndarray, active: np.ndarray) -> np.ndarray:
-        """Train the twins' next window; return (N,) float32, nan where a twin is lost."""
+    def _training(self, steps: np.ndarray) -> Iterator[tuple[BatchedRuns, np.ndarray]]:
+        """Yield the batches in which a run has steps to do, with their environments."""
+        for batch in self._batches.values():
+            envs = batch.envs
+            if len(envs) and steps[envs].any():
+                yield batch, envs
+
+    def _reference_losses(self, decisions: np.ndarray, active: np.ndarray) -> np.ndarray:
+        """Train the reference runs' next window; return (N,) float32, nan where one is lost."""
         inside = active & (decisions <= len(self._ends))
         index = np.minimum(decisions, len(self._ends)) - 1
         begun = np.where(index > 0, self._ends[index - 1], 0)
-        steps = np.where(inside & ~self._twin_lost, self._ends[index] - begun, 0)
+        steps = np.where(inside & ~self._reference_lost, self._ends[index] - begun, 0)
         values = self._values(self._starts, np.zeros_like(self._starts, np.float32))
         losses = np.full(self.num_envs, np.nan, np.float32)
-        for fleet in self._fleets.values():
-            envs = fleet.envs
-            if not (len(envs) and steps[envs].any()):
-                continue
-            given = self._columns(fleet, values, envs)
-            metrics = fleet.twin_window(given, self._schedule, begun[envs], steps[envs])
+        for batch, envs in self._training(steps):
+            given = self._columns(batch, values, envs)
+            metrics = batch.reference_window(given, self._schedule, begun[envs], steps[envs])
             by_split = metrics.reward_loss
             if self.settings.reward_split == "validation":
                 by_split = metrics.val_loss
             losses[envs] = np.where(steps[envs] > 0, by_split, np.nan)
             lost = (steps[envs] > 0) & (metrics.finite < 1)
-            self._twin_lost[envs] |= lost
+            self._reference_lost[envs] |= lost
             losses[envs[lost]] = np.nan
         return losses
 
@@ -370,14 +346,14 @@ class HyperparamVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
         clipped: np.ndarray = np.clip(values, low, high)
         return clipped
 
-    def _columns(self, fleet: Fleet, values: np.ndarray, envs: np.ndarray) -> np.ndarray:
-        """Return (n, H') values in the fleet's order; what is not steered is at its default."""
+    def _columns(self, batch: BatchedRuns, values: np.ndarray, envs: np.ndarray) -> np.ndarray:
+        """Return (n, H') values in the batch's order; what is not steered is at its default."""
         names = [item.name for item in self.settings.spec.hyperparameters]
         columns = [
             values[envs, names.index(item.name)]
             if item.name in names
             else np.full(len(envs), item.default)
-            for item in fleet.hyperparameters
+            for item in batch.hyperparameters
         ]
         if "lr" not in names:
             columns[0] = self._rates[envs]

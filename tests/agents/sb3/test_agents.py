@@ -34,7 +34,7 @@ CASES = [
 ]
 
 
-def library_model(name: str, env: Any, settings: dict[str, Any]) -> Any:
+def sb3_model(name: str, env: Any, settings: dict[str, Any]) -> Any:
     if name == "recurrent-ppo":
         cls, policy = sb3_contrib.RecurrentPPO, "MlpLstmPolicy"
     else:
@@ -64,7 +64,7 @@ def test_updates_end_where_the_librarys_learn_ends(
     name: str, actions: str, settings: dict[str, Any], decisions: int
 ) -> None:
     env = HyperparamEnv(actions=actions, **QUICK)
-    model = library_model(name, env, settings)
+    model = sb3_model(name, env, settings)
     model.learn(decisions)
     more = {"total_timesteps": decisions} if name in ("dqn", "sac") else {}
     agent: Any = trimtab.agents.make(name, env, seed=3, bootstrap=True, **settings, **more)
@@ -213,9 +213,9 @@ def test_agents_learn_to_steer_the_default_task(name: str) -> None:
 @pytest.fixture
 def batch() -> Any:
     pytest.importorskip("jax")
-    from trimtab.agents.sb3.vec_env import LibraryVecEnv
+    from trimtab.agents.sb3.vec_env import SB3VecEnv
 
-    return LibraryVecEnv(gymnasium.make_vec("Hyperparam-v0", num_envs=4, **QUICK))
+    return SB3VecEnv(gymnasium.make_vec("Hyperparam-v0", num_envs=4, **QUICK))
 
 
 def test_the_library_trains_on_a_batch(batch: Any) -> None:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from trimtab.agents.training import learn as meta_training
-from trimtab.agents.training.checkpoints import load_checkpoint
+from trimtab.agents.training.checkpoints import load_checkpoint, load_memory
 from trimtab.agents.training.imitation import (
     Imitator,
     Lessons,
@@ -40,11 +40,11 @@ from trimtab.agents.training.settings import (
     read_settings,
 )
 from trimtab.agents.training.task_sampling import (
-    Drawn,
+    SampledRuns,
     TunedRates,
-    all_buckets,
-    draw_iteration,
+    all_variants,
     lowest_place,
+    sample_runs,
 )
 from trimtab.controllers.learned import read_policy
 from trimtab.core.errors import SpecError, UnknownNameError
@@ -215,18 +215,18 @@ def test_the_cost_is_the_grids_loss_and_the_distance(place: float, seed: int) ->
         assert found[run] == pytest.approx(2 * np.log1p(lost / 2) + 0.1 * far, abs=1e-4)
 
 
-def _drawn(iteration: int = 0) -> Drawn:
-    return draw_iteration(SETTINGS, all_buckets(SETTINGS), iteration, TunedRates())
+def _drawn(iteration: int = 0) -> SampledRuns:
+    return sample_runs(SETTINGS, all_variants(SETTINGS), iteration, TunedRates())
 
 
-def _runs(drawn: Drawn) -> tuple[Episodes, Lessons]:
+def _runs(drawn: SampledRuns) -> tuple[Episodes, Lessons]:
     policy = init_policy(5, 16)
     policy["move_b"], policy["move_w"] = policy["move_b"] * 0, policy["move_w"] * 2000
     episodes = meta_training._runs(SETTINGS, drawn, policy, "mean")
     return episodes, _taught_by(episodes, drawn)
 
 
-def _taught_by(episodes: Episodes, drawn: Drawn) -> Lessons:
+def _taught_by(episodes: Episodes, drawn: SampledRuns) -> Lessons:
     assert drawn.tuned is not None
     return lessons_of(
         episodes,
@@ -283,14 +283,14 @@ def test_the_start_of_a_tuned_run_is_its_grids_place() -> None:
 def test_every_run_is_taught_by_the_grid_of_its_own_task() -> None:
     drawn = _drawn()
     assert drawn.tuned is not None
-    fair = fair_lr(drawn.bucket, drawn.bucket.prepare(drawn.task_keys, drawn.run_keys)[0])
+    fair = fair_lr(drawn.programs, drawn.programs.prepare(drawn.task_keys, drawn.run_keys)[0])
     assert np.allclose(drawn.tuned.rate, fair * 10.0**drawn.tuned.place)
     own = [lowest_place(drawn.tuned.grid, np.exp(line)[None])[0] for line in drawn.tuned.losses]
     assert np.allclose(own, drawn.tuned.place)
     assert len({round(place, 6) for place in own}) > 1
     assert drawn.tuned.grid.tolist() == pytest.approx([-1.75, -1.75 / 3, 1.75 / 3, 1.75])
     wider = replace(SETTINGS, grid_decades=3.0)
-    found = draw_iteration(wider, all_buckets(wider), 0, TunedRates()).tuned
+    found = sample_runs(wider, all_variants(wider), 0, TunedRates()).tuned
     assert found is not None
     assert found.grid.tolist() == pytest.approx([-3.0, -1.0, 1.0, 3.0])
 
@@ -349,8 +349,7 @@ def test_a_decision_weighs_as_many_steps_as_it_answers_for() -> None:
 
 def test_no_more_is_remembered_than_was_asked_for(tmp_path: Path) -> None:
     meta_training.learn(replace(SETTINGS, iterations=5), tmp_path / "out")
-    kept = load_file(tmp_path / "out" / "checkpoint-000005.safetensors")
-    assert kept["memory.weight"].shape == (3, 8, 12)
+    assert load_memory(tmp_path / "out")["weight"].shape == (3, 8, 12)
 
 
 def test_a_training_begins_with_what_others_remember(tmp_path: Path) -> None:
@@ -359,7 +358,7 @@ def test_a_training_begins_with_what_others_remember(tmp_path: Path) -> None:
     meta_training.learn(replace(SETTINGS, iterations=3, seed=2), second)
     long = replace(SETTINGS, iterations=1, imitation=replace(HOW, memory=100))
     meta_training.learn(long, tmp_path / "out", remember=[first, second])
-    kept = load_file(tmp_path / "out" / "checkpoint-000001.safetensors")["memory.weight"]
+    kept = load_memory(tmp_path / "out")["weight"]
     assert kept.shape == (6, 8, 12)
     others = remembered_by(long, [first, second])
     assert len(others) == 5
@@ -371,7 +370,7 @@ def test_a_training_begins_with_what_others_remember(tmp_path: Path) -> None:
         longer, tmp_path / "two", remember=[first], checkpoint_every=1, minutes=1e-9
     )
     meta_training.learn(longer, tmp_path / "two", remember=[first], resume=True)
-    kept = load_file(tmp_path / "two" / "checkpoint-000002.safetensors")["memory.weight"]
+    kept = load_memory(tmp_path / "two")["weight"]
     assert len(kept) == 4
 
 
@@ -413,10 +412,7 @@ def test_curves_tell_the_cost_on_tasks_that_were_not_learned_from(tmp_path: Path
     meta_training.learn(replace(SETTINGS, iterations=2), begun)
     lines = [json.loads(line) for line in (begun / "curves.jsonl").read_text().splitlines()]
     assert ["cost_unseen" in line for line in lines] == [True, False]  # tasks are used twice
-    first = load_file(begun / "checkpoint-000002.safetensors")
-    lessons = read_lessons(
-        {k.removeprefix("memory."): v for k, v in first.items() if k.startswith("memory.")}
-    )[0]
+    lessons = read_lessons(load_memory(begun))[0]
     untrained = begin_imitation(init_policy(SETTINGS.seed, SETTINGS.width))
     assert lines[0]["cost_unseen"] == pytest.approx(unseen_cost(untrained, HOW, lessons), rel=1e-5)
 

@@ -15,6 +15,7 @@ pytest.importorskip("jax")
 
 from safetensors.numpy import load_file
 
+from trimtab.agents.training.checkpoints import checkpoint_file, iterations_done
 from trimtab.agents.training.settings import LearnSettings, read_settings
 from trimtab.core.errors import SpecError, UnknownNameError
 
@@ -79,12 +80,11 @@ def test_a_killed_training_ends_like_an_uninterrupted_one(tmp_path: Path) -> Non
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert _learn(config, whole).wait(timeout=600) == 0
     process = _learn(config, killed)
-    pointer = killed / "checkpoint.json"
-    while process.poll() is None and not pointer.exists():
+    while process.poll() is None and not checkpoint_file(killed):
         time.sleep(0.005)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    assert json.loads(pointer.read_text())["iteration"] < 80
+    assert 0 < iterations_done(killed) < 80
     assert _learn(config, killed).wait(timeout=600) == 0
     first, second = (load_file(folder / "probe.safetensors") for folder in (whole, killed))
     assert first.keys() == second.keys()
@@ -224,7 +224,7 @@ def test_a_second_stage_goes_on_without_being_told_what_it_began_from(tmp_path: 
     whole = learn(settings, tmp_path / "whole", initial=begun)
     cut = tmp_path / "cut"
     learn(settings, cut, initial=begun, minutes=1e-9)  # over after its first iteration
-    assert json.loads((cut / "checkpoint.json").read_text())["iteration"] == 1
+    assert iterations_done(cut) == 1
     resumed = learn(settings, cut, resume=True)
     first, second = load_file(whole), load_file(resumed)
     for name, array in first.items():

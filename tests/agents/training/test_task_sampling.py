@@ -16,11 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trimtab.agents.training import learn as meta_training
-from trimtab.agents.training import task_sampling as starts
+from trimtab.agents.training import task_sampling
 from trimtab.agents.training.ppo import PPOSettings
 from trimtab.agents.training.rollout import rollout
 from trimtab.agents.training.settings import FamilyShare, LearnSettings, read_settings
-from trimtab.agents.training.task_sampling import TunedRates, drawn_decades, lowest_place
+from trimtab.agents.training.task_sampling import TunedRates, lowest_place, sample_decades
 from trimtab.core.errors import SpecError
 from trimtab.envs.simulators.batch import programs
 
@@ -71,7 +71,7 @@ def test_the_lowest_place_stays_on_the_grid_and_away_from_what_is_not_finite() -
 
 def test_shares_of_the_starts_are_as_set() -> None:
     settings = LearnSettings(tuned_share=0.4, near_share=0.2, withheld=0.25, start_decades=2.0)
-    decades, missing = drawn_decades(settings, 20_000, np.random.default_rng(0))
+    decades, missing = sample_decades(settings, 20_000, np.random.default_rng(0))
     assert np.mean(decades == 0) == pytest.approx(0.4, abs=0.02)
     near = (np.abs(decades) <= 0.3) & (decades != 0)
     expected = 0.6 * (0.2 + 0.8 * (0.85 * 0.3 / 2 + 0.15 * 0.3 / 3.4))
@@ -119,7 +119,7 @@ def test_iterations_in_a_row_train_on_the_same_tasks(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     tasks, orders, actions, grids = [], [], [], []
-    plain, grid = meta_training.rollout, starts.rollout
+    plain, grid = meta_training.rollout, task_sampling.rollout
 
     def watched(bucket, spec, parameters, task_keys, run_keys, *rest, **named):
         tasks.append(np.asarray(jax.random.key_data(task_keys)).tobytes())
@@ -132,7 +132,7 @@ def test_iterations_in_a_row_train_on_the_same_tasks(
         return grid(*given, **named)
 
     monkeypatch.setattr(meta_training, "rollout", watched)
-    monkeypatch.setattr(starts, "rollout", counted)
+    monkeypatch.setattr(task_sampling, "rollout", counted)
     meta_training.learn(SETTINGS, tmp_path / "out")
     assert [tasks.index(each) for each in tasks] == [0, 0, 2, 2, 4]
     assert len(set(orders)) == 5

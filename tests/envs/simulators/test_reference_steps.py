@@ -58,7 +58,7 @@ def _logits(made, variant, tensors, inputs, factors):
     if made.name == "simulated/cnn":
         return slow.convolution_logits(tensors, inputs)
     if made.name == "simulated/transformer":
-        return slow.transformer_logits(architecture.sizes[variant], tensors, inputs)
+        return slow.transformer_logits(architecture.shapes[variant], tensors, inputs)
     return slow.perceptron_logits(architecture.shapes[variant], tensors, inputs, factors)
 
 

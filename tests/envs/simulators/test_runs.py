@@ -19,8 +19,8 @@ from tests.envs.simulators.given import (
     tuned_rate,
 )
 from trimtab.core.errors import SpecError, UnknownNameError
+from trimtab.envs.simulators.batch import advance_many, evaluate_many
 from trimtab.envs.simulators.draws import EVENT_KINDS
-from trimtab.envs.simulators.lockstep import advance_many, evaluate_many
 
 LR = ("lr",)
 QUIET = {"hyperparameters": LR, "events": False}

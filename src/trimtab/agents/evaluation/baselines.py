@@ -44,7 +44,7 @@ def _schedule(total_steps: int, first: int, shape: str = "warmup-linear") -> Any
 
 
 def scheduled_runs(
-    bucket: Programs,
+    programs: Programs,
     runs: Runs,
     initial: np.ndarray,
     values: np.ndarray,
@@ -56,7 +56,7 @@ def scheduled_runs(
     """Follow the reference from step ``first`` to the end, keeping the best on validation.
 
     Args:
-        bucket: Compiled programs.
+        programs: Compiled programs.
         runs: Prepared runs; their ``best`` are the initial weights.
         initial: (B,) validation loss of the initial weights.
         values: (B, H) start values; the learning rate is its peak.
@@ -73,7 +73,9 @@ def scheduled_runs(
     bad = np.zeros(size, bool)
     for end in ends[ends > first]:
         steps = np.maximum(end - done, 1)
-        runs, metrics = bucket.window(runs, keep, back, jnp.asarray(values), schedule, done, steps)
+        runs, metrics = programs.window(
+            runs, keep, back, jnp.asarray(values), schedule, done, steps
+        )
         done, back = np.full(size, end), none
         loss = np.asarray(metrics.val_loss, float)
         finite = np.asarray(metrics.finite) > 0
@@ -81,12 +83,12 @@ def scheduled_runs(
         best = np.where(better, loss, best)
         keep = jnp.asarray(better, jnp.float32)
         bad |= ~finite
-    _, test, accuracy = bucket.score(runs, keep)
+    _, test, accuracy = programs.score(runs, keep)
     return Outcome(best, np.asarray(test), np.asarray(accuracy), bad, np.asarray(values)[:, 0])
 
 
 def race_runs(
-    bucket: Programs, runs: Runs, initial: np.ndarray, values: np.ndarray, ends: np.ndarray
+    programs: Programs, runs: Runs, initial: np.ndarray, values: np.ndarray, ends: np.ndarray
 ) -> tuple[Outcome, int]:
     """Try five starts for 2 % of the steps each, then follow the reference from the best one.
 
@@ -101,18 +103,18 @@ def race_runs(
         tried = np.array(values)
         tried[:, 0] *= factor
         steps, done = np.full(size, length), np.full(size, place * length)
-        runs, metrics = bucket.window(runs, none, back, jnp.asarray(tried), flat, done, steps)
+        runs, metrics = programs.window(runs, none, back, jnp.asarray(tried), flat, done, steps)
         loss = np.where(np.asarray(metrics.finite) > 0, np.asarray(metrics.val_loss), np.inf)
         losses.append(np.where(np.isfinite(loss), loss, np.inf))
     chosen = np.array(values)
     chosen[:, 0] *= np.array(RACE_FACTORS)[np.argmin(losses, axis=0)]
     spent = len(RACE_FACTORS) * length
-    outcome = scheduled_runs(bucket, runs, initial, chosen, ends, first=spent, restore=True)
+    outcome = scheduled_runs(programs, runs, initial, chosen, ends, first=spent, restore=True)
     return outcome, len(RACE_FACTORS)
 
 
 def lr_finder_runs(
-    bucket: Programs, runs: Runs, initial: np.ndarray, values: np.ndarray, ends: np.ndarray
+    programs: Programs, runs: Runs, initial: np.ndarray, values: np.ndarray, ends: np.ndarray
 ) -> Outcome:
     """Raise the rate over six decades in 10 % of the steps, then follow the reference.
 
@@ -131,12 +133,12 @@ def lr_finder_runs(
         tried = np.array(values)
         tried[:, 0] *= 10.0**decade
         where = one * place
-        runs, metrics = bucket.window(runs, none, back, jnp.asarray(tried), flat, where, one)
+        runs, metrics = programs.window(runs, none, back, jnp.asarray(tried), flat, where, one)
         back = none
         losses.append(np.where(np.asarray(metrics.finite) > 0, metrics.train_loss, np.inf))
     chosen = np.array(values)
     chosen[:, 0] *= 10.0 ** _steepest(np.array(losses, float), grid)
-    return scheduled_runs(bucket, runs, initial, chosen, ends, first=length, restore=True)
+    return scheduled_runs(programs, runs, initial, chosen, ends, first=length, restore=True)
 
 
 def _steepest(losses: np.ndarray, grid: np.ndarray) -> np.ndarray:

@@ -29,7 +29,7 @@ SIZE = BATCH * len(FACTORS) * SEEDS
 """Runs at a time; one compilation serves all."""
 
 
-class RingBucket(NamedTuple):
+class EvaluationGroup(NamedTuple):
     """One architecture of a ring with its length of run."""
 
     number: int
@@ -67,7 +67,7 @@ class Prepared(NamedTuple):
 
 
 def prepared_runs(
-    bucket: RingBucket,
+    group: EvaluationGroup,
     tasks: np.ndarray,
     factors: np.ndarray,
     seeds: np.ndarray,
@@ -76,7 +76,7 @@ def prepared_runs(
 ) -> Prepared:
     """Return runs of tasks at learning rates (B,); the ``others`` (B, H - 1) rest at defaults."""
     if others is None:
-        rest = [item.default for item in bucket.family.hyperparameters[1:]]
+        rest = [item.default for item in group.family.hyperparameters[1:]]
         others = np.tile(np.asarray(rest, float), (len(lr), 1))
     values = np.column_stack([lr, others])
     return Prepared(
@@ -102,121 +102,127 @@ def slices(prepared: Prepared) -> Iterator[tuple[int, Prepared]]:
 
 
 def plain(
-    bucket: RingBucket, ends: np.ndarray, prepared: Prepared, how: str
+    group: EvaluationGroup, ends: np.ndarray, prepared: Prepared, how: str
 ) -> list[dict[str, Any]]:
     """Return rows of any number of runs without a policy."""
     rows: list[dict[str, Any]] = []
     for count, piece in slices(prepared):
-        rows += _plain_rows(bucket, ends, piece, how)[:count]
+        rows += _plain_rows(group, ends, piece, how)[:count]
     return rows
 
 
 def _plain_rows(
-    bucket: RingBucket, ends: np.ndarray, prepared: Prepared, how: str
+    group: EvaluationGroup, ends: np.ndarray, prepared: Prepared, how: str
 ) -> list[dict[str, Any]]:
     """Return rows of `SIZE` runs: pool, grid, zero, floor, race or lr-finder."""
-    runs, initial = bucket.programs.prepare(prepared.task_keys, prepared.run_keys)
+    runs, initial = group.programs.prepare(prepared.task_keys, prepared.run_keys)
     extra = 0
     if how == "race":
-        outcome, extra = race_runs(
-            bucket.programs, runs, np.asarray(initial), prepared.values, ends
-        )
+        outcome, extra = race_runs(group.programs, runs, np.asarray(initial), prepared.values, ends)
     elif how == "lr-finder":
-        outcome = lr_finder_runs(bucket.programs, runs, np.asarray(initial), prepared.values, ends)
+        outcome = lr_finder_runs(group.programs, runs, np.asarray(initial), prepared.values, ends)
     else:
-        outcome = scheduled_runs(bucket.programs, runs, np.asarray(initial), prepared.values, ends)
+        outcome = scheduled_runs(group.programs, runs, np.asarray(initial), prepared.values, ends)
     shown = np.asarray(getattr(runs.draw, "n_validation", np.zeros(len(prepared.tasks))))
-    whole = 32 * bucket.steps + (len(ends) + 1) * shown / 3
+    whole = 32 * group.steps + (len(ends) + 1) * shown / 3
     spent = (whole + extra * shown / 3) / whole
+    nothing = np.zeros(len(prepared.tasks))
+    return _rows(
+        group,
+        prepared,
+        how,
+        validation=outcome.validation,
+        test=outcome.test,
+        accuracy=outcome.accuracy,
+        spent=spent,
+        rollbacks=nothing,
+        diverged=outcome.diverged,
+        frozen=nothing,
+        residual_use=nothing,
+        lr=outcome.lr,
+    )
+
+
+def _rows(
+    group: EvaluationGroup, prepared: Prepared, method: str, **columns: np.ndarray
+) -> list[dict[str, Any]]:
+    """Return a row a run: what was run, and the columns' figures of it."""
     return [
         {
             "task": int(prepared.tasks[i]),
-            "bucket": bucket.number,
-            "method": how,
+            "bucket": group.number,
+            "method": method,
             "factor": float(prepared.factors[i]),
             "seed": int(prepared.seeds[i]),
-            "validation": float(outcome.validation[i]),
-            "test": float(outcome.test[i]),
-            "accuracy": float(outcome.accuracy[i]),
-            "spent": float(spent[i]),
-            "rollbacks": 0.0,
-            "diverged": float(outcome.diverged[i]),
-            "frozen": 0.0,
-            "residual_use": 0.0,
-            "lr": float(outcome.lr[i]),
+            **{name: float(column[i]) for name, column in columns.items()},
         }
         for i in range(len(prepared.tasks))
     ]
 
 
 def steered(
-    bucket: RingBucket,
+    group: EvaluationGroup,
     spec: ControlSpec,
     parameters: Mapping[str, Any],
     prepared: Prepared,
     method: str,
-    aside: Any = None,
+    mode_input: Any = None,
 ) -> tuple[list[dict[str, Any]], Episodes]:
     """Return rows of `SIZE` steered runs, and the runs themselves.
 
     Args:
-        bucket: What is trained.
+        group: What is trained.
         spec: What is steered; hyperparameters of the family that are not in it stay at their start.
         parameters: The policy's arrays, with those of the fallback.
         prepared: `SIZE` runs.
         method: ``"trimtab"``, ``"lr-alone"``, ``"shuffled"`` or ``"open-loop"``.
-        aside: See `trimtab.agents.training.rollout.rollout`.
+        mode_input: See `trimtab.agents.training.rollout.rollout`.
     """
     mode = {"shuffled": "shuffled", "open-loop": "fixed"}.get(method, STEERING)
     episodes = rollout(
-        bucket.programs,
+        group.programs,
         spec,
         dict(parameters),
         prepared.task_keys,
         prepared.run_keys,
         lambda _: prepared.values,
-        bucket.steps,
+        group.steps,
         mode=mode,
-        aside=aside,
-        columns=columns_of(spec, bucket.family.hyperparameters),
+        mode_input=mode_input,
+        columns=columns_of(spec, group.family.hyperparameters),
     )
     used = np.abs(episodes.offset).max(-1) > np.log10(1.05)
-    rows = [
-        {
-            "task": int(prepared.tasks[i]),
-            "bucket": bucket.number,
-            "method": method,
-            "factor": float(prepared.factors[i]),
-            "seed": int(prepared.seeds[i]),
-            "validation": float(episodes.best_val[i]),
-            "test": float(episodes.test_loss[i]),
-            "accuracy": float(episodes.test_accuracy[i]),
-            "spent": float(episodes.spent[i]),
-            "rollbacks": float(episodes.rollbacks[i]),
-            "diverged": float(episodes.diverged[i]),
-            "frozen": float(episodes.novelty[:, i].any()),
-            "residual_use": float(used[:, i].mean()),
-            "lr": float(prepared.values[i, 0]),
-        }
-        for i in range(len(prepared.tasks))
-    ]
+    rows = _rows(
+        group,
+        prepared,
+        method,
+        validation=episodes.best_val,
+        test=episodes.test_loss,
+        accuracy=episodes.test_accuracy,
+        spent=episodes.spent,
+        rollbacks=episodes.rollbacks,
+        diverged=episodes.diverged,
+        frozen=episodes.novelty.any(0),
+        residual_use=used.mean(0),
+        lr=prepared.values[:, 0],
+    )
     return rows, episodes
 
 
 def tuned(
-    bucket: RingBucket, ends: np.ndarray, tasks: np.ndarray
+    group: EvaluationGroup, ends: np.ndarray, tasks: np.ndarray
 ) -> tuple[np.ndarray, list[dict[str, Any]]]:
     """Return each task's best learning rate by mean validation, and its three runs' rows."""
     nothing = np.zeros(len(tasks))
-    _, first = next(slices(prepared_runs(bucket, tasks, nothing, nothing.astype(int), nothing)))
-    runs, _ = bucket.programs.prepare(first.task_keys, first.run_keys)
-    centre = fair_lr(bucket.programs, runs)[: len(tasks)]
+    _, first = next(slices(prepared_runs(group, tasks, nothing, nothing.astype(int), nothing)))
+    runs, _ = group.programs.prepare(first.task_keys, first.run_keys)
+    centre = fair_lr(group.programs, runs)[: len(tasks)]
     many = np.tile(np.repeat(tasks, _GRID_SEEDS), len(_GRID))
     seeds = np.tile(np.arange(900, 900 + _GRID_SEEDS), len(tasks) * len(_GRID))
     decades = np.repeat(_GRID, len(tasks) * _GRID_SEEDS)
     lr = np.tile(np.repeat(centre, _GRID_SEEDS), len(_GRID)) * 10.0**decades
-    prepared = prepared_runs(bucket, many, np.full(len(many), np.nan), seeds, lr)
-    rows = plain(bucket, ends, prepared, "tuned")
+    prepared = prepared_runs(group, many, np.full(len(many), np.nan), seeds, lr)
+    rows = plain(group, ends, prepared, "tuned")
     shape = (len(_GRID), len(tasks), _GRID_SEEDS)
     losses = np.array([row["validation"] for row in rows]).reshape(shape).mean(-1)
     chosen = np.argmin(np.where(np.isfinite(losses), losses, np.inf), axis=0)
@@ -226,37 +232,39 @@ def tuned(
 
 
 def spec_for(
-    policy: PolicyFile, bucket: RingBucket, names: Sequence[str] | None = None
+    policy: PolicyFile, group: EvaluationGroup, names: Sequence[str] | None = None
 ) -> ControlSpec:
-    """Return a policy's spec for a bucket, steering all that it offers or just some names."""
-    items = bucket.family.hyperparameters
+    """Return a policy's spec for a group, steering all that it offers or just some names."""
+    items = group.family.hyperparameters
     if names is not None:
         items = tuple(item for item in items if item.name in names)
-    return replace(policy.spec, hyperparameters=items, decisions=bucket.decisions)
+    return replace(policy.spec, hyperparameters=items, decisions=group.decisions)
 
 
 def crossed(
-    bucket: RingBucket, tasks: np.ndarray, best: np.ndarray, *, drawn: bool = False
+    group: EvaluationGroup, tasks: np.ndarray, best: np.ndarray, *, drawn: bool = False
 ) -> Prepared:
     """Return every task at every start factor and seed.
 
     Args:
-        bucket: What is trained.
+        group: What is trained.
         tasks: (n,) numbers.
         best: (n,) their tuned learning rates.
-        drawn: Start the other hyperparameters by the start law instead of at their defaults.
+        drawn: Start the other hyperparameters by the start distribution, not at their defaults.
     """
     many = np.repeat(tasks, len(FACTORS) * SEEDS)
     factors = np.tile(np.repeat(FACTORS, SEEDS), len(tasks))
     seeds = np.tile(np.arange(SEEDS), len(FACTORS) * len(tasks))
     lr = np.repeat(best, len(FACTORS) * SEEDS) * factors
-    others = drawn_others(bucket, many, seeds) if drawn else None
-    return prepared_runs(bucket, many, factors, seeds, lr, others)
+    others = sample_others(group, many, seeds) if drawn else None
+    return prepared_runs(group, many, factors, seeds, lr, others)
 
 
-def drawn_others(bucket: RingBucket, tasks: np.ndarray, seeds: np.ndarray) -> np.ndarray | None:
+def sample_others(
+    group: EvaluationGroup, tasks: np.ndarray, seeds: np.ndarray
+) -> np.ndarray | None:
     """Return (B, H - 1) starts of all but the learning rate, one draw a task and seed."""
-    items = bucket.family.hyperparameters[1:]
+    items = group.family.hyperparameters[1:]
     if not items:
         return None
     rows = []

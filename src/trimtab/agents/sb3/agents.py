@@ -13,7 +13,6 @@ the library's class can be given as a setting.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -21,11 +20,10 @@ import numpy as np
 
 from trimtab.agents.base import (
     AgentKind,
-    Seam,
+    BuiltInAgent,
     Transition,
     action_kind,
     control_spec_of,
-    save_agent,
 )
 from trimtab.agents.sb3.models import kept_parameters, make_model, take_over
 from trimtab.core.errors import SpecError
@@ -42,7 +40,7 @@ def _index_of_first(env: Any) -> int | None:
     return next(int(row["index"]) for row in rows if row["name"] == "first")
 
 
-class OnPolicyAgent:
+class OnPolicyAgent(BuiltInAgent):
     """PPO and recurrent PPO: learns each time its rollout buffer is full.
 
     A file holds weights and optimiser, not the unfinished buffer: a loaded agent collects anew.
@@ -57,20 +55,18 @@ class OnPolicyAgent:
     """
 
     def __init__(self, name: str, env: Any, settings: Mapping[str, Any]) -> None:
+        super().__init__(env, dict(settings))
         self.name = name
-        self.settings: Mapping[str, Any] = dict(settings)
         given = dict(settings)
         self._bootstrap = bool(given.pop("bootstrap", False))
         self.model = make_model(name, env, given, total_timesteps=0)
         self._is_recurrent = name == "recurrent-ppo"
         self._discrete = action_kind(env) == "discrete"
-        self._spaces = str(env.observation_space), str(env.action_space)
         self._chosen: tuple[np.ndarray, Any, Any] | None = None
         self._lstm_states: Any = getattr(self.model, "_last_lstm_states", None)
         self._acting_states: Any = None  # of the choices without exploration
         self._first = _index_of_first(env)
         self._fresh = np.ones(1, bool)  # whether the next observation begins an episode
-        self._seam = Seam(self._learn)
         self.model.policy.set_training_mode(False)
         self.model.rollout_buffer.reset()
 
@@ -81,7 +77,7 @@ class OnPolicyAgent:
         exploration have a memory of their own, which a Hyperparam environment's first observation
         clears, and elsewhere `begin_episode`.
         """
-        self._seam.look(np.asarray(observation))
+        self._boundary.look(np.asarray(observation))
         seen = np.asarray(observation)[None]
         if not explore:
             return self._likeliest(seen)
@@ -93,23 +89,12 @@ class OnPolicyAgent:
         self._chosen = (seen, actions, outputs[1:])
         return self._acted(actions)[0]
 
-    def update(
-        self,
-        observation: np.ndarray,
-        action: Any,
-        reward: float,
-        next_observation: np.ndarray,
-        terminated: bool | None = None,
-        truncated: bool | None = None,
-    ) -> None:
-        """Add the transition to the buffer, and train when it is full."""
-        self._seam.take(observation, action, reward, next_observation, terminated, truncated)
-
     def begin_episode(self) -> None:
         """Forget what choices without exploration have seen; see `choose_action`."""
         self._acting_states = None
 
     def _learn(self, transition: Transition) -> None:
+        """Add the transition to the buffer, and train when it is full."""
         model, seen = self.model, transition.observation[None]
         actions, (values, log_probs, *memory) = self._evaluated(seen, transition.action)
         over = transition.terminated or transition.truncated
@@ -190,10 +175,6 @@ class OnPolicyAgent:
             memory = self.model.policy(self._tensor(seen), *self._memory())[3:]
         return actions, (values, log_probs, *memory)
 
-    def save(self, path: str | Path) -> None:
-        """Write weights, optimiser and settings; see `Agent.save`."""
-        save_agent(self, self._spaces, path)
-
     def state_dict(self) -> dict[str, Any]:
         """Return weights, optimiser state and counters."""
         return kept_parameters(self.model, ("num_timesteps", "_n_updates"))
@@ -203,7 +184,7 @@ class OnPolicyAgent:
         take_over(self.model, state)
 
 
-class OffPolicyAgent:
+class OffPolicyAgent(BuiltInAgent):
     """DQN and SAC: learns from a replay buffer every few transitions.
 
     A file holds weights and optimiser, not the replay buffer: a loaded agent collects anew.
@@ -219,8 +200,8 @@ class OffPolicyAgent:
     """
 
     def __init__(self, name: str, env: Any, settings: Mapping[str, Any]) -> None:
+        super().__init__(env, dict(settings))
         self.name = name
-        self.settings: Mapping[str, Any] = dict(settings)
         given = dict(settings)
         self._bootstrap = bool(given.pop("bootstrap", False))
         total = given.pop("total_timesteps", 20_000)
@@ -231,15 +212,13 @@ class OffPolicyAgent:
             raise SpecError(
                 f"train_freq: {self.model.train_freq} counts episodes; give a number of steps"
             )
-        self._spaces = str(env.observation_space), str(env.action_space)
         self._chosen: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
         self._collected = 0
-        self._seam = Seam(self._learn)
         self.model.policy.set_training_mode(False)
 
     def choose_action(self, observation: np.ndarray, *, explore: bool = True) -> Any:
         """Return an action by the library's exploration, or, not exploring, the best."""
-        self._seam.look(np.asarray(observation))
+        self._boundary.look(np.asarray(observation))
         seen = np.asarray(observation)[None]
         if not explore:
             return self.model.predict(seen, deterministic=True)[0][0]
@@ -249,19 +228,8 @@ class OffPolicyAgent:
         self._chosen = (seen, actions, stored)
         return actions[0]
 
-    def update(
-        self,
-        observation: np.ndarray,
-        action: Any,
-        reward: float,
-        next_observation: np.ndarray,
-        terminated: bool | None = None,
-        truncated: bool | None = None,
-    ) -> None:
-        """Add the transition to the replay buffer, and train when it is due."""
-        self._seam.take(observation, action, reward, next_observation, terminated, truncated)
-
     def _learn(self, transition: Transition) -> None:
+        """Add the transition to the replay buffer, and train when it is due."""
         model = self.model
         over = transition.terminated or transition.truncated
         cut = self._bootstrap and transition.truncated and not transition.terminated
@@ -295,10 +263,6 @@ class OffPolicyAgent:
             scaled: np.ndarray = self.model.policy.scale_action(action)
             return scaled
         return action
-
-    def save(self, path: str | Path) -> None:
-        """Write weights, optimiser and settings; see `Agent.save`."""
-        save_agent(self, self._spaces, path)
 
     def state_dict(self) -> dict[str, Any]:
         """Return weights, optimiser state and counters."""

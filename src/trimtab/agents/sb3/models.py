@@ -30,7 +30,7 @@ class _SpacesOnly(gymnasium.Env[Any, Any]):
         self.action_space = copy.deepcopy(env.action_space)
 
 
-def _library_class(name: str) -> Any:
+def _sb3_class(name: str) -> Any:
     try:
         if name == "recurrent-ppo":
             import sb3_contrib
@@ -62,7 +62,7 @@ def make_model(name: str, env: Any, settings: Mapping[str, Any], total_timesteps
     # A copy: the library writes into the dicts that it is given.
     own = copy.deepcopy(dict(settings))
     given = {"seed": 0, "device": "cpu", "verbose": 0, **_USUAL[name], **own}
-    cls = _library_class(name)
+    cls = _sb3_class(name)
     try:
         model = cls(_POLICIES.get(name, "MlpPolicy"), _SpacesOnly(env), **given)
     except TypeError as error:

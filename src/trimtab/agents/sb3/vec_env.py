@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from trimtab.core.errors import SpecError
 
 
-class LibraryVecEnv(VecEnv):
+class SB3VecEnv(VecEnv):
     """A Gymnasium vector environment as a ``VecEnv``.
 
     The library wants an environment that is over to be reset within the same step: its last
@@ -22,7 +22,7 @@ class LibraryVecEnv(VecEnv):
     .. code-block:: python
 
         envs = gymnasium.make_vec("Hyperparam-v0", num_envs=64)
-        stable_baselines3.PPO("MlpPolicy", LibraryVecEnv(envs)).learn(100_000)
+        stable_baselines3.PPO("MlpPolicy", SB3VecEnv(envs)).learn(100_000)
 
     Args:
         envs: Such as ``gymnasium.make_vec("Hyperparam-v0", num_envs=64)``; its ``reset`` has to

@@ -1,7 +1,4 @@
-"""Checkpoints of meta-training: safetensors and JSON, replaced in one move, never pickles.
-
-From a learner to a policy file.
-"""
+"""What meta-training leaves behind: checkpoints to go on from, and the policy file."""
 
 from __future__ import annotations
 
@@ -13,14 +10,24 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors.numpy import load_file, save
+from safetensors import SafetensorError
 
 from trimtab.controllers.learned import PolicyFile, write_policy
 from trimtab.core.errors import SpecError
 from trimtab.core.hyperparameters import hyperparameter
+from trimtab.core.nested_state import numpy_form
 from trimtab.core.spec import LEAST_STEPS, ControlSpec
+from trimtab.records.array_files import arrays_in, pack, unpack, write_whole
 
-_MEMORY = "memory."
+NOVELTY_LIMIT = 12.0
+"""Mean squared distance from training, in units of the features' scale, taken as unseen."""
+
+_LEAST_SCALE = 0.1
+_FILE = "checkpoint.safetensors"
+_OLD_POINTER, _OLD_MEMORY = "checkpoint.json", "memory."
+_FORM = numpy_form(
+    "trimtab-checkpoint-1", SpecError, "begin from the policy file in that folder instead"
+)
 
 
 class Checkpoint(NamedTuple):
@@ -41,88 +48,51 @@ class Checkpoint(NamedTuple):
     memory: dict[str, np.ndarray]
 
 
-def _named(learner: Any) -> dict[str, np.ndarray]:
-    leaves, _ = jax.tree.flatten(learner)
-    return {f"leaf{index:04d}": np.asarray(leaf) for index, leaf in enumerate(leaves)}
-
-
-def save_checkpoint(
-    folder: Path,
-    learner: Any,
-    iteration: int,
-    counts: dict[str, Any],
-    statistics: np.ndarray,
-    memory: Mapping[str, np.ndarray] | None = None,
-) -> None:
-    """Keep a learner; a kill at any moment leaves the last or this checkpoint, whole.
-
-    The arrays are written under a name of their own first; the small JSON file that points to
-    them is replaced last, and older arrays are removed after that.
-    """
-    arrays = folder / f"checkpoint-{iteration:06d}.safetensors"
-    partial = arrays.with_suffix(".partial")
-    kept = {f"{_MEMORY}{name}": array for name, array in (memory or {}).items()}
-    partial.write_bytes(save(_named(learner) | kept))
-    partial.replace(arrays)
-    note = {
-        "iteration": iteration,
-        "arrays": arrays.name,
-        "counts": counts,
-        "statistics": statistics.tolist(),
-    }
-    pointer = folder / "checkpoint.json"
-    draft = folder / "checkpoint.json.partial"
-    draft.write_text(json.dumps(note))
-    draft.replace(pointer)
-    for old in folder.glob("checkpoint-*.safetensors"):
-        if old != arrays:
-            old.unlink()
+def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
+    """Keep a learner; a kill at any moment leaves the last or this checkpoint, whole."""
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(checkpoint.learner)]
+    write_whole(folder / _FILE, pack({**checkpoint._asdict(), "learner": leaves}, _FORM))
+    for old in (folder / _OLD_POINTER, *folder.glob("checkpoint-*.safetensors")):
+        old.unlink(missing_ok=True)
 
 
 def load_checkpoint(folder: Path, like: Any) -> Checkpoint | None:
     """Return the last checkpoint in a folder, or None.
 
     Raises:
-        SpecError: The checkpoint does not fit the learner.
+        SpecError: The checkpoint is damaged, or does not fit the learner.
     """
-    pointer = folder / "checkpoint.json"
-    if not pointer.exists():
+    found = _found(folder)
+    if found is None:
         return None
-    note = json.loads(pointer.read_text())
-    arrays = load_file(folder / note["arrays"])
-    memory = {name: arrays.pop(name) for name in list(arrays) if name.startswith(_MEMORY)}
     leaves, structure = jax.tree.flatten(like)
-    fits = len(arrays) == len(leaves) and all(
-        arrays[f"leaf{i:04d}"].shape == np.shape(leaf) for i, leaf in enumerate(leaves)
-    )
-    if not fits:
+    if [array.shape for array in found.learner] != [np.shape(leaf) for leaf in leaves]:
         raise SpecError(
-            f"checkpoint {pointer}: its arrays do not fit these settings; "
+            f"checkpoint {checkpoint_file(folder)}: its arrays do not fit these settings; "
             "begin from the policy file in that folder instead"
         )
-    restored = [jnp.asarray(arrays[f"leaf{i:04d}"]) for i in range(len(leaves))]
-    learner = jax.tree.unflatten(structure, restored)
-    return Checkpoint(
-        learner,
-        int(note["iteration"]),
-        note["counts"],
-        np.asarray(note["statistics"]),
-        {name.removeprefix(_MEMORY): array for name, array in memory.items()},
-    )
+    learner = jax.tree.unflatten(structure, [jnp.asarray(array) for array in found.learner])
+    return found._replace(learner=learner)
+
+
+def checkpoint_file(folder: Path) -> Path | None:
+    """Return the file of a folder's checkpoint, or of an older version's, if there is one."""
+    places = (folder / _FILE, folder / _OLD_POINTER)
+    return next((place for place in places if place.exists()), None)
 
 
 def require_checkpoint(folder: Path) -> Path:
-    """Return the file that points to a folder's last checkpoint.
+    """Return the file of a folder's last checkpoint.
 
     Raises:
         SpecError: There is none.
     """
-    pointer = folder / "checkpoint.json"
-    if not pointer.exists():
+    place = checkpoint_file(folder)
+    if place is None:
         raise SpecError(
             f"remember: {folder} holds no training; name the --out folder of one by imitation"
         )
-    return pointer
+    return place
 
 
 def load_memory(folder: Path) -> dict[str, np.ndarray]:
@@ -131,19 +101,41 @@ def load_memory(folder: Path) -> dict[str, np.ndarray]:
     Raises:
         SpecError: There is no checkpoint, or it remembers no runs.
     """
-    arrays = load_file(folder / json.loads(require_checkpoint(folder).read_text())["arrays"])
-    memory = {n.removeprefix(_MEMORY): a for n, a in arrays.items() if n.startswith(_MEMORY)}
-    if not memory:
+    require_checkpoint(folder)
+    found = _found(folder)
+    if found is None or not found.memory:
         raise SpecError(
             f"remember: {folder} remembers no runs; name the --out folder of an imitation"
         )
-    return memory
+    return found.memory
 
 
-NOVELTY_LIMIT = 12.0
-"""Mean squared distance from training, in units of the features' scale, taken as unseen."""
+def iterations_done(folder: Path) -> int:
+    """Return after how many iterations a folder's last checkpoint was kept; 0 if there is none."""
+    found = _found(folder)
+    return 0 if found is None else found.iteration
 
-_LEAST_SCALE = 0.1
+
+def _found(folder: Path) -> Checkpoint | None:
+    """Return a folder's checkpoint, its learner as a list of arrays."""
+    place = checkpoint_file(folder)
+    if place is None:
+        return None
+    where = f"checkpoint {place}"
+    with _FORM.refusing(where, OSError, SafetensorError):
+        if place.name == _OLD_POINTER:
+            return _old(json.loads(place.read_text()), folder)
+        return Checkpoint(**unpack(place.read_bytes(), _FORM, where))
+
+
+def _old(note: Mapping[str, Any], folder: Path) -> Checkpoint:
+    """Return a checkpoint of the first form: arrays by name, and the JSON that points to them."""
+    arrays = arrays_in((folder / note["arrays"]).read_bytes())
+    names = sorted(name for name in arrays if name.startswith(_OLD_MEMORY))
+    memory = {name.removeprefix(_OLD_MEMORY): arrays.pop(name) for name in names}
+    leaves = [arrays[name] for name in sorted(arrays)]
+    statistics = np.asarray(note["statistics"])
+    return Checkpoint(leaves, int(note["iteration"]), note["counts"], statistics, memory)
 
 
 def spread_of(scale: np.ndarray) -> np.ndarray:
@@ -151,7 +143,7 @@ def spread_of(scale: np.ndarray) -> np.ndarray:
     return np.maximum(scale.astype(float) - _LEAST_SCALE, 0.0)
 
 
-def write_trained(
+def export_policy(
     settings: Any,
     average: Mapping[str, Any],
     statistics: np.ndarray,

@@ -12,7 +12,14 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from trimtab.agents.training.checkpoints import spread_of, write_trained
+from trimtab.agents.training.checkpoints import (
+    Checkpoint,
+    checkpoint_file,
+    export_policy,
+    load_checkpoint,
+    save_checkpoint,
+    spread_of,
+)
 from trimtab.agents.training.imitation import (
     Imitator,
     Lessons,
@@ -30,12 +37,12 @@ from trimtab.agents.training.returns import learning_batch, paid, return_figures
 from trimtab.agents.training.rollout import STEERING, Episodes, columns_of, rollout
 from trimtab.agents.training.settings import ImitationSettings, LearnSettings
 from trimtab.agents.training.task_sampling import (
-    Drawn,
+    SampledRuns,
     TunedRates,
-    all_buckets,
+    all_variants,
     control_spec,
     count_properties,
-    draw_iteration,
+    sample_runs,
     start_values,
 )
 from trimtab.controllers.learned import read_policy
@@ -76,7 +83,7 @@ def _initial(settings: LearnSettings, n_properties: int) -> Learner | Imitator:
     return Learner(policy, critic, moments, policy)
 
 
-def _runs(settings: LearnSettings, drawn: Drawn, policy: Any, mode: str) -> Episodes:
+def _runs(settings: LearnSettings, drawn: SampledRuns, policy: Any, mode: str) -> Episodes:
     """Return the runs of an iteration, steered by the policy as it is."""
 
     def start(fair: np.ndarray) -> np.ndarray:
@@ -85,7 +92,7 @@ def _runs(settings: LearnSettings, drawn: Drawn, policy: Any, mode: str) -> Epis
         return start_values(drawn.offered, rates, drawn.decades, drawn.rng, share)
 
     return rollout(
-        drawn.bucket,
+        drawn.programs,
         drawn.spec,
         policy,
         drawn.task_keys,
@@ -101,7 +108,7 @@ def _runs(settings: LearnSettings, drawn: Drawn, policy: Any, mode: str) -> Epis
 
 
 def _reinforced(
-    settings: LearnSettings, learner: Learner, drawn: Drawn, iteration: int
+    settings: LearnSettings, learner: Learner, drawn: SampledRuns, iteration: int
 ) -> tuple[Learner, dict[str, float], Episodes]:
     """Return the learner after one batch of runs, by PPO."""
     episodes = _runs(settings, drawn, learner.policy, "sample")
@@ -118,7 +125,7 @@ def _reinforced(
 def _imitated(
     settings: LearnSettings,
     learner: Imitator,
-    drawn: Drawn,
+    drawn: SampledRuns,
     memory: list[Lessons],
     iteration: int,
 ) -> tuple[Imitator, dict[str, float], Episodes]:
@@ -157,8 +164,6 @@ def _begin_from(
     place: Path, settings: LearnSettings, fresh: Any
 ) -> tuple[Any, dict[str, Any], np.ndarray]:
     """Return learner, counts and feature statistics of a training's folder or a policy file."""
-    from trimtab.agents.training.checkpoints import load_checkpoint
-
     if place.is_file():
         return _begin_from_policy(place, settings, fresh)
     earlier = load_checkpoint(place, fresh)
@@ -209,7 +214,7 @@ def _check_folder(place: Path, now: dict[str, Any], *, resume: bool) -> None:
     kept = place / "settings.json"
     if kept.exists() and not _is_same(json.loads(kept.read_text()), now):
         raise SpecError(f"{place} holds a training with other settings; choose another --out")
-    if (place / "checkpoint.json").exists() and not resume:
+    if checkpoint_file(place) and not resume:
         raise SpecError(f"{place} holds a training already; --resume continues it")
 
 
@@ -224,8 +229,6 @@ def _begun(
 
     A checkpoint in ``resumed`` comes first: what the training began from is in it.
     """
-    from trimtab.agents.training.checkpoints import load_checkpoint
-
     state = None if resumed is None else load_checkpoint(resumed, fresh)
     if state is not None:
         memory = read_lessons(state.memory)
@@ -251,7 +254,7 @@ def learn(
 ) -> Path:
     """Train a policy and return the file that it was written to.
 
-    The folder gets ``settings.json``, ``curves.jsonl`` (a line an iteration), ``checkpoint`` files
+    The folder gets ``settings.json``, ``curves.jsonl`` (a line an iteration), a ``checkpoint`` file
     and ``NAME.safetensors``. A killed training is continued from its last checkpoint with
     ``resume`` and ends with the same arrays as an uninterrupted one.
 
@@ -277,15 +280,13 @@ def learn(
             ``initial`` holds nothing to begin from, or a policy of another contract; a folder of
             ``remember`` holds no runs, or runs that these settings do not fit.
     """
-    from trimtab.agents.training.checkpoints import save_checkpoint
-
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
     written = json.dumps(asdict(settings), sort_keys=True, default=list)
     kept = place / "settings.json"
     _check_folder(place, json.loads(written), resume=resume)
-    buckets = all_buckets(settings)
-    fresh = _initial(settings, count_properties(buckets[0]))
+    variants = all_variants(settings)
+    fresh = _initial(settings, count_properties(variants[0]))
     learner, first, counts, statistics, memory = _begun(
         place if resume else None, settings, fresh, initial, remember
     )
@@ -294,7 +295,7 @@ def learn(
     began = time.monotonic() - counts["seconds"]
     tuned = TunedRates()
     for iteration in range(first, settings.iterations):
-        drawn = draw_iteration(settings, buckets, iteration, tuned)
+        drawn = sample_runs(settings, variants, iteration, tuned)
         if isinstance(learner, Imitator):
             learner, figures, episodes = _imitated(settings, learner, drawn, memory, iteration)
         else:
@@ -319,8 +320,9 @@ def learn(
         over = minutes is not None and counts["seconds"] - (before or 0.0) > minutes * 60
         if over or (iteration + 1) % checkpoint_every == 0 or iteration + 1 == settings.iterations:
             remembered = write_lessons(memory)
-            save_checkpoint(place, learner, iteration + 1, counts, statistics, remembered)
-            write_trained(settings, learner.average, statistics, counts, place)
+            state = Checkpoint(learner, iteration + 1, counts, statistics, remembered)
+            save_checkpoint(place, state)
+            export_policy(settings, learner.average, statistics, counts, place)
         if over:
             break
     return place / f"{settings.name}.safetensors"

@@ -1,10 +1,6 @@
 """Whole steered runs on the simulators, thousands at a time: what agents learn from.
 
-A decision is what it is in a live run; see `trimtab.agents.training.rollout`.
-
-One decision of many runs at once, compiled.
-
-It is the very same `observe` and `apply` as in a live run, traced by JAX and batched.
+A decision is the very same `observe` and `apply` as in a live run, traced by JAX and batched.
 """
 
 from __future__ import annotations
@@ -31,6 +27,15 @@ from trimtab.envs.simulators.family import OPTIMISERS
 
 STEERING = "mean"
 """How a policy answers in use; see `trimtab.agents.training.policy_network.act`."""
+
+PAD = 65
+"""Decisions of the longest run that the compiled control programs hold, plus one."""
+
+BATCH_SIZE = 32
+"""Training examples of a simulated step, where the batch size is not steered."""
+
+MAX_STEPS = 2048
+"""Steps of the longest simulated run."""
 
 
 class Decided(NamedTuple):
@@ -59,12 +64,12 @@ class Decided(NamedTuple):
 def decision_program(spec: ControlSpec, mode: str) -> Callable[..., Any]:
     """Return the jitted batch of one decision: observe, act, apply.
 
-    It is ``(parameters, carry, metrics, hidden, key, aside) -> (carry, hidden, Decided)``, with B
-    in front of carry, metrics and the policy's memory ``hidden``.
+    It is ``(parameters, carry, metrics, hidden, key, mode_input) -> (carry, hidden, Decided)``,
+    with B in front of carry, metrics and the policy's memory ``hidden``.
 
     Args:
         spec: What is steered.
-        mode: See `trimtab.agents.training.rollout.rollout`; ``aside`` is that of this decision.
+        mode: See `rollout`; ``mode_input`` is that of this decision.
     """
     idle = jnp.asarray(no_action(spec), jnp.int32)
 
@@ -76,7 +81,7 @@ def decision_program(spec: ControlSpec, mode: str) -> Callable[..., Any]:
 
     @jax.jit
     def decide(
-        parameters: Any, carry: Carry, metrics: Metrics, hidden: Any, key: Any, aside: Any
+        parameters: Any, carry: Carry, metrics: Metrics, hidden: Any, key: Any, mode_input: Any
     ) -> Any:
         carry, observation, reward = jax.vmap(observed)(carry, metrics)
         is_best = carry.is_best
@@ -84,7 +89,7 @@ def decision_program(spec: ControlSpec, mode: str) -> Callable[..., Any]:
         action = jnp.broadcast_to(idle, (observation.shape[0], *idle.shape))
         held = jnp.zeros(observation.shape[0])
         if mode in ("sample", "greedy", "mean", "shuffled"):
-            seen = observation[aside] if mode == "shuffled" else observation
+            seen = observation[mode_input] if mode == "shuffled" else observation
             action, log_probability, hidden = act(
                 parameters, seen, hidden, key, STEERING if mode == "shuffled" else mode
             )
@@ -93,7 +98,7 @@ def decision_program(spec: ControlSpec, mode: str) -> Callable[..., Any]:
                 action = jnp.where(held[:, None] > 0, idle, action)
         carry, values, _ = jax.vmap(applied)(carry, action)
         if mode == "fixed":
-            offset = jnp.clip(aside, carry.low_offset, carry.high_offset)
+            offset = jnp.clip(mode_input, carry.low_offset, carry.high_offset)
             carry = carry._replace(offset=offset)
             values = values._replace(offset=offset)
         decision = Decided(observation, action, log_probability, reward, is_best, values, held)
@@ -120,16 +125,6 @@ def closing_program(spec: ControlSpec) -> Callable[..., Any]:
         return observe(spec, carry, metrics, jnp)
 
     return jax.jit(jax.vmap(one))
-
-
-PAD = 65
-"""Decisions of the longest run that the compiled control programs hold, plus one."""
-
-BATCH_SIZE = 32
-"""Training examples of a simulated step, where the batch size is not steered."""
-
-MAX_STEPS = 2048
-"""Steps of the longest simulated run."""
 
 
 class Episodes(NamedTuple):
@@ -174,11 +169,11 @@ class Episodes(NamedTuple):
     properties: np.ndarray
 
 
-def fair_lr(bucket: Programs, runs: Any, centre: Mapping[str, float] | None = None) -> np.ndarray:
+def fair_lr(programs: Programs, runs: Any, centre: Mapping[str, float] | None = None) -> np.ndarray:
     """Return (B,) usual learning rates, divided by the factor that a task hides.
 
     Args:
-        bucket: Programs of the runs' family.
+        programs: Programs of the runs' family.
         runs: B runs that were prepared.
         centre: Decades above the usual rate at which a fair one lies, by optimiser.
 
@@ -188,7 +183,7 @@ def fair_lr(bucket: Programs, runs: Any, centre: Mapping[str, float] | None = No
     for name in centre or ():
         if name not in OPTIMISERS:
             raise unknown_name("optimiser", name, OPTIMISERS)
-    usual = np.asarray(bucket.default_lr(runs))
+    usual = np.asarray(programs.default_lr(runs))
     fair = usual / np.asarray(getattr(runs.draw, "lr_factor", np.ones(len(usual))))
     if centre and hasattr(runs.draw, "optimiser"):
         above = np.array([centre.get(name, 0.0) for name in OPTIMISERS])
@@ -228,7 +223,7 @@ class _Setup:
     """What holds for B runs from the first window to the last.
 
     Attributes:
-        bucket: Compiled programs of a family's variant.
+        programs: Compiled programs of a family's variant.
         spec: What is steered.
         total_steps: Of each run.
         guarded: Whether the guard acts.
@@ -239,7 +234,7 @@ class _Setup:
         reference_loss: (K + 1, B) validation losses of the reference runs, or None.
     """
 
-    bucket: Programs
+    programs: Programs
     spec: ControlSpec
     total_steps: int
     guarded: bool
@@ -332,7 +327,7 @@ def _steer(
     *,
     seed: int,
     mode: str,
-    aside: Any,
+    mode_input: Any,
 ) -> _Course:
     """Take the prepared runs to their end; see `rollout` for what it shares."""
     spec, size = setup.spec, len(setup.starts)
@@ -348,7 +343,7 @@ def _steer(
     losses = [val_loss]
     for k, end in enumerate(window_ends(spec, setup.total_steps)):
         key, sub = jax.random.split(key)
-        extra = aside[k] if mode == "fixed" else aside
+        extra = mode_input[k] if mode == "fixed" else mode_input
         carry, hidden, decision = decide(
             parameters, carry, metrics, hidden, sub, jnp.asarray(0 if extra is None else extra)
         )
@@ -357,7 +352,7 @@ def _steer(
         alive.append(is_alive)
         values = decision.values
         current, steps = _values_in_force(setup, values), np.maximum(end - done, 1)
-        runs, metrics = setup.bucket.window(
+        runs, metrics = setup.programs.window(
             runs, decision.is_best, values.restore, current, reference, done, steps
         )
         metrics = _as_told(setup, metrics, k)
@@ -370,13 +365,15 @@ def _reference_loss(setup: _Setup, runs: Any, val_loss: jax.Array) -> np.ndarray
     """Return (K + 1, B) validation losses of the same runs, steered by nobody."""
     spec = replace(setup.spec, reward="best-so-far")
     alone = replace(setup, spec=spec, guarded=False, missing=None)
-    return _stacked(_steer(alone, {}, runs, val_loss, seed=0, mode="zero", aside=None).val_loss)
+    return _stacked(
+        _steer(alone, {}, runs, val_loss, seed=0, mode="zero", mode_input=None).val_loss
+    )
 
 
 def _episodes(setup: _Setup, course: _Course) -> Episodes:
     """Return the runs as arrays, scored at their best weights."""
     carry, _, last_reward = closing_program(setup.spec)(course.carry, course.metrics)
-    selection, test, accuracy = setup.bucket.score(course.runs, carry.is_best)
+    selection, test, accuracy = setup.programs.score(course.runs, carry.is_best)
     diverged = np.asarray(carry.terminated)
     if not setup.guarded:
         diverged = np.maximum(diverged, np.asarray(carry.divergences) > 0)
@@ -400,7 +397,7 @@ def _episodes(setup: _Setup, course: _Course) -> Episodes:
         diverged=diverged.astype(np.float32),
         spent=course.steps / setup.total_steps,
         novelty=_stacked([one.held for one in decisions]),
-        properties=np.asarray(setup.bucket.properties(course.runs)),
+        properties=np.asarray(setup.programs.properties(course.runs)),
     )
 
 
@@ -409,7 +406,7 @@ def _stacked(arrays: Sequence[Any]) -> np.ndarray:
 
 
 def rollout(
-    bucket: Programs,
+    programs: Programs,
     spec: ControlSpec,
     parameters: Any,
     task_keys: jax.Array,
@@ -420,7 +417,7 @@ def rollout(
     seed: int = 0,
     mode: str = "sample",
     guarded: bool = True,
-    aside: Any = None,
+    mode_input: Any = None,
     missing: np.ndarray | None = None,
     centre: Mapping[str, float] | None = None,
     columns: Sequence[int] | None = None,
@@ -430,7 +427,7 @@ def rollout(
     With the reward ``relative`` a reference run from the same start is made for each first.
 
     Args:
-        bucket: Compiled programs of a family's variant.
+        programs: Compiled programs of a family's variant.
         spec: What is steered, with its number of decisions.
         parameters: The policy's arrays, with ``novelty_*`` for the fallback to act.
         task_keys: (B,) keys of the tasks.
@@ -439,29 +436,22 @@ def rollout(
         total_steps: Steps of each run, at most `MAX_STEPS`.
         seed: Of the actions.
         mode: ``"sample"``, ``"greedy"`` or ``"mean"`` as in `act`, ``"zero"`` (no moves),
-            ``"fixed"`` (offsets replayed from ``aside`` (K, B, H)) or ``"shuffled"`` (the
-            observations of run ``aside[b]``).
+            ``"fixed"`` (offsets replayed from ``mode_input`` (K, B, H)) or ``"shuffled"`` (the
+            observations of run ``mode_input[b]``).
         guarded: Whether the guard acts.
-        aside: See ``mode``.
+        mode_input: See ``mode``.
         missing: (B,) 1 where gradient statistics are withheld, as by trainers without them.
         centre: See `fair_lr`.
         columns: Which of the family's H hyperparameters the spec's are; the others stay at their
             start. None: the spec has them all.
     """
-    runs, val_loss = bucket.prepare(task_keys, run_keys)
-    starts = np.asarray(start(fair_lr(bucket, runs, centre)), np.float32)
+    runs, val_loss = programs.prepare(task_keys, run_keys)
+    starts = np.asarray(start(fair_lr(programs, runs, centre)), np.float32)
     validated = getattr(runs.draw, "n_validation", np.zeros(len(starts)))
-    setup = _Setup(
-        bucket=bucket,
-        spec=spec,
-        total_steps=total_steps,
-        guarded=guarded,
-        starts=starts,
-        steered=list(range(starts.shape[1]) if columns is None else columns),
-        shown=np.asarray(validated, np.float32) / 3,  # forward passes only
-        missing=missing,
-    )
+    steered = list(range(starts.shape[1]) if columns is None else columns)
+    shown = np.asarray(validated, np.float32) / 3  # forward passes only
+    setup = _Setup(programs, spec, total_steps, guarded, starts, steered, shown, missing)
     if spec.reward == "relative" and mode != "zero":
         setup = replace(setup, reference_loss=_reference_loss(setup, runs, val_loss))
-    course = _steer(setup, parameters, runs, val_loss, seed=seed, mode=mode, aside=aside)
+    course = _steer(setup, parameters, runs, val_loss, seed=seed, mode=mode, mode_input=mode_input)
     return _episodes(setup, course)

@@ -1,7 +1,4 @@
-"""Everything that a policy depends on, in one TOML file.
-
-Settings of learning by imitation, part of `LearnSettings`.
-"""
+"""Everything that a policy depends on, in one TOML file."""
 
 from __future__ import annotations
 
@@ -15,6 +12,11 @@ from trimtab.agents.training.ppo import PPOSettings
 from trimtab.core.errors import SpecError, unknown_name
 
 __all__ = ["FamilyShare", "ImitationSettings", "LearnSettings", "read_settings"]
+
+
+_LEAST_GRID = 4
+_IMITATED = ("lr",)
+_SHARES = ("near_share", "tuned_share", "far_share", "default_share", "withheld")
 
 
 @dataclass(frozen=True)
@@ -91,11 +93,6 @@ class ImitationSettings:
             raise SpecError(f"imitation.polyak: {self.polyak!r} is not below 1; try 0.998")
 
 
-_LEAST_GRID = 4
-_IMITATED = ("lr",)
-_SHARES = ("near_share", "tuned_share", "far_share", "default_share", "withheld")
-
-
 @dataclass(frozen=True)
 class FamilyShare:
     """A family of simulated runs and how often it is drawn.
@@ -103,7 +100,7 @@ class FamilyShare:
     Attributes:
         name: Such as ``"simulated/mlp"``.
         share: Relative frequency among iterations.
-        variants: Shape buckets; empty: all.
+        variants: Network shapes; empty: all.
         options: Keywords of the family's options.
         begin: Share of all iterations after which it is first drawn.
         subsets: Hyperparameters that a batch of runs may steer, one of these drawn a batch; what

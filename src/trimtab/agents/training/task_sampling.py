@@ -1,6 +1,6 @@
-"""Which simulated runs an iteration of meta-training is made of.
+"""Which simulated runs an iteration of meta-training is made of, and where they start.
 
-Where runs of meta-training start: counted from a usual rate or from a task's tuned one.
+Starts are counted from a usual rate, or from a task's tuned one.
 """
 
 from __future__ import annotations
@@ -19,16 +19,15 @@ from trimtab.core.errors import SpecError
 from trimtab.core.hyperparameters import Hyperparameter
 from trimtab.core.spec import ControlSpec
 from trimtab.envs.simulators.batch import Programs, programs
-from trimtab.envs.simulators.families.registry import make_family
+from trimtab.envs.simulators.families.registry import make_family, narrowed
 from trimtab.envs.simulators.family import FamilyOptions
-from trimtab.envs.simulators.narrowed import narrowed
 from trimtab.envs.simulators.tasks import QUADRATIC, compiled_family
 
 _NEAR = 0.3  # decades
 _SMOOTHING = (0.25, 0.5, 0.25)  # of losses along the grid, each from a single run
 
 
-def drawn_decades(
+def sample_decades(
     settings: LearnSettings, size: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return (size,) decades by which starts are off, and 1 where statistics are withheld."""
@@ -127,7 +126,7 @@ class TunedRates:
     def of(
         self,
         settings: LearnSettings,
-        bucket: Programs,
+        compiled: Programs,
         spec: ControlSpec,
         offered: Sequence[Hyperparameter],
         task_keys: jax.Array,
@@ -141,7 +140,7 @@ class TunedRates:
 
         Args:
             settings: Of the training.
-            bucket: Programs of the tasks' family.
+            compiled: Programs of the tasks' family.
             spec: With the number of decisions, which is the rhythm of validation.
             offered: Hyperparameters of the family.
             task_keys: (B,) keys, those of siblings side by side.
@@ -161,7 +160,7 @@ class TunedRates:
                 return start_values(offered, rates, off, np.random.default_rng(0), 1.0)
 
             episodes = rollout(
-                bucket,
+                compiled,
                 replace(spec, reward="best-so-far"),
                 {},
                 task_keys,
@@ -201,8 +200,8 @@ def control_spec(settings: LearnSettings, items: Sequence[Hyperparameter], k: in
 
 
 @dataclass(frozen=True)
-class Bucket:
-    """One shape bucket; family and programs are made when it is first drawn."""
+class FamilyVariant:
+    """One network shape of a family; family and programs are made when it is first drawn."""
 
     share: float
     begin: float
@@ -216,35 +215,35 @@ class Bucket:
         return family, programs(family, self.variant)
 
 
-def all_buckets(settings: LearnSettings) -> list[Bucket]:
-    """Return the shape buckets of a training.
+def all_variants(settings: LearnSettings) -> list[FamilyVariant]:
+    """Return the network shapes that a training draws from.
 
     Raises:
         SpecError: None is drawn from the start.
     """
     names = tuple(settings.spec["hyperparameters"])
-    buckets: list[Bucket] = []
+    found: list[FamilyVariant] = []
     for item in settings.families:
         variants = item.variants or tuple(range(family_of(item, names).n_variants))
         share = item.share / len(variants)
-        buckets += [Bucket(share, item.begin, item, names, variant) for variant in variants]
-    if all(bucket.begin > 0 for bucket in buckets):
+        found += [FamilyVariant(share, item.begin, item, names, variant) for variant in variants]
+    if all(one.begin > 0 for one in found):
         raise SpecError("families: none begins at 0; let one be drawn from the start")
-    return buckets
+    return found
 
 
-def count_properties(bucket: Bucket) -> int:
+def count_properties(variant: FamilyVariant) -> int:
     """Return how many hidden properties the critic is told of a task."""
-    family = family_of(bucket.item, bucket.names)
-    draw = family.draw(bucket.variant, jax.random.key(0))
+    family = family_of(variant.item, variant.names)
+    draw = family.draw(variant.variant, jax.random.key(0))
     return int(family.properties(draw).shape[0])
 
 
-class Drawn(NamedTuple):
+class SampledRuns(NamedTuple):
     """What one iteration runs.
 
     Attributes:
-        bucket: Programs of its family's variant.
+        programs: Of its family's variant.
         offered: Hyperparameters of the family.
         spec: With the number of decisions.
         total_steps: Of each run.
@@ -256,7 +255,7 @@ class Drawn(NamedTuple):
         rng: What else is drawn comes from here.
     """
 
-    bucket: Any
+    programs: Any
     offered: tuple[Hyperparameter, ...]
     spec: ControlSpec
     total_steps: int
@@ -268,16 +267,16 @@ class Drawn(NamedTuple):
     rng: np.random.Generator
 
 
-def draw_iteration(
-    settings: LearnSettings, buckets: list[Bucket], iteration: int, tuned: TunedRates
-) -> Drawn:
+def sample_runs(
+    settings: LearnSettings, variants: list[FamilyVariant], iteration: int, tuned: TunedRates
+) -> SampledRuns:
     """Return what an iteration runs; the same for the same settings and iteration."""
     first = iteration - iteration % settings.reuse  # of those that share their tasks
     rng = np.random.default_rng([settings.seed, first])
     progress = first / settings.iterations
-    shares = np.array([item.share * (item.begin <= progress) for item in buckets])
-    drawn = buckets[rng.choice(len(buckets), p=shares / shares.sum())]
-    family, bucket = drawn.load()
+    shares = np.array([item.share * (item.begin <= progress) for item in variants])
+    drawn = variants[rng.choice(len(variants), p=shares / shares.sum())]
+    family, compiled = drawn.load()
     k = int(rng.choice(settings.decisions))
     low, high = np.log(settings.steps_per_decision)
     steps = round(k * float(np.exp(rng.uniform(low, high))))
@@ -294,8 +293,9 @@ def draw_iteration(
     run_keys = jnp.repeat(run_keys, siblings, axis=0)
     if iteration > first:
         rng = np.random.default_rng([settings.seed, iteration])
-    decades, missing = drawn_decades(settings, settings.tasks * siblings, rng)
+    decades, missing = sample_decades(settings, settings.tasks * siblings, rng)
     offered = family.hyperparameters
     grid_key = jax.random.fold_in(key, 2)
-    known = tuned.of(settings, bucket, spec, offered, task_keys, grid_key, steps)
-    return Drawn(bucket, offered, spec, steps, task_keys, run_keys, decades, missing, known, rng)
+    known = tuned.of(settings, compiled, spec, offered, task_keys, grid_key, steps)
+    keys = task_keys, run_keys
+    return SampledRuns(compiled, offered, spec, steps, *keys, decades, missing, known, rng)

@@ -8,7 +8,7 @@ import numpy as np
 
 from trimtab.envs.simulators.distributions import distributions
 from trimtab.envs.simulators.draws import EVENT_KINDS, Draw
-from trimtab.envs.simulators.hashing import mixed, uniform_hash
+from trimtab.envs.simulators.random_numbers import mixed, uniform_hash
 
 _EVENT_STREAM = np.uint32(0x27D4EB2F)
 _AUGMENTATION_STREAM = np.uint32(0x165667B1)

@@ -1,9 +1,10 @@
-"""What an architecture must offer to be fine-tuned by `SupervisedFamily`, and shared pieces."""
+"""Architectures that `SupervisedFamily` fine-tunes, and the pieces that they share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +13,8 @@ import numpy as np
 from trimtab.envs.simulators.datasets import stacked
 from trimtab.envs.simulators.distributions import distributions
 from trimtab.envs.simulators.draws import Draw, Pool
-from trimtab.envs.simulators.hashing import uniform_hash
 from trimtab.envs.simulators.layouts import Layout
+from trimtab.envs.simulators.random_numbers import uniform_hash
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
@@ -30,52 +31,77 @@ class Dropout(NamedTuple):
     seed: jax.Array
 
 
-class Architecture(Hashable, Protocol):
-    """A kind of network in several shapes, as pure functions of named tensors; hashable."""
+Logits = Callable[[Any, Mapping[str, jax.Array], jax.Array, jax.Array, Dropout | None], jax.Array]
+"""``(shape, tensors, inputs, weights, dropout) -> (B, 10) float32 scores``.
+
+``tensors`` are those of the whole network, ``inputs`` (B, ...) those of `Architecture.inputs`,
+``weights`` (B,) float32 are 1 for samples in use, else 0 (batch statistics heed them), and
+``dropout`` is of the step, None where nothing is dropped.
+"""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A kind of network in several shapes, as pure functions of named tensors; hashable.
+
+    Attributes:
+        shapes: One a variant, hashable.
+        layout_of: Shape -> the tensors of the whole network, ``"head.weight"`` and ``"head.bias"``
+            last.
+        logits_of: See `Logits`.
+        pool_of: Whether data are held out -> the data sets and optimisers that tasks are drawn
+            from.
+        inputs: ``(rows, draw) ->`` what the network gets for (B, ...) rows of the data sets, as
+            the task bends it.
+        rank: Above 0, overrides every shape's ``adapter_rank``.
+        gain: Variance of a random matrix's elements times its inputs.
+        has_embeddings: Whether the rows of the first layer's matrices are looked up, not summed
+            over.
+    """
+
+    shapes: tuple[Any, ...]
+    layout_of: Callable[[Any], Layout]
+    logits_of: Logits
+    pool_of: Callable[[bool], Pool]
+    inputs: Callable[[jax.Array, Draw], jax.Array]
+    rank: int = 0
+    gain: float = 2.0
+    has_embeddings: bool = False
 
     @property
     def n_variants(self) -> int:
         """Number of shapes."""
-        ...
+        return len(self.shapes)
 
     def pool(self, *, held_out: bool) -> Pool:
         """Return the data sets and optimisers that tasks are drawn from."""
-        ...
-
-    def inputs(self, rows: jax.Array, draw: Draw) -> jax.Array:
-        """Return what the network gets for (B, ...) rows of the data sets, as the task bends it."""
-        ...
+        return self.pool_of(held_out)
 
     def layout(self, variant: int) -> Layout:
-        """Return the tensors of the whole network; ``"head.weight"`` and ``"head.bias"`` last."""
-        ...
+        """Return the tensors of the whole network."""
+        return self.layout_of(self.shapes[variant])
 
     def adapter_rank(self, variant: int) -> int:
         """Return the rank of the adapters that are trained in place of the matrices; 0: none."""
-        ...
+        return self.rank or getattr(self.shapes[variant], "adapter_rank", 0)
 
     def initial(self, variant: int, key: jax.Array) -> dict[str, jax.Array]:
-        """Return random tensors to be pretrained."""
-        ...
+        """Return random tensors to be pretrained: normal matrices, gains 1, biases 0."""
+        tensors = {}
+        for index, tensor in enumerate(self.layout(variant).tensors):
+            if len(tensor.shape) == 2:
+                own = jax.random.fold_in(key, index)
+                value = fan_in_normal(own, tensor.shape, self.gain)
+                if self.has_embeddings and tensor.layer == 0:
+                    value = value * np.float32(0.3 * np.sqrt(tensor.shape[0]))
+            else:
+                value = jnp.full(tensor.shape, float(tensor.name.endswith("gain")), jnp.float32)
+            tensors[tensor.name] = value
+        return tensors
 
-    def logits(
-        self,
-        variant: int,
-        tensors: Mapping[str, jax.Array],
-        inputs: jax.Array,
-        weights: jax.Array,
-        dropout: Dropout | None,
-    ) -> jax.Array:
-        """Return (B, 10) float32 scores.
-
-        Args:
-            variant: Shape.
-            tensors: Of the whole network.
-            inputs: (B, ...) from `inputs`.
-            weights: (B,) float32, 1 for samples in use, else 0; batch statistics heed them.
-            dropout: None in evaluation.
-        """
-        ...
+    def logits(self, variant: int, *arguments: Any) -> jax.Array:
+        """Return (B, 10) float32 scores of a variant; see `Logits` for the arguments."""
+        return self.logits_of(self.shapes[variant], *arguments)
 
 
 def dropped(values: jax.Array, layer: int, dropout: Dropout | None) -> jax.Array:
@@ -118,7 +144,7 @@ def fan_in_normal(key: jax.Array, shape: tuple[int, ...], gain: float = 2.0) -> 
     return jax.random.normal(key, shape, jnp.float32) * np.float32(np.sqrt(gain / n_inputs))
 
 
-def table_pool(*, held_out: bool) -> Pool:
+def table_pool(held_out: bool) -> Pool:
     """Return the 64-feature data sets and the usual optimisers."""
     data, optimiser = distributions()["data"], distributions()["optimiser"]
     which = "held_out" if held_out else "training"

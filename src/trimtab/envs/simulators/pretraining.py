@@ -9,8 +9,8 @@ from jax import lax
 from trimtab.envs.simulators.datasets import MAX_CLASSES
 from trimtab.envs.simulators.distributions import distributions
 from trimtab.envs.simulators.draws import Pool
-from trimtab.envs.simulators.hashing import mixed
 from trimtab.envs.simulators.networks import Architecture
+from trimtab.envs.simulators.random_numbers import mixed
 
 _BATCH = 64
 

@@ -110,7 +110,7 @@ def _program(family: Family, bucket: int) -> Any:
     import jax.numpy as jnp
     from jax import lax
 
-    from trimtab.envs.simulators.lockstep import advance_many, evaluate_many
+    from trimtab.envs.simulators.batch import advance_many, evaluate_many
 
     chunk = min(family.evaluation_chunk, _RUNS_MEASURED_TOGETHER)
 

@@ -6,7 +6,6 @@ Nothing is pickled, and nothing in a file is executed when it is read.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from contextlib import suppress
@@ -16,7 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from trimtab.core.errors import SpecError, StoreError
-from trimtab.core.nested_state import StateForm
+from trimtab.core.nested_state import numpy_form
+from trimtab.records import array_files
 from trimtab.records.store.database import file_of
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -167,44 +167,21 @@ def remove_snapshot(path: Path, study: str) -> None:
 
 
 def pack(state: Any) -> bytes:
-    """Return a state as the bytes of a safetensors file.
-
-    Args:
-        state: Mappings with text keys, lists, tuples, numbers, texts, None and NumPy arrays.
+    """Return a state as the bytes of a safetensors file; see `trimtab.records.array_files`.
 
     Raises:
-        StoreError: Something else is in it.
+        StoreError: Something is in it that cannot be kept, or a key that is no text.
     """
-    from safetensors.numpy import save
-
-    text, arrays = _FORM.take_apart(state)
-    return save(arrays, metadata={"format": _FORM.format, "state": text})
+    return array_files.pack(state, _FORM, is_sealed=False)  # the database has a hash of it all
 
 
 def unpack(data: bytes, where: str = "snapshot") -> Any:
-    """Return the state in the bytes that `pack` gave.
-
-    Args:
-        data: The bytes.
-        where: What messages call them.
+    """Return the state in the bytes that `pack` gave; messages call them ``where``.
 
     Raises:
         StoreError: They are not such bytes.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
-    with _FORM.refusing(where, SafetensorError):
-        size = int.from_bytes(data[:8], "little")
-        metadata = json.loads(data[8 : 8 + size])["__metadata__"]
-        _FORM.require_format(where, metadata)
-        return _FORM.put_together(metadata["state"], load(data))
-
-
-def _tag_of(value: Any) -> str:
-    if isinstance(value, np.ndarray):
-        return "array"
-    return "scalar" if isinstance(value, np.generic) else ""
+    return array_files.unpack(data, _FORM, where, is_sealed=False)
 
 
 def _array(value: Any) -> np.ndarray:
@@ -214,12 +191,6 @@ def _array(value: Any) -> np.ndarray:
     return array
 
 
-_FORM = StateForm(
-    format="trimtab-snapshot-1",
-    tag_of=_tag_of,
-    aside={"array": _array, "scalar": _array},
-    back={"array": np.copy, "scalar": lambda array: array[()]},
-    error=StoreError,
-    advice="resume from an earlier one",
-    has_text_keys=True,
+_FORM = numpy_form(
+    "trimtab-snapshot-1", StoreError, "resume from an earlier one", aside=_array, has_text_keys=True
 )

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from trimtab.controllers.learned import read_policy_header
+from trimtab.controllers.learned import policy_file_digest, read_policy_header
 from trimtab.core.errors import SpecError, unknown_name
 from trimtab.core.hyperparameters import resolve_hyperparameters
 from trimtab.core.protocols import Task
@@ -58,7 +57,7 @@ def decision_schedule_of(policy: Path, decisions: int = 20) -> DecisionSchedule:
 
 def policy_of(path: Path) -> tuple[str, str]:
     """Return what a plan names a policy by: its file, and digits of its content."""
-    return str(path), hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    return str(path), policy_file_digest(path)
 
 
 class Skipped(NamedTuple):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from trimtab.controllers.learned import policy_file_digest
 from trimtab.records.store.studies import Studies
 from trimtab.search.engines.local import InlineEngine
 from trimtab.search.methods.base import Assignment, Method, Outcome, SingleRun, select
@@ -29,7 +29,7 @@ def spend(assignment: Assignment) -> Outcome:
         hyperparameters=tuple(item.name for item in starts.items),
         start={name: float(value) for name, value in assignment.start.values.items()},
         policy=str(policy),
-        policy_sha256=hashlib.sha256(policy.read_bytes()).hexdigest()[:16],
+        policy_sha256=policy_file_digest(policy),
         decisions=assignment.windows.decisions,
         sampler=usual_sampler(),
         snapshot_seconds=math.inf,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping
 from functools import cache
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from trimtab.controllers.fixed import ReferenceController
+from trimtab.controllers.learned import policy_file_digest
 from trimtab.core.decision import Progress
 from trimtab.core.errors import StoreError
 from trimtab.core.hyperparameters import resolve_hyperparameters
@@ -42,7 +42,7 @@ def policy_of(settings: StudySettings) -> str:
     from trimtab.defaults import policy_path
 
     path = policy_path(settings.policy)
-    found = hashlib.sha256(path.read_bytes()).hexdigest()[: len(settings.policy_sha256)]
+    found = policy_file_digest(path)[: len(settings.policy_sha256)]
     if found != settings.policy_sha256:
         raise StoreError(
             f"policy {settings.policy}: the study was made with another one (sha256 "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import shutil
 import tempfile
@@ -12,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
+from trimtab.controllers.learned import policy_file_digest
 from trimtab.core.errors import SpecError, unknown_name
 from trimtab.core.hyperparameters import resolve_hyperparameters
 from trimtab.core.protocols import Task
@@ -245,7 +245,7 @@ def _policy_digits(policy: str) -> str:
 
     path = policy_path(policy)
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        return policy_file_digest(path)
     except OSError as error:
         raise SpecError(
             f"policy {path}: {error.strerror or error}; name a shipped policy or a readable file"

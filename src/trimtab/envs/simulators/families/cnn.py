@@ -6,7 +6,6 @@ Policies are never trained on this family: it is kept for the ring of unseen kin
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
 
 import jax
@@ -18,7 +17,7 @@ from trimtab.envs.simulators.draws import Draw, Pool
 from trimtab.envs.simulators.families.supervised import SupervisedFamily
 from trimtab.envs.simulators.family import FamilyOptions
 from trimtab.envs.simulators.layouts import Layout, Tensor
-from trimtab.envs.simulators.networks import Dropout, dropped, fan_in_normal
+from trimtab.envs.simulators.networks import Architecture, Dropout, dropped
 
 CHANNELS: tuple[tuple[int, int], ...] = ((8, 16), (6, 12))
 """Channels of the two convolutions, one pair a variant."""
@@ -42,73 +41,38 @@ def _layout(channels: tuple[int, int]) -> Layout:
     )
 
 
-@dataclass(frozen=True)
-class Convolutions:
-    """Two 3 x 3 convolutions with ReLU, then a head; an `Architecture`.
+def _pool(held_out: bool) -> Pool:
+    """Return the digits, the only images, and the usual optimisers."""
+    del held_out
+    optimiser = distributions()["optimiser"]
+    return Pool(stacked(["digits"]), (1.0,), tuple(optimiser["names"]), tuple(optimiser["shares"]))
+
+
+def _inputs(rows: jax.Array, draw: Draw) -> jax.Array:
+    """Return (B, 64) pixels, scaled and brightened as the task says; never turned."""
+    scale = jnp.sqrt(draw.gain[0] ** 2 + draw.turn[0] ** 2)
+    return scale * rows + draw.shift[0]
+
+
+def _logits(
+    channels: tuple[int, int],
+    tensors: Mapping[str, jax.Array],
+    inputs: jax.Array,
+    weights: jax.Array,
+    dropout: Dropout | None,
+) -> jax.Array:
+    """Return the scores of two 3 x 3 convolutions with ReLU, then a head.
 
     The first has stride 2 and a border of zeros (8 x 8 pixels become 4 x 4), the second neither
     (4 x 4 become 2 x 2).
-
-    Attributes:
-        channels: One pair a variant.
-        rank: Above 0: adapters of this rank are trained in place of the kernels.
     """
-
-    channels: tuple[tuple[int, int], ...] = CHANNELS
-    rank: int = 0
-
-    @property
-    def n_variants(self) -> int:
-        """Number of shapes."""
-        return len(self.channels)
-
-    def pool(self, *, held_out: bool) -> Pool:
-        """Return the digits, the only images, and the usual optimisers."""
-        del held_out
-        optimiser = distributions()["optimiser"]
-        return Pool(
-            stacked(["digits"]), (1.0,), tuple(optimiser["names"]), tuple(optimiser["shares"])
-        )
-
-    def inputs(self, rows: jax.Array, draw: Draw) -> jax.Array:
-        """Return (B, 64) pixels, scaled and brightened as the task says; never turned."""
-        scale = jnp.sqrt(draw.gain[0] ** 2 + draw.turn[0] ** 2)
-        return scale * rows + draw.shift[0]
-
-    def layout(self, variant: int) -> Layout:
-        """Return the tensors of the whole network."""
-        return _layout(self.channels[variant])
-
-    def adapter_rank(self, variant: int) -> int:
-        """Return the rank of the trained adapters; 0: the kernels themselves are trained."""
-        del variant
-        return self.rank
-
-    def initial(self, variant: int, key: jax.Array) -> dict[str, jax.Array]:
-        """Return random tensors: He weights, biases 0."""
-        return {
-            tensor.name: fan_in_normal(jax.random.fold_in(key, index), tensor.shape)
-            if tensor.decays
-            else jnp.zeros(tensor.shape, jnp.float32)
-            for index, tensor in enumerate(self.layout(variant).tensors)
-        }
-
-    def logits(
-        self,
-        variant: int,
-        tensors: Mapping[str, jax.Array],
-        inputs: jax.Array,
-        weights: jax.Array,
-        dropout: Dropout | None,
-    ) -> jax.Array:
-        """Return (B, 10) float32 scores; see `Architecture.logits`."""
-        del variant, weights
-        image = jnp.pad(inputs.reshape(-1, _SIDE, _SIDE, 1), ((0, 0), (1, 1), (1, 1), (0, 0)))
-        for layer, stride in enumerate((2, 1)):  # (B, 10, 10, 1) -> (B, 4, 4, c) -> (B, 2, 2, c')
-            kernel, bias = tensors[f"{layer}.weight"], tensors[f"{layer}.bias"]
-            image = dropped(_convolved(image, kernel, bias, stride), layer, dropout)
-        flat = image.reshape(image.shape[0], -1)
-        return flat @ tensors["head.weight"] + tensors["head.bias"][None]
+    del channels, weights
+    image = jnp.pad(inputs.reshape(-1, _SIDE, _SIDE, 1), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    for layer, stride in enumerate((2, 1)):  # (B, 10, 10, 1) -> (B, 4, 4, c) -> (B, 2, 2, c')
+        kernel, bias = tensors[f"{layer}.weight"], tensors[f"{layer}.bias"]
+        image = dropped(_convolved(image, kernel, bias, stride), layer, dropout)
+    flat = image.reshape(image.shape[0], -1)
+    return flat @ tensors["head.weight"] + tensors["head.bias"][None]
 
 
 def _convolved(image: jax.Array, kernel: jax.Array, bias: jax.Array, stride: int) -> jax.Array:
@@ -127,6 +91,6 @@ def _convolved(image: jax.Array, kernel: jax.Array, bias: jax.Array, stride: int
 
 def cnn_family(options: FamilyOptions) -> SupervisedFamily:
     """Return ``simulated/cnn`` with options."""
-    architecture = Convolutions(CHANNELS, options.adapter_rank)
+    architecture = Architecture(CHANNELS, _layout, _logits, _pool, _inputs, options.adapter_rank)
     # the patches of 4 runs' 256 images fit a core's cache; 16 runs took 1.6 times as long each
     return SupervisedFamily("simulated/cnn", architecture, options, evaluation_chunk=4)

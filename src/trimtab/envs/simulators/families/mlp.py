@@ -7,18 +7,16 @@ from dataclasses import dataclass
 from functools import cache
 
 import jax
-import jax.numpy as jnp
 
 from trimtab.envs.simulators.datasets import FEATURES, MAX_CLASSES
-from trimtab.envs.simulators.draws import Draw, Pool
 from trimtab.envs.simulators.families.supervised import SupervisedFamily
 from trimtab.envs.simulators.family import FamilyOptions
 from trimtab.envs.simulators.layouts import Layout, Tensor
 from trimtab.envs.simulators.networks import (
     ACTIVATIONS,
+    Architecture,
     Dropout,
     dropped,
-    fan_in_normal,
     layer_norm,
     table_pool,
     transformed,
@@ -89,76 +87,29 @@ def _layout(shape: Shape) -> Layout:
     return Layout(tuple(tensors))
 
 
-@dataclass(frozen=True)
-class Perceptrons:
-    """Fully connected networks; an `Architecture`.
-
-    Attributes:
-        shapes: One a variant.
-        rank: Above 0, overrides every shape's adapter rank.
-    """
-
-    shapes: tuple[Shape, ...] = SHAPES
-    rank: int = 0
-
-    @property
-    def n_variants(self) -> int:
-        """Number of shapes."""
-        return len(self.shapes)
-
-    def pool(self, *, held_out: bool) -> Pool:
-        """Return the 64-feature data sets and the usual optimisers."""
-        return table_pool(held_out=held_out)
-
-    def inputs(self, rows: jax.Array, draw: Draw) -> jax.Array:
-        """Return (B, 64) features as the task bends them."""
-        return transformed(rows, draw)
-
-    def layout(self, variant: int) -> Layout:
-        """Return the tensors of the whole network."""
-        return _layout(self.shapes[variant])
-
-    def adapter_rank(self, variant: int) -> int:
-        """Return the rank of the trained adapters; 0: the matrices themselves are trained."""
-        return self.rank or self.shapes[variant].adapter_rank
-
-    def initial(self, variant: int, key: jax.Array) -> dict[str, jax.Array]:
-        """Return random tensors: He weights, biases 0, gains 1."""
-        tensors = {}
-        for index, tensor in enumerate(self.layout(variant).tensors):
-            if len(tensor.shape) == 2:
-                value = fan_in_normal(jax.random.fold_in(key, index), tensor.shape)
-            else:
-                value = jnp.full(tensor.shape, float(tensor.name.endswith("gain")), jnp.float32)
-            tensors[tensor.name] = value
-        return tensors
-
-    def logits(
-        self,
-        variant: int,
-        tensors: Mapping[str, jax.Array],
-        inputs: jax.Array,
-        weights: jax.Array,
-        dropout: Dropout | None,
-    ) -> jax.Array:
-        """Return (B, 10) float32 scores; see `Architecture.logits`."""
-        shape = self.shapes[variant]
-        activation = ACTIVATIONS[shape.activation]
-        hidden = inputs
-        for index in range(len(shape.widths)):
-            bias = tensors[f"{index}.bias"]
-            new = hidden @ tensors[f"{index}.weight"]
-            if shape.norm == "layer":
-                new = layer_norm(new, tensors[f"{index}.gain"], bias)
-            elif shape.norm == "batch":
-                new = _batch_norm(new, tensors[f"{index}.gain"], bias, weights)
-            else:
-                new = new + bias[None, :]
-            new = dropped(activation(new), index, dropout)
-            hidden = hidden + new if shape.residual and index else new
-        if shape.drops_before_head:
-            hidden = dropped(hidden, len(shape.widths), dropout)
-        return hidden @ tensors["head.weight"] + tensors["head.bias"][None, :]
+def _logits(
+    shape: Shape,
+    tensors: Mapping[str, jax.Array],
+    inputs: jax.Array,
+    weights: jax.Array,
+    dropout: Dropout | None,
+) -> jax.Array:
+    activation = ACTIVATIONS[shape.activation]
+    hidden = inputs
+    for index in range(len(shape.widths)):
+        bias = tensors[f"{index}.bias"]
+        new = hidden @ tensors[f"{index}.weight"]
+        if shape.norm == "layer":
+            new = layer_norm(new, tensors[f"{index}.gain"], bias)
+        elif shape.norm == "batch":
+            new = _batch_norm(new, tensors[f"{index}.gain"], bias, weights)
+        else:
+            new = new + bias[None, :]
+        new = dropped(activation(new), index, dropout)
+        hidden = hidden + new if shape.residual and index else new
+    if shape.drops_before_head:
+        hidden = dropped(hidden, len(shape.widths), dropout)
+    return hidden @ tensors["head.weight"] + tensors["head.bias"][None, :]
 
 
 def _batch_norm(
@@ -170,7 +121,17 @@ def _batch_norm(
     return centred * jax.lax.rsqrt(variance + 1e-5) * gain[None, :] + bias[None, :]
 
 
+def perceptrons(shapes: tuple[Shape, ...], rank: int = 0) -> Architecture:
+    """Return fully connected networks on the 64-feature data sets.
+
+    Args:
+        shapes: One a variant.
+        rank: Above 0, overrides every shape's adapter rank.
+    """
+    return Architecture(shapes, _layout, _logits, table_pool, transformed, rank)
+
+
 def mlp_family(options: FamilyOptions) -> SupervisedFamily:
     """Return ``simulated/mlp`` with options."""
     shapes = HELD_OUT_SHAPES if options.held_out else SHAPES
-    return SupervisedFamily("simulated/mlp", Perceptrons(shapes, options.adapter_rank), options)
+    return SupervisedFamily("simulated/mlp", perceptrons(shapes, options.adapter_rank), options)

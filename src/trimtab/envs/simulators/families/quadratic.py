@@ -18,8 +18,6 @@ misleads a little. What one realised run adds to the expectation, in a mini-batc
 weights at hand, is drawn from a counter: (seed, step) gives the same number in any order.
 
 The functions are written against an array namespace: plain NumPy, or traced by JAX.
-
-The properties of one noisy quadratic, each drawn from a stream of its own.
 """
 
 from __future__ import annotations
@@ -47,6 +45,18 @@ _STREAMS = (
     *("lr_factor", "profile", "validation", "spread", "step_noise", "weight", "ratio", "signs"),
     *("size", "optimum_sample", "split_sample"),
 )
+
+
+_PAD = 256
+_HYPERPARAMETERS = (
+    hyperparameter("lr", 1e-2),
+    hyperparameter("momentum", 0.9, high=0.99),
+    hyperparameter("weight_decay", 1e-2),
+    hyperparameter("batch_size", 32.0),
+)
+_LEAST_NOISE = 1e-4  # of a loss, relative: it outweighs rounding, which differs between backends
+_BIGGEST = 1e30  # losses beyond count as infinite, before a square overflows in one place only
+_STEP_STREAM, _WEIGHT_STREAM, _START_STREAM = 101, 102, 103
 
 
 class Draw(NamedTuple):
@@ -195,18 +205,6 @@ def _optima(source: _Source, spread: Any, shift: Any, counts: list[Any]) -> Any:
         noise = source.normals("split_sample", split) / xp.sqrt(counts[split].astype(np.float32))
         rows.append(population + spread * noise)
     return xp.stack(rows)
-
-
-_PAD = 256
-_HYPERPARAMETERS = (
-    hyperparameter("lr", 1e-2),
-    hyperparameter("momentum", 0.9, high=0.99),
-    hyperparameter("weight_decay", 1e-2),
-    hyperparameter("batch_size", 32.0),
-)
-_LEAST_NOISE = 1e-4  # of a loss, relative: it outweighs rounding, which differs between backends
-_BIGGEST = 1e30  # losses beyond count as infinite, before a square overflows in one place only
-_STEP_STREAM, _WEIGHT_STREAM, _START_STREAM = 101, 102, 103
 
 
 class Moments(NamedTuple):
@@ -369,18 +367,9 @@ class Quadratics:
             )
 
         moments = state.moments
-        begin = _Window(
-            moments=moments,
-            before=moments,
-            earlier=moments,
-            alpha_earlier=zero,
-            origin=zero,
-            mean=zero,
-            squares=zero,
-            halves=zero,
-            steps=zero.astype(np.int32),
-            finite=xp.isfinite(draw.floor),
-        )
+        statistics = [zero] * 5  # from alpha_earlier to halves
+        steps, finite = zero.astype(np.int32), xp.isfinite(draw.floor)
+        begin = _Window(moments, moments, moments, *statistics, steps, finite)
         window = self._loop(max_steps, turn, begin)
         clock = (first_step + window.steps) * xp.ones(1, np.int32)
         metrics = self._metrics(draw, window, alpha_at, (first_step, count, half), values)

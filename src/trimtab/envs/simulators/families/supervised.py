@@ -17,7 +17,7 @@ from trimtab.core.metrics import Metrics
 from trimtab.envs.simulators.datasets import MAX_CLASSES
 from trimtab.envs.simulators.descent import Effects, State, descend
 from trimtab.envs.simulators.distributions import distributions
-from trimtab.envs.simulators.draws import SLOTS, Draw, Pool, draw_task
+from trimtab.envs.simulators.draws import SLOTS, Draw, Pool, draw_task, property_vector
 from trimtab.envs.simulators.effects import Interpreter, usual_effects, usual_hyperparameters
 from trimtab.envs.simulators.events import augmentation, disturbed_batch, disturbed_gradient
 from trimtab.envs.simulators.family import (
@@ -26,11 +26,10 @@ from trimtab.envs.simulators.family import (
     SPLITS,
     FamilyOptions,
 )
-from trimtab.envs.simulators.hashing import batch_positions, mixed
 from trimtab.envs.simulators.layouts import Layout, Tensor
 from trimtab.envs.simulators.networks import Architecture, Dropout, merged
 from trimtab.envs.simulators.pretraining import pretrained
-from trimtab.envs.simulators.properties import property_vector
+from trimtab.envs.simulators.random_numbers import batch_positions, mixed
 
 _OF_FEATURES = ("simulated/mlp", "simulated/wide")
 _UNEVEN_STREAM = 0x51ED

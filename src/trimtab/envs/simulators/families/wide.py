@@ -18,11 +18,11 @@ from trimtab.core.hyperparameters import Hyperparameter, hyperparameter
 from trimtab.envs.simulators.descent import Effects
 from trimtab.envs.simulators.draws import Draw
 from trimtab.envs.simulators.effects import task_decay
-from trimtab.envs.simulators.families.mlp import Perceptrons, Shape
+from trimtab.envs.simulators.families.mlp import Shape, perceptrons
 from trimtab.envs.simulators.families.supervised import SupervisedFamily
 from trimtab.envs.simulators.family import FamilyOptions
-from trimtab.envs.simulators.hashing import mixed
 from trimtab.envs.simulators.layouts import Layout
+from trimtab.envs.simulators.random_numbers import mixed
 
 N_ACTING = 8
 """How many of the offered hyperparameters act in a task, the learning rate included."""
@@ -98,7 +98,7 @@ def wide_family(options: FamilyOptions) -> SupervisedFamily:
     shapes = _HELD_OUT if options.held_out else _SHAPES
     return SupervisedFamily(
         "simulated/wide",
-        Perceptrons(shapes, options.adapter_rank),
+        perceptrons(shapes, options.adapter_rank),
         options,
         offered=_ALL,
         interpret=wide_effects,
