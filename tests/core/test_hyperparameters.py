@@ -1,4 +1,4 @@
-"""Coordinates are the inverse of values, bounds hold, and bad settings are named."""
+"""Coordinates are the inverse of values, bounds hold at any offset, bad settings are named."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ from trimtab.core.hyperparameters import (
     KINDS,
     Hyperparameter,
     hyperparameter,
+    moved_value,
     resolve_hyperparameters,
+    value_at_offset,
+    value_in_force,
+    value_over_start,
 )
 
 kinds = st.sampled_from(KINDS)
@@ -153,3 +157,56 @@ def test_unusable_lists_are_refused(wanted: Any, message: str) -> None:
 def test_name_that_is_not_offered_is_refused() -> None:
     with pytest.raises(UnknownNameError, match=r"'momentum'.*have: lr"):
         resolve_hyperparameters(("momentum",), [hyperparameter("lr")])
+
+
+# Values at offsets from their start.
+
+ITEMS = (
+    hyperparameter("lr", 3e-4),
+    hyperparameter("weight_decay", 0.01),
+    hyperparameter("momentum", 0.9),
+    hyperparameter("dropout", 0.1),
+)
+OFFSETS = st.floats(-8, 8, width=32).map(np.float32)
+
+
+@given(st.sampled_from(ITEMS), OFFSETS)
+def test_a_value_in_force_is_within_bounds_and_a_multiple_of_its_start(item, offset):
+    value = value_in_force(item, offset)
+    assert item.low <= value <= item.high
+    assert value_over_start(item, offset) * item.default == pytest.approx(value, rel=1e-6)
+
+
+@pytest.mark.parametrize("item", ITEMS, ids=lambda item: item.name)
+def test_no_offset_is_the_start_to_the_last_bit(item):
+    assert value_at_offset(item, np.float32(0)) == item.default
+    assert value_over_start(item, np.float32(0)) == 1.0
+
+
+def test_a_start_of_zero_has_no_multiplier():
+    assert value_over_start(hyperparameter("dropout", 0.0), np.float32(0.5)) == 1.0
+
+
+def test_a_bound_may_be_passed_before_it_is_in_force():
+    rate = ITEMS[0]
+    assert value_at_offset(rate, np.float32(8)) > rate.high == value_in_force(rate, np.float32(8))
+
+
+# Places in an optimiser that hold it.
+
+
+@pytest.mark.parametrize("kind", ["weight_decay", "momentum", "dropout"])
+def test_a_place_that_is_not_moved_keeps_its_start_to_the_last_bit(kind: str) -> None:
+    for start in (0.1, 0.07, 1 / 3):
+        assert moved_value(hyperparameter(kind, start), start, 0.0) == start
+
+
+def test_ratios_between_places_are_kept_on_the_log_scale() -> None:
+    item = hyperparameter("weight_decay", 0.01)
+    assert moved_value(item, 0.03, 0.5) / moved_value(item, 0.01, 0.5) == pytest.approx(3)
+
+
+def test_the_place_of_the_start_stays_within_bounds() -> None:
+    item = hyperparameter("clip", 1.0)
+    assert moved_value(item, 1.0, 3.0) == item.high
+    assert moved_value(item, 1.0, -9.0) == item.low

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trimtab.core import references
 from trimtab.core.errors import SpecError, UnknownNameError
 from trimtab.core.references import REFERENCES, reference_multipliers
 
@@ -82,6 +83,11 @@ def test_function_that_gives_no_multiplier_is_refused(
 def test_unknown_name_gets_the_nearest() -> None:
     with pytest.raises(UnknownNameError, match="'cosin'; did you mean 'cosine'"):
         reference_multipliers("cosin", 10)
+
+
+def test_each_schedule_is_known_by_its_own_name() -> None:
+    for name, schedule in REFERENCES.items():
+        assert schedule is getattr(references, name.replace("-", "_"))
 
 
 # Against PyTorch's own.

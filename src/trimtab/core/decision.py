@@ -1,7 +1,4 @@
-"""What is kept of one decision, and of a whole run.
-
-What is known of a run before its first step; the head of its record.
-"""
+"""The record of a run: what is known before it, each decision, where it stands, how it ended."""
 
 from __future__ import annotations
 
@@ -16,6 +13,51 @@ from trimtab.core.metrics import Metrics
 from trimtab.core.spec import ControlSpec
 
 __all__ = ["Decision", "Progress", "Recorder", "RunInfo", "Summary"]
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What whoever starts a run knows about it; the store adds versions, command, host and time.
+
+    Attributes:
+        task: Name of the task, or of whatever is fine-tuned.
+        spec: What is steered; its hyperparameters' defaults are the start values.
+        total_steps: Optimiser steps of the run.
+        policy: Name of the controller.
+        reference: Name of the reference schedule.
+        seed: Seed of the run.
+        variant: Variant of the task, or an empty string.
+        monitor: Key of the metric that is watched.
+        mode: ``"min"`` or ``"max"``: which way the monitored metric gets better.
+        start_scale: Factor between the task's tuned learning rate and the start; None if not said.
+        watch_only: Whether proposals are recorded but never applied.
+        study: Name of the study that the run belongs to; None for a run of its own.
+        parent_run: Run that this one was forked from.
+        fork_decision: Decision of the parent at which it was forked.
+        log_to: Trackers that are told of the run, as `trimtab.defaults.recorder_for` takes them.
+        notices: What whoever reads the record must be told, such as the data's licence, by name.
+    """
+
+    task: str
+    spec: ControlSpec
+    total_steps: int
+    policy: str = "reference"
+    reference: str = "warmup-linear"
+    seed: int = 0
+    variant: str = ""
+    monitor: str = "loss"
+    mode: str = "min"
+    start_scale: float | None = None
+    watch_only: bool = False
+    study: str | None = None
+    parent_run: int | None = None
+    fork_decision: int | None = None
+    log_to: str | Iterable[str] | None = None
+    notices: Mapping[str, str] = field(default_factory=dict)
+
+    def start_values(self) -> dict[str, float]:
+        """Return the start of each steered hyperparameter, by name, in its own unit."""
+        return {item.name: float(item.default) for item in self.spec.hyperparameters}
 
 
 @dataclass(frozen=True)
@@ -64,6 +106,33 @@ class Decision:
         return "; ".join(part for part in (describe_reason(bits), self.note) if part)
 
 
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands after a window and the decision that followed.
+
+    Attributes:
+        step: Steps done.
+        total_steps: Steps of the whole run.
+        total_windows: Windows of the whole run, each followed by a validation.
+        metrics: What the window measured.
+        measured: All values of the validation, by name.
+        values: Value of each steered hyperparameter at the next step, reference included.
+        decision: What was decided; None after the last window.
+        best: Measured values of the best weights so far, with ``"step"``.
+        seconds: Since the run began.
+    """
+
+    step: int
+    total_steps: int
+    total_windows: int
+    metrics: Metrics
+    measured: Mapping[str, float]
+    values: Mapping[str, float]
+    decision: Decision | None
+    best: Mapping[str, float]
+    seconds: float
+
+
 @dataclass
 class Summary:
     """A finished (or interrupted) run in figures.
@@ -98,33 +167,6 @@ class Summary:
     memory_retries: int = 0
 
 
-@dataclass(frozen=True)
-class Progress:
-    """Where a run stands after a window and the decision that followed.
-
-    Attributes:
-        step: Steps done.
-        total_steps: Steps of the whole run.
-        total_windows: Windows of the whole run, each followed by a validation.
-        metrics: What the window measured.
-        measured: All values of the validation, by name.
-        values: Value of each steered hyperparameter at the next step, reference included.
-        decision: What was decided; None after the last window.
-        best: Measured values of the best weights so far, with ``"step"``.
-        seconds: Since the run began.
-    """
-
-    step: int
-    total_steps: int
-    total_windows: int
-    metrics: Metrics
-    measured: Mapping[str, float]
-    values: Mapping[str, float]
-    decision: Decision | None
-    best: Mapping[str, float]
-    seconds: float
-
-
 class Recorder:
     """Where decisions go as they are made; this one keeps nothing, and stores do the same calls."""
 
@@ -140,48 +182,3 @@ class Recorder:
     def state(self) -> dict[str, Any]:
         """Return what is needed to go on with the same record after a restart, such as a run id."""
         return {}
-
-
-@dataclass(frozen=True)
-class RunInfo:
-    """What whoever starts a run knows about it; the store adds versions, command, host and time.
-
-    Attributes:
-        task: Name of the task, or of whatever is fine-tuned.
-        spec: What is steered; its hyperparameters' defaults are the start values.
-        total_steps: Optimiser steps of the run.
-        policy: Name of the controller.
-        reference: Name of the reference schedule.
-        seed: Seed of the run.
-        variant: Variant of the task, or an empty string.
-        monitor: Key of the metric that is watched.
-        mode: ``"min"`` or ``"max"``: which way the monitored metric gets better.
-        start_scale: Factor between the task's tuned learning rate and the start; None if not said.
-        watch_only: Whether proposals are recorded but never applied.
-        study: Name of the study that the run belongs to; None for a run of its own.
-        parent_run: Run that this one was forked from.
-        fork_decision: Decision of the parent at which it was forked.
-        log_to: Trackers that are told of the run, as `trimtab.defaults.recorder_for` takes them.
-        notices: What whoever reads the record must be told, such as the data's licence, by name.
-    """
-
-    task: str
-    spec: ControlSpec
-    total_steps: int
-    policy: str = "reference"
-    reference: str = "warmup-linear"
-    seed: int = 0
-    variant: str = ""
-    monitor: str = "loss"
-    mode: str = "min"
-    start_scale: float | None = None
-    watch_only: bool = False
-    study: str | None = None
-    parent_run: int | None = None
-    fork_decision: int | None = None
-    log_to: str | Iterable[str] | None = None
-    notices: Mapping[str, str] = field(default_factory=dict)
-
-    def start_values(self) -> dict[str, float]:
-        """Return the start of each steered hyperparameter, by name, in its own unit."""
-        return {item.name: float(item.default) for item in self.spec.hyperparameters}

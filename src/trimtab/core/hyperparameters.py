@@ -1,8 +1,7 @@
-"""What can be steered: a hyperparameter's name, kind, start, bounds and scale.
+"""What can be steered: name, kind, start, bounds and scale, and what a moved coordinate is worth.
 
-What a hyperparameter's value is once its coordinate has moved away from its start.
-
-Where a value stands after its hyperparameter's coordinate was moved, in every framework.
+A decision moves a hyperparameter's coordinate by an *offset* from its start. The functions at the
+end say which value that is, for one value or for each of the places in an optimiser that hold it.
 """
 
 from __future__ import annotations

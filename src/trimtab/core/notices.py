@@ -1,4 +1,4 @@
-"""Telling the user something while their training goes on, whatever they made of warnings."""
+"""Telling the user something in a run that goes on, whatever they made of warnings."""
 
 from __future__ import annotations
 
@@ -18,6 +18,10 @@ def tell(message: str, category: type[TrimtabWarning] = TrimtabWarning) -> None:
     """Warn at the line of the user's own code; where warnings are errors, log it instead.
 
     A training run is never stopped by a warning of ours.
+
+    Args:
+        message: What is said.
+        category: Kind of warning, by which a user can silence it.
     """
     level = 1
     frame: FrameType | None = sys._getframe()

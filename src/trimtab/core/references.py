@@ -1,8 +1,6 @@
-"""Reference schedules: the multiplier of a learning rate's start at each step.
+"""Reference schedules, by name: the multiplier of a learning rate's start at each step.
 
 With the policy off a run follows its reference exactly; a policy multiplies it.
-
-Reference schedules, under the name by which controllers know them.
 """
 
 from __future__ import annotations
