@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -12,8 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from trimtab.core.decision import Decision, Progress, Recorder
-from trimtab.core.errors import TrimtabWarning
 from trimtab.core.metrics import FORWARD_CHARGE, Metrics, checked_window, loss_from_validation
+from trimtab.core.notices import tell
 from trimtab.core.protocols import Controller, Snapshot, Task, TrainingRun
 from trimtab.core.references import reference_multipliers
 from trimtab.core.session import Session
@@ -274,11 +273,7 @@ class _Driver:
         try:
             return {name: float(value) for name, value in self.run.evaluate("test").items()}
         except LookupError as error:
-            warnings.warn(
-                f"task {self._task.name} has no test split ({error}); nothing is reported of it",
-                TrimtabWarning,
-                stacklevel=3,
-            )
+            tell(f"task {self._task.name} has no test split ({error}); nothing is reported of it")
             return {}
 
     def _tell(self, metrics: Metrics, measured: Mapping[str, float]) -> None:

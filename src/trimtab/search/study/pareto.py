@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trimtab.core.errors import SpecError, TrimtabWarning
+from trimtab.core.errors import SpecError
+from trimtab.core.notices import tell
 
 _COLUMNS = ("loss", "spent", "seconds")
 
@@ -64,11 +64,9 @@ def _warn_of_unmeasured(rows: Sequence[Mapping[str, Any]], objectives: Sequence[
     known = sorted({*_COLUMNS, *(name for row in rows for name in row["metrics"])} - {"step"})
     for name in objectives:
         if rows and name not in known:
-            warnings.warn(
+            tell(
                 f"objectives: no run has {name!r}, so there is no Pareto set (have: "
-                f"{', '.join(known)})",
-                TrimtabWarning,
-                stacklevel=2,
+                f"{', '.join(known)})"
             )
 
 

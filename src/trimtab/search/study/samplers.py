@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trimtab.core.errors import MissingDependencyError, TrimtabWarning, unknown_name
+from trimtab.core.errors import MissingDependencyError, unknown_name
+from trimtab.core.notices import tell
 from trimtab.core.static_choice import StaticChoice
 from trimtab.search.methods.starts import Range, generator_for
 from trimtab.search.study.spaces import Space
@@ -25,11 +25,9 @@ def usual_sampler() -> str:
     """Return the sampler of a new study: Optuna's where it is installed, else chance."""
     if importlib.util.find_spec("optuna") is not None:
         return "optuna"
-    warnings.warn(
+    tell(
         "Optuna is not installed, so static choices are drawn by chance; "
-        "pip install 'trimtab[search]' lets it propose them",
-        TrimtabWarning,
-        stacklevel=2,
+        "pip install 'trimtab[search]' lets it propose them"
     )
     return "random"
 
