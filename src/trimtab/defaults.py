@@ -1,58 +1,64 @@
-"""The one place that wires a default policy and store to a controller, lazily."""
+"""The one place that wires policies, controllers, stores and trackers to a run, lazily."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trimtab.core.errors import unknown_name
+from trimtab.core import registry
+from trimtab.core.errors import SpecError, unknown_name
 from trimtab.core.hyperparameters import Hyperparameter
+from trimtab.core.notices import tell
 from trimtab.core.protocols import Controller
 from trimtab.core.spec import LEAST_STEPS, ControlSpec
 
 if TYPE_CHECKING:
-    from trimtab.core.decision import Recorder
+    from trimtab.core.decision import Recorder, RunInfo
 
 DEFAULT_POLICY = "trimtab-1"
 _FALLBACK = "trimtab-0"
 _USUAL_DECISIONS = 20
-_FIXED = ("reference", "zero", "random")
-
-
-def shipped_policies() -> dict[str, Path]:
-    """Return name -> file of the policies that ship inside the package."""
-    folder = Path(__file__).parent / "policies"
-    return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
+_USUAL_STORE = "sqlite"
 
 
 def policy_path(policy: str | Path, *, beside: Sequence[str] = ()) -> Path:
-    """Return the file of a shipped policy's name, or the path itself.
+    """Return the file of a registered policy's name, or the path itself.
 
-    The default name falls back to the policy before it, with one warning, until it exists.
+    Policies ship with trimtab, or another package registers them. The default name falls back to
+    the policy before it, with one warning, until it exists.
 
     Args:
         policy: A name, or a file.
         beside: Names that are no files and that the caller takes too, for the message.
 
     Raises:
-        UnknownNameError: It is neither a shipped name nor a path.
+        UnknownNameError: It is neither a registered name nor a path.
+        SpecError: What is registered under the name is no package.
     """
-    shipped = shipped_policies()
-    if str(policy) in shipped:
-        return shipped[str(policy)]
+    known = registry.names("policy")
+    if str(policy) in known:
+        return _file_of(str(policy))
     path = Path(policy)
     if str(policy) and (path.suffix or path.exists() or len(path.parts) > 1):
         return path
-    if str(policy) == DEFAULT_POLICY and _FALLBACK in shipped:
-        warnings.warn(
-            f"policy {DEFAULT_POLICY!r} is not in this installation; using {_FALLBACK!r}",
-            stacklevel=3,
+    if str(policy) == DEFAULT_POLICY and _FALLBACK in known:
+        tell(f"policy {DEFAULT_POLICY!r} is not in this installation; using {_FALLBACK!r}")
+        return _file_of(_FALLBACK)
+    raise unknown_name("policy", str(policy), [*known, *beside])
+
+
+def _file_of(name: str) -> Path:
+    """Return the file of a registered policy."""
+    package = registry.lookup("policy", name)
+    folders = list(getattr(package, "__path__", ()))
+    if not folders:
+        raise SpecError(
+            f"policy {name!r}: {package!r} is no package; register the one whose folder holds "
+            f"{name}.safetensors"
         )
-        return shipped[_FALLBACK]
-    raise unknown_name("policy", str(policy), [*shipped, *beside])
+    return Path(folders[0]) / f"{name}.safetensors"
 
 
 def controller_for(
@@ -64,32 +70,31 @@ def controller_for(
     """Return the spec and the controller for a run.
 
     Args:
-        policy: A shipped policy's name, a policy file, a controller of one's own (used under a
-            plain `ControlSpec`, or its ``spec`` attribute), ``"random"``, or None, ``"reference"``
-            or ``"zero"`` for the policy switched off.
+        policy: A registered policy's or controller's name, a policy file, or a controller of one's
+            own (used under a plain `ControlSpec`, or its ``spec`` attribute). None and the
+            controllers ``"reference"`` and ``"zero"`` are the policy switched off.
         hyperparameters: What is steered.
         decisions: Number of decisions. A run with fewer than four steps for each has fewer, unless
             more than the usual 20 are asked for.
 
     Raises:
-        UnknownNameError: No policy has that name.
+        UnknownNameError: No policy or controller has that name.
         PolicyFileError: The file cannot be read as a policy.
+        SpecError: What is registered under the name is no policy or controller.
     """
-    from trimtab.controllers.fixed import RandomController, ReferenceController
     from trimtab.controllers.learned import LearnedController, read_policy
 
     least = LEAST_STEPS if decisions <= _USUAL_DECISIONS else 1
     plain = ControlSpec(
         hyperparameters=tuple(hyperparameters), decisions=decisions, least_steps=least
     )
-    if policy is None or policy in ("reference", "zero"):
-        return plain, ReferenceController(plain, name=str(policy or "reference"))
-    if policy == "random":
-        return plain, RandomController(plain)
+    policy = "reference" if policy is None else policy
+    if isinstance(policy, str) and policy in registry.names("controller"):
+        policy = registry.make_controller(policy, plain)
     if not isinstance(policy, str | Path):
         own = getattr(policy, "spec", plain)
         return replace(own, hyperparameters=plain.hyperparameters, decisions=decisions), policy
-    loaded = read_policy(policy_path(policy, beside=_FIXED))
+    loaded = read_policy(policy_path(policy, beside=registry.names("controller")))
     spec = replace(
         loaded.spec,
         hyperparameters=plain.hyperparameters,
@@ -100,14 +105,15 @@ def controller_for(
 
 
 def recorder_for(
-    store: str | None, info: Any, *, run: int | None = None, awaits_figures: bool = False
+    store: str | None, info: RunInfo, *, run: int | None = None, awaits_figures: bool = False
 ) -> Recorder | None:
     """Return a recorder that writes to a store and tells trackers, or None when neither is wanted.
 
     Args:
-        store: Database URL or file; None to keep no record.
-        info: The `trimtab.core.decision.RunInfo` of the run; its ``log_to`` names the trackers: a
-            folder for TensorBoard, ``mlflow:URI``, ``wandb:PROJECT``, or several of them.
+        store: Database URL, file, or address of a registered store, ``NAME://...``; None to keep
+            no record.
+        info: What is known of the run; its ``log_to`` names the trackers: a folder for TensorBoard,
+            ``mlflow:URI``, ``wandb:PROJECT``, or several of them.
         run: Number of a run in this store that goes on; None for a new one.
         awaits_figures: Whether `Recorder.add_figures` will be called after the end.
 
@@ -122,15 +128,23 @@ def recorder_for(
         from trimtab.records.trackers.fan_out import check_log_to
 
         trackers = check_log_to(info.log_to)
-    recorder: Any = None
-    if store is not None:
-        from trimtab.records.store.recorder import StoreRecorder
-
-        recorder = StoreRecorder(store, info, run=run)
+    recorder = None if store is None else _store_recorder(store, info, run)
     if not trackers:
-        return recorder  # type: ignore[no-any-return]
+        return recorder
     from trimtab.records.trackers.fan_out import tell_trackers
 
     return tell_trackers(
         recorder, trackers, info, goes_on=run is not None, awaits_figures=awaits_figures
     )
+
+
+def _store_recorder(store: str, info: RunInfo, run: int | None) -> Recorder:
+    """Return a recorder of the store that is registered for an address, or of any database."""
+    from trimtab.records.store.recorder import StoreRecorder
+    from trimtab.records.trackers.fan_out import Recorders
+
+    scheme = store.partition("://")[0].partition("+")[0] if "://" in store else _USUAL_STORE
+    if scheme not in registry.names("store"):
+        scheme = _USUAL_STORE  # SQLAlchemy knows more databases, or says what it does not know
+    recorder: Recorder = registry.lookup("store", scheme)(store, info, run=run)
+    return recorder if isinstance(recorder, StoreRecorder) else Recorders(recorder, {})

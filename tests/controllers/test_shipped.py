@@ -1,20 +1,27 @@
 """The policies that ship: they load, they steer, and they never fall back by mistake."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+import trimtab
 from trimtab.controllers.learned import LearnedController, read_policy
 from trimtab.core.hyperparameters import hyperparameter
 from trimtab.core.metrics import Metrics
 from trimtab.core.references import reference_multipliers
+from trimtab.core.registry import names
 from trimtab.core.session import Session
-from trimtab.defaults import controller_for, shipped_policies
+from trimtab.defaults import controller_for, policy_path
 
-SHIPPED = sorted(shipped_policies())
+FOLDER = Path(trimtab.__file__).parent / "policies"
+SHIPPED = sorted(file.stem for file in FOLDER.glob("*.safetensors"))
 
 
-def test_at_least_one_policy_ships() -> None:
+def test_each_policy_that_ships_is_registered_under_the_name_of_its_file() -> None:
     assert SHIPPED
+    assert set(SHIPPED) <= set(names("policy"))
+    assert {policy_path(name) for name in SHIPPED} == set(FOLDER.glob("*.safetensors"))
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -50,7 +57,7 @@ def test_a_shipped_policy_steers_a_usual_run(name: str, count: int) -> None:
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_policy_is_small_and_has_its_card_and_settings(name: str) -> None:
-    file = shipped_policies()[name]
+    file = policy_path(name)
     assert file.stat().st_size <= 200_000
     assert file.with_suffix(".md").read_text().startswith(f"# {name}")
     assert f'name = "{name}"' in file.with_suffix(".toml").read_text()

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from tests.tiny_task import make
 from trimtab.core.decision import Progress
-from trimtab.core.errors import SpecError, StoreError
-from trimtab.core.protocols import Task, is_storable
+from trimtab.core.errors import SpecError
+from trimtab.core.protocols import Controller, StorableRun, Task, is_storable, members_of
 from trimtab.core.registry import make_task
 from trimtab.defaults import controller_for
-from trimtab.records.store.snapshots import pack, read_snapshot, unpack, write_snapshot
+from trimtab.records.store.snapshots import pack, unpack
 from trimtab.tasks.run import RunResult, RunSettings, run_task
 
 
@@ -76,60 +73,22 @@ def test_a_task_without_a_plain_form_is_not_storable() -> None:
     assert is_storable(quadratic.start(seed=0))
 
 
-STATE = {
-    "list": [1, 2.5, None, "text", True, float("inf"), 2**100],
-    "tuple": (np.arange(6, dtype=np.int64).reshape(2, 3), np.float32(0.1)),
-    "empty": {"map": {}, "list": [], "array": np.zeros((0, 3), np.float32)},
-    "zero-dim": np.array(3.0),
-}
-
-
-def test_nested_states_survive_as_bytes() -> None:
-    found = unpack(pack(STATE))
-    assert found["list"] == STATE["list"]
-    assert isinstance(found["tuple"], tuple)
-    assert np.array_equal(found["tuple"][0], STATE["tuple"][0])
-    assert found["tuple"][1] == np.float32(0.1)
-    assert found["tuple"][1].dtype == np.float32
-    assert found["empty"]["array"].shape == (0, 3)
-    assert found["zero-dim"].shape == ()
-
-
-@pytest.mark.parametrize("odd", [object(), {1: 2}, np.array(["text"]), [{3}]])
-def test_what_is_not_plain_is_refused(odd: object) -> None:
-    with pytest.raises(StoreError, match=r"^(state|snapshot): "):
-        pack({"odd": odd})
-
-
-def test_a_changed_file_is_refused(tmp_path: Path) -> None:
-    kept = write_snapshot(tmp_path / "new" / "a.safetensors", STATE)
-    assert read_snapshot(kept.path, kept.sha256)["list"][3] == "text"
-    data = bytearray(kept.path.read_bytes())
-    assert len(data) == kept.size
-    data[-1] ^= 1
-    kept.path.write_bytes(data)
-    with pytest.raises(StoreError, match="was changed after it was written"):
-        read_snapshot(kept.path, kept.sha256)
-    kept.path.unlink()
-    with pytest.raises(StoreError, match="cannot be read"):
-        read_snapshot(kept.path, kept.sha256)
-
-
-def test_mutated_bytes_are_a_store_error_or_a_state() -> None:
-    whole = pack(STATE)
-    generator = np.random.default_rng(0)
-    for _ in range(2000):
-        data = bytearray(whole)
-        for place in generator.integers(0, len(data), int(generator.integers(1, 6))):
-            data[place] = int(generator.integers(256))
-        cut = len(data) if generator.random() < 0.7 else int(generator.integers(len(data)))
-        with suppress(StoreError):
-            unpack(bytes(data[:cut]))
-
-
 @pytest.mark.framework
 def test_batches_without_a_state_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
     training: Any = make_task("tabular/letters", variant="tiny").start(seed=0)
     monkeypatch.setattr(type(training.setup.batches), "state_dict", None)
     with pytest.raises(SpecError, match=r"ShuffledBatches has no state_dict\(\)"):
         training.position()
+
+
+def test_what_a_protocol_asks_for_is_read_from_it() -> None:
+    assert members_of(Task) == (
+        "name",
+        "hyperparameters",
+        "total_steps",
+        "monitor",
+        "mode",
+        "start",
+    )
+    assert members_of(Controller)[:3] == ("name", "guarded", "reset")
+    assert members_of(StorableRun) == ("to_plain", "from_plain", "position", "set_position")

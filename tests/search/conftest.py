@@ -13,14 +13,14 @@ import pytest
 from tests.postgresql_server import postgres
 from trimtab.core.protocols import Task
 from trimtab.core.registry import make_task
-from trimtab.defaults import shipped_policies
+from trimtab.defaults import policy_path
 from trimtab.search.methods.base import Assignment, Context, DecisionSchedule
 from trimtab.search.methods.starts import StartDistribution, generator_for
 
 __all__ = ["Assign", "assign", "folder", "postgres", "quadratic"]
 
 HERE = Path(__file__).parent
-POLICY = str(shipped_policies()["trimtab-0"])
+POLICY = str(policy_path("trimtab-0"))
 
 
 @pytest.fixture

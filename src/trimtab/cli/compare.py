@@ -108,9 +108,7 @@ def compare(
         str | None,
         typer.Option(help="What is steered and searched, separated by commas; else lr."),
     ] = None,
-    policy: Annotated[
-        str, typer.Option(help="A shipped policy's name, or a policy file.")
-    ] = "trimtab-1",
+    policy: Annotated[str, typer.Option(help="A policy's name, or a policy file.")] = "trimtab-1",
     decisions: Annotated[int, typer.Option(help="How often every run is validated.")] = 20,
     pool: Annotated[
         int | None,

@@ -41,9 +41,7 @@ def demo(
     variant: Annotated[
         str | None, typer.Option(help="Size of the task: tiny, small or default.")
     ] = None,
-    policy: Annotated[
-        str, typer.Option(help="A shipped policy's name, or a policy file.")
-    ] = "trimtab-1",
+    policy: Annotated[str, typer.Option(help="A policy's name, or a policy file.")] = "trimtab-1",
     start_scale: Annotated[
         float, typer.Option(help="Start at this factor times the tuned learning rate.")
     ] = 0.01,

@@ -147,7 +147,7 @@ def _check_evaluation(
 
 
 def evaluate(
-    policy: Annotated[str, typer.Argument(help="A shipped policy's name, or a policy file.")],
+    policy: Annotated[str, typer.Argument(help="A policy's name, or a policy file.")],
     ring: Annotated[
         list[str] | None, typer.Option(help="a, b, c, kinds or wide; may be repeated.")
     ] = None,

@@ -153,13 +153,20 @@ def _seconds_of(task: Task) -> float:
 
 
 def policies(as_json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False) -> None:
-    """List the policies that ship with trimtab, each with its card."""
+    """List the policies that are installed, each with its card."""
     from trimtab.controllers.learned import read_policy_header
-    from trimtab.defaults import DEFAULT_POLICY, shipped_policies
+    from trimtab.core.errors import TrimtabError
+    from trimtab.core.registry import names
+    from trimtab.defaults import DEFAULT_POLICY, policy_path
 
     rows: list[dict[str, Any]] = []
-    for name, path in shipped_policies().items():
-        header = read_policy_header(path)
+    for name in names("policy"):
+        try:
+            path = policy_path(name)
+            header = read_policy_header(path)
+        except TrimtabError as error:  # of another package; the rest is listed all the same
+            say(f"{name}: {error}")
+            continue
         card = path.with_suffix(".md")
         rows.append(
             {

@@ -40,7 +40,7 @@ class Request:
     Attributes:
         task: Registered name or ``module:factory``.
         variant: Variant of the task; None for its usual one.
-        policy: Shipped policy's name, policy file, or ``"none"``.
+        policy: Name of a policy or controller, policy file, or ``"none"``.
         hyperparameters: Names of what is steered.
         start: Start by name.
         start_scale: Factor between the task's tuned learning rate and the start.
@@ -138,7 +138,7 @@ def run(
         str | None, typer.Option(help="Size of the task: tiny, small or default.")
     ] = None,
     policy: Annotated[
-        str, typer.Option(help="A shipped policy's name, a policy file, or none.")
+        str, typer.Option(help="A policy's or controller's name, a policy file, or none.")
     ] = "trimtab-1",
     hyperparameters: Annotated[
         str, typer.Option(help="What is steered, separated by commas.")

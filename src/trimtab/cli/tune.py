@@ -56,7 +56,7 @@ _StudyName = Annotated[
 _Gain = Annotated[
     float | None, typer.Option(help="End when one more run is expected to gain less than this.")
 ]
-_Policy = Annotated[str, typer.Option(help="A shipped policy's name, or a policy file.")]
+_Policy = Annotated[str, typer.Option(help="A policy's name, or a policy file.")]
 _Steered = Annotated[str, typer.Option(help="What is steered, separated by commas.")]
 _Varied = Annotated[
     str, typer.Option(help="What restarts choose anew beside the learning rate, by commas.")

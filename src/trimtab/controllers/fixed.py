@@ -35,6 +35,11 @@ class ReferenceController:
         """Do nothing."""
 
 
+def zero(spec: ControlSpec) -> ReferenceController:
+    """Return a controller that moves nothing, under the name of the control experiment."""
+    return ReferenceController(spec, name="zero")
+
+
 class RandomController:
     """Draws each action uniformly; what any learned policy has to beat."""
 

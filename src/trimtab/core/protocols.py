@@ -1,10 +1,8 @@
-"""The seams: what a task, a training run, a controller, a schedule and a store must offer.
-
-Runs whose state can be kept in a file, to go on in another process as if never left.
-"""
+"""What others implement: a task, its training run, a controller, a reference schedule."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -21,6 +19,7 @@ __all__ = [
     "Task",
     "TrainingRun",
     "is_storable",
+    "members_of",
 ]
 
 Snapshot = Any
@@ -61,6 +60,36 @@ class TrainingRun(Protocol):
     def restore(self, snapshot: Snapshot) -> None:
         """Put back weights, buffers and optimiser; the order of data goes on."""
         ...
+
+
+@runtime_checkable
+class StorableRun(Protocol):
+    """A training run that can be kept in a file, and gone on with in another process.
+
+    It is a `TrainingRun` that offers this as well. Plain means: mappings with text keys, lists,
+    tuples, numbers, texts, None and NumPy arrays.
+    """
+
+    def to_plain(self, snapshot: Snapshot) -> Any:
+        """Return a snapshot as plain data."""
+        ...
+
+    def from_plain(self, plain: Any) -> Snapshot:
+        """Return the snapshot that `to_plain` gave, in this process or another."""
+        ...
+
+    def position(self) -> Any:
+        """Return as plain data what a snapshot leaves out: order of data, random streams."""
+        ...
+
+    def set_position(self, position: Mapping[str, Any]) -> None:
+        """Go on from a position."""
+        ...
+
+
+def is_storable(run: TrainingRun) -> bool:
+    """Whether a run's state can be kept in a file."""
+    return isinstance(run, StorableRun)
 
 
 @runtime_checkable
@@ -124,30 +153,12 @@ class Reference(Protocol):
         ...
 
 
-@runtime_checkable
-class StorableRun(Protocol):
-    """A `trimtab.core.protocols.TrainingRun` that also offers this.
+def members_of(protocol: type) -> tuple[str, ...]:
+    """Return the names of what a protocol of this module asks for: attributes, then methods.
 
-    Plain means: mappings with text keys, lists, tuples, numbers, texts, None and NumPy arrays.
+    >>> members_of(TrainingRun)
+    ('advance', 'evaluate', 'snapshot', 'restore')
     """
-
-    def to_plain(self, snapshot: Snapshot) -> Any:
-        """Return a snapshot as plain data."""
-        ...
-
-    def from_plain(self, plain: Any) -> Snapshot:
-        """Return the snapshot that `to_plain` gave, in this process or another."""
-        ...
-
-    def position(self) -> Any:
-        """Return as plain data what a snapshot leaves out: order of data, random streams."""
-        ...
-
-    def set_position(self, position: Mapping[str, Any]) -> None:
-        """Go on from a position."""
-        ...
-
-
-def is_storable(run: TrainingRun) -> bool:
-    """Whether a run's state can be kept in a file."""
-    return isinstance(run, StorableRun)
+    methods = [name for name, value in vars(protocol).items() if inspect.isfunction(value)]
+    attributes = protocol.__annotations__
+    return (*attributes, *(name for name in methods if not name.startswith("_")))

@@ -30,9 +30,18 @@ from trimtab.core.errors import (
     note_task,
     unknown_name,
 )
-from trimtab.core.protocols import Task
+from trimtab.core.protocols import Controller, Task, members_of
+from trimtab.core.spec import ControlSpec
 
-__all__ = ["GROUPS", "lookup", "make_task", "names", "split_member"]
+__all__ = [
+    "GROUPS",
+    "lookup",
+    "make_controller",
+    "make_task",
+    "missing_dependency",
+    "names",
+    "split_member",
+]
 
 GROUPS: Mapping[str, str] = MappingProxyType(
     {
@@ -48,7 +57,17 @@ GROUPS: Mapping[str, str] = MappingProxyType(
 """Kind of thing -> the entry-point group that it is declared in.
 
 An entry of ``trimtab.policies`` names the package whose folder holds ``NAME.safetensors`` and its
-card ``NAME.md``; every other entry names an object, ``module:attribute``.
+card ``NAME.md``; every other entry names an object, ``module:attribute``:
+
+| group | the object | found by |
+|---|---|---|
+| ``trimtab.agents`` | a `trimtab.agents.base.AgentKind` | ``trimtab.agents.make(NAME, env)`` |
+| ``trimtab.controllers`` | takes a `ControlSpec`, returns a `Controller` | ``policy=NAME`` |
+| ``trimtab.methods`` | a `trimtab.search.methods.base.Method` | ``method=NAME``, ``compare`` |
+| ``trimtab.policies`` | a package with ``NAME.safetensors`` | ``policy=NAME`` |
+| ``trimtab.rewards`` | takes the `Metrics` before and after | ``reward=NAME``, environment |
+| ``trimtab.stores`` | takes address, `RunInfo`, ``run=``; gives a `Recorder` | ``store=NAME://`` |
+| ``trimtab.tasks`` | a `Task`, or what makes one | ``task=NAME`` |
 """
 
 # Top-level module -> the extra of trimtab that installs it.
@@ -84,8 +103,6 @@ _EXTRAS: Mapping[str, str] = MappingProxyType(
         "wordllama": "tasks",
     }
 )
-
-_TASK_MEMBERS = ("name", "hyperparameters", "total_steps", "monitor", "mode", "start")
 
 
 def names(kind: str) -> tuple[str, ...]:
@@ -184,15 +201,37 @@ def make_task(
         with _named(reference):
             task = factory if is_made else factory(**options)
     except ModuleNotFoundError as error:
-        raise _missing_dependency(f"task {reference!r}", error) from error
-    missing = [attribute for attribute in _TASK_MEMBERS if not hasattr(task, attribute)]
-    if missing:
-        raise SpecError(
-            f"task {reference!r}: {name!r} made a {type(task).__name__} without "
-            f"{', '.join(missing)}; a task has {', '.join(_TASK_MEMBERS)}"
-        )
+        raise missing_dependency(f"task {reference!r}", error) from error
+    _require_members(f"task {reference!r}: {name!r}", task, Task)
     made: Task = task
     return made
+
+
+def make_controller(name: str, spec: ControlSpec) -> Controller:
+    """Return the controller registered under a name, made for a spec.
+
+    The registered object is called with the spec alone. A controller that needs another one, such
+    as other actions, offers that as its attribute ``spec``.
+
+    Raises:
+        UnknownNameError: No controller has that name.
+        MissingDependencyError: It needs a package that is not installed.
+        SpecError: What is registered makes no controller.
+    """
+    made = lookup("controller", name)(spec)
+    _require_members(f"controller {name!r}: its entry", made, Controller)
+    controller: Controller = made
+    return controller
+
+
+def _require_members(maker: str, made: Any, protocol: type) -> None:
+    wanted = members_of(protocol)
+    missing = [member for member in wanted if not hasattr(made, member)]
+    if missing:
+        raise SpecError(
+            f"{maker} made a {type(made).__name__} without {', '.join(missing)}; "
+            f"a {protocol.__name__.lower()} has {', '.join(wanted)}"
+        )
 
 
 @contextmanager
@@ -228,7 +267,7 @@ def _only_offer(
             f"{kind} {name!r} is registered by more than one package ({places}); "
             "uninstall all but one, or rename"
         )
-    return entries[0].module, entries[0].attr
+    return entries[0].module, entries[0].attr or ""
 
 
 def _load(what: str, module: str, attribute: str) -> Any:
@@ -240,7 +279,7 @@ def _load(what: str, module: str, attribute: str) -> Any:
                 f"{what}: there is no module {error.name!r}; check the spelling, "
                 "install the package, or run from the folder that holds it"
             ) from error
-        raise _missing_dependency(what, error) from error
+        raise missing_dependency(what, error) from error
     except (TypeError, ValueError) as error:
         if module and not module.startswith("."):
             raise
@@ -255,7 +294,13 @@ def _load(what: str, module: str, attribute: str) -> Any:
     return loaded
 
 
-def _missing_dependency(what: str, error: ModuleNotFoundError) -> MissingDependencyError:
+def missing_dependency(what: str, error: ModuleNotFoundError) -> MissingDependencyError:
+    """Return the error for something that needs a package which is not installed.
+
+    Args:
+        what: Who needs it, as the message begins.
+        error: Of importing it.
+    """
     package = (error.name or str(error)).partition(".")[0]
     extra = _EXTRAS.get(package)
     remedy = f"pip install 'trimtab[{extra}]'" if extra else f"install {package}"

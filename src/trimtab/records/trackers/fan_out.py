@@ -22,8 +22,8 @@ _SERVICES = ("mlflow", "tensorboard", "wandb")
 class Recorders(Recorder):
     """Tells a store and any number of trackers the same.
 
-    The store looks after its own failures. A tracker that fails is told of in one warning and left
-    out from then on; the training goes on.
+    Our own store looks after its failures. A tracker, or a store of another package, that fails is
+    told of in one warning and left out from then on; the training goes on.
 
     Args:
         store: Where the run is kept; None for nowhere.
@@ -32,36 +32,34 @@ class Recorders(Recorder):
 
     def __init__(self, store: Recorder | None, trackers: Mapping[str, Recorder]) -> None:
         self._store = store or Recorder()
-        self._trackers = dict(trackers)
+        self._told = {"store: it": self._store}
+        self._told |= {f"log_to: {service}": tracker for service, tracker in trackers.items()}
 
     def decision(self, decision: Decision) -> None:
         """Keep one decision, and tell of it."""
-        self._store.decision(decision)
-        self._tell(lambda tracker: tracker.decision(decision))
+        self._tell(lambda one: one.decision(decision))
 
     def finish(self, summary: Summary, status: str) -> None:
         """Close the record, and tell how the run ended."""
-        self._store.finish(summary, status)
-        self._tell(lambda tracker: tracker.finish(summary, status))
+        self._tell(lambda one: one.finish(summary, status))
 
     def add_figures(self, figures: Mapping[str, Any]) -> None:
         """Keep figures known after the end, and tell them."""
-        self._store.add_figures(figures)
-        self._tell(lambda tracker: tracker.add_figures(figures))
+        self._tell(lambda one: one.add_figures(figures))
 
     def state(self) -> dict[str, Any]:
         """Return the store's state; trackers find a run that goes on by its number there."""
         return self._store.state()
 
     def _tell(self, call: Callable[[Recorder], None]) -> None:
-        for service, tracker in list(self._trackers.items()):
+        for name, one in list(self._told.items()):
             try:
-                call(tracker)
-            except Exception as error:  # noqa: BLE001 - a tracker must never stop a training
-                del self._trackers[service]
+                call(one)
+            except Exception as error:  # noqa: BLE001 - a record must never stop a training
+                del self._told[name]
                 words = " ".join(str(error).split()) or "no message"
                 tell(
-                    f"log_to: {service} failed ({type(error).__name__}: {words}); it is told "
+                    f"{name} failed ({type(error).__name__}: {words}); it is told "
                     "nothing more of this run, and training goes on"
                 )
 

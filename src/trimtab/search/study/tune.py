@@ -80,7 +80,7 @@ def tune(
         hyperparameters: What is steered.
         start: Start values where they differ from the task's defaults.
         vary: Hyperparameters beside the learning rate that restarts choose anew.
-        policy: Shipped policy's name, or a policy file.
+        policy: A policy's name, or a policy file.
         decisions: Decisions of a run.
         reference: Name of the reference schedule.
         objectives: Of the Pareto set: ``"loss"``, ``"seconds"``, ``"spent"``, or a metric.
