@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
+import re
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 
 import trimtab
 from trimtab.core import registry
+from trimtab.core.errors import MissingDependencyError
 
 SOURCE = Path(__file__).parents[1] / "src" / "trimtab"
 FILES = sorted(SOURCE.rglob("*.py"))
@@ -77,14 +80,72 @@ def test_what_a_module_lists_is_what_it_has(file: Path) -> None:
     assert set(exported or ()) - set(bound_names(tree.body)) == set(), "listed, but nowhere defined"
 
 
-@pytest.mark.parametrize("name", trimtab.__all__)
+# What a user meets. A name more or less is a change of the contract.
+FACE = [
+    "ControlSpec",
+    "Controller",
+    "Decision",
+    "Hyperparameter",
+    "Metrics",
+    "Snapshot",
+    "StaticChoice",
+    "SteeredValue",
+    "Summary",
+    "Task",
+    "TorchController",
+    "TrainingRun",
+    "TrimtabError",
+    "TuneResult",
+    "__version__",
+    "agents",
+    "hyperparameter",
+    "resume",
+    "run_task",
+    "tune",
+]
+
+
+def test_the_package_shows_these_names_and_nothing_else() -> None:
+    assert trimtab.__all__ == sorted(trimtab.__all__) == FACE
+    assert dir(trimtab) == FACE
+
+
+def test_every_name_of_the_package_is_explained() -> None:
+    page = SOURCE.parents[1] / "docs" / "reference" / "index.md"
+    rows = re.findall(r"^\| \[`(\w+)`\]", page.read_text(encoding="utf-8"), re.M)
+    assert sorted([*rows, "__version__"]) == FACE
+
+
+@pytest.mark.parametrize("name", FACE)
 def test_every_name_of_the_package_can_be_used(name: str) -> None:
+    if name in ("SteeredValue", "TorchController"):
+        pytest.importorskip("torch")
     assert getattr(trimtab, name) is not None
-    assert name in dir(trimtab)
 
 
-def test_every_lazy_name_is_listed() -> None:
-    assert set(trimtab._HOMES) <= set(trimtab.__all__)
+def test_every_name_of_the_package_is_the_one_that_type_checkers_see() -> None:
+    tree = ast.parse((SOURCE / "__init__.py").read_text(encoding="utf-8"))
+    seen = {
+        alias.name: alias.name if node.module == "trimtab" else node.module
+        for block in tree.body
+        if isinstance(block, ast.If)
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert seen == dict(trimtab._HOMES) | {"agents": "agents"}
+    assert sorted([*seen, "__version__"]) == FACE
+
+
+def test_a_framework_that_is_missing_is_named_with_the_remedy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    for name in [name for name in sys.modules if name.startswith("trimtab.adapters.torch")]:
+        monkeypatch.delitem(sys.modules, name)
+    message = r"^trimtab\.TorchController needs the package 'torch', .*'trimtab\[torch\]'$"
+    with pytest.raises(MissingDependencyError, match=message):
+        _ = trimtab.TorchController
 
 
 def test_an_unknown_name_of_the_package_is_an_attribute_error() -> None:

@@ -83,7 +83,9 @@ def test_importing_trimtab_loads_gymnasium_and_numpy_only() -> None:
 @pytest.mark.parametrize(
     "statement",
     [
-        "import trimtab; trimtab.Task, trimtab.ControlSpec, trimtab.Hyperparameter",
+        "import trimtab; dir(trimtab), trimtab.Task, trimtab.ControlSpec, trimtab.hyperparameter",
+        "import trimtab; trimtab.run_task, trimtab.tune, trimtab.TuneResult, trimtab.Summary",
+        "import trimtab.testing",
         "import trimtab.core.session, trimtab.core.registry",
         "import trimtab; trimtab.agents",
         "import gymnasium, trimtab; gymnasium.make('Hyperparam-v0').reset(seed=0)",

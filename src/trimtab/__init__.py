@@ -1,7 +1,9 @@
 """A reinforcement-learning agent that steers the hyperparameters of a fine-tuning run.
 
 Importing the package registers the Gymnasium environment ``Hyperparam-v0`` and loads nothing
-heavier than Gymnasium and NumPy; every other name is loaded when it is first used.
+heavier than Gymnasium and NumPy; a name is loaded when it is used. `TorchController` and
+`SteeredValue` are those of `trimtab.adapters.torch`; the other frameworks' names stand in
+`trimtab.adapters.keras`, `.lightning`, `.transformers` and `.ray`, since they are called alike.
 
 >>> import gymnasium
 >>> gymnasium.spec("Hyperparam-v0").id
@@ -16,39 +18,72 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from trimtab import agents as agents
+    from trimtab.adapters.torch import SteeredValue as SteeredValue
+    from trimtab.adapters.torch import TorchController as TorchController
+    from trimtab.core.decision import Decision as Decision
+    from trimtab.core.decision import Summary as Summary
+    from trimtab.core.errors import TrimtabError as TrimtabError
     from trimtab.core.hyperparameters import Hyperparameter as Hyperparameter
+    from trimtab.core.hyperparameters import hyperparameter as hyperparameter
     from trimtab.core.metrics import Metrics as Metrics
+    from trimtab.core.protocols import Controller as Controller
     from trimtab.core.protocols import Snapshot as Snapshot
     from trimtab.core.protocols import Task as Task
     from trimtab.core.protocols import TrainingRun as TrainingRun
     from trimtab.core.spec import ControlSpec as ControlSpec
+    from trimtab.core.static_choice import StaticChoice as StaticChoice
+    from trimtab.search.study.coordinator import TuneResult as TuneResult
+    from trimtab.search.study.tune import resume as resume
     from trimtab.search.study.tune import tune as tune
+    from trimtab.tasks.run import run_task as run_task
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ControlSpec",
+    "Controller",
+    "Decision",
     "Hyperparameter",
     "Metrics",
     "Snapshot",
+    "StaticChoice",
+    "SteeredValue",
+    "Summary",
     "Task",
+    "TorchController",
     "TrainingRun",
+    "TrimtabError",
+    "TuneResult",
     "__version__",
     "agents",
+    "hyperparameter",
+    "resume",
+    "run_task",
     "tune",
 ]
 
-# Public name -> where it lives: "module:attribute", or a module.
+# Public name -> the module that holds it, or that it is.
 _HOMES = MappingProxyType(
     {
-        "ControlSpec": "trimtab.core.spec:ControlSpec",
-        "Hyperparameter": "trimtab.core.hyperparameters:Hyperparameter",
-        "Metrics": "trimtab.core.metrics:Metrics",
-        "Snapshot": "trimtab.core.protocols:Snapshot",
-        "Task": "trimtab.core.protocols:Task",
-        "TrainingRun": "trimtab.core.protocols:TrainingRun",
+        "ControlSpec": "trimtab.core.spec",
+        "Controller": "trimtab.core.protocols",
+        "Decision": "trimtab.core.decision",
+        "Hyperparameter": "trimtab.core.hyperparameters",
+        "Metrics": "trimtab.core.metrics",
+        "Snapshot": "trimtab.core.protocols",
+        "StaticChoice": "trimtab.core.static_choice",
+        "SteeredValue": "trimtab.adapters.torch",
+        "Summary": "trimtab.core.decision",
+        "Task": "trimtab.core.protocols",
+        "TorchController": "trimtab.adapters.torch",
+        "TrainingRun": "trimtab.core.protocols",
+        "TrimtabError": "trimtab.core.errors",
+        "TuneResult": "trimtab.search.study.coordinator",
         "agents": "trimtab.agents",
-        "tune": "trimtab.search.study.tune:tune",
+        "hyperparameter": "trimtab.core.hyperparameters",
+        "resume": "trimtab.search.study.tune",
+        "run_task": "trimtab.tasks.run",
+        "tune": "trimtab.search.study.tune",
     }
 )
 
@@ -66,17 +101,26 @@ def _register_environments() -> None:
 
 
 def __getattr__(name: str) -> Any:
-    """Load a public name when it is first used."""
+    """Load a public name when it is used.
+
+    Raises:
+        AttributeError: There is no such name.
+        MissingDependencyError: It needs a package that is not installed.
+    """
     if name not in _HOMES:
         raise AttributeError(f"module 'trimtab' has no attribute {name!r}")
-    module, _, attribute = _HOMES[name].partition(":")
-    loaded = importlib.import_module(module)
-    return getattr(loaded, attribute) if attribute else loaded
+    try:
+        home = importlib.import_module(_HOMES[name])
+    except ModuleNotFoundError as error:
+        from trimtab.core.registry import missing_dependency
+
+        raise missing_dependency(f"trimtab.{name}", error) from error
+    return home if home.__name__ == f"trimtab.{name}" else getattr(home, name)
 
 
 def __dir__() -> list[str]:
-    """Return the public names, loaded or not."""
-    return sorted({*globals(), *__all__})
+    """Return the public names, loaded or not, and nothing else."""
+    return list(__all__)
 
 
 _register_environments()
