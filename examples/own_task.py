@@ -3,7 +3,7 @@
 import torch
 from sklearn.datasets import load_digits
 
-from trimtab.core.hyperparameters import hyperparameter
+from trimtab import hyperparameter
 from trimtab.tasks.data.batches import ShuffledBatches
 from trimtab.tasks.data.splits import stratified_splits
 from trimtab.tasks.torch.run import TorchRun, TorchSetup

@@ -3,7 +3,7 @@
 import torch
 from sklearn.datasets import load_digits
 
-from trimtab.adapters.torch import TorchController
+from trimtab import TorchController
 
 torch.manual_seed(0)
 images, digits = (torch.as_tensor(array) for array in load_digits(return_X_y=True))

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 
+from trimtab import agents
 from trimtab.controllers.fixed import RandomController, ReferenceController, ReplayController
-from trimtab.controllers.learned import LearnedController, PolicyFile, parameter_shapes
+from trimtab.controllers.learned import (
+    LearnedController,
+    PolicyFile,
+    parameter_shapes,
+    write_policy,
+)
 from trimtab.core.control import no_action
+from trimtab.core.decision import Decision, Recorder, RunInfo
 from trimtab.core.errors import SpecError
 from trimtab.core.hyperparameters import hyperparameter
 from trimtab.core.metrics import Metrics
 from trimtab.core.registry import make_task
 from trimtab.core.spec import ACTION_KINDS, ControlSpec
-from trimtab.testing import check_controller, check_task
+from trimtab.records.store.recorder import StoreRecorder
+from trimtab.testing import check_agent, check_controller, check_store, check_task
 
 ONE = ControlSpec()
 
@@ -28,13 +40,13 @@ def spec_of(actions: str, *names: str) -> ControlSpec:
     )
 
 
-def learned(spec: ControlSpec) -> LearnedController:
+def drawn(spec: ControlSpec) -> PolicyFile:
     generator = np.random.default_rng(0)
     arrays = {
         name: generator.normal(0.0, 0.5, shape).astype(np.float32)
         for name, shape in parameter_shapes(8).items()
     }
-    return LearnedController(PolicyFile("drawn", spec, arrays, {}, {}))
+    return PolicyFile("drawn", spec, arrays, {}, {})
 
 
 @pytest.mark.parametrize("actions", ACTION_KINDS)
@@ -51,7 +63,7 @@ def test_controllers_of_the_package_pass(actions: str, names: tuple[str, ...]) -
 def test_learned_controller_passes(names: tuple[str, ...]) -> None:
     spec = spec_of("multi-discrete", *names)
 
-    check_controller(learned(spec), spec)
+    check_controller(LearnedController(drawn(spec)), spec)
 
 
 def test_default_task_passes() -> None:
@@ -216,3 +228,107 @@ def test_task_that_raises_on_divergence_is_refused() -> None:
 def test_incomplete_task_is_refused() -> None:
     with pytest.raises(SpecError, match="'hyperparameters'"):
         check_task(SimpleNamespace(name="half"))
+
+
+def discrete() -> Any:
+    return gymnasium.make("Hyperparam-v0", task="simulated/quadratic@0", decisions=6)
+
+
+@pytest.mark.parametrize("name", ["q-learning", "linucb", "random", "reference"])
+def test_agents_of_the_package_pass(name: str) -> None:
+    env = discrete()
+    check_agent(lambda: agents.make(name, env), env)
+
+
+def test_a_policy_as_an_agent_passes(tmp_path: Path) -> None:
+    env = gymnasium.make("Hyperparam-v0", actions="multi-discrete", decisions=6)
+    file = tmp_path / "drawn.safetensors"
+    write_policy(file, drawn(agents.base.control_spec_of(env)))
+
+    check_agent(lambda: agents.make("pretrained", env, policy=str(file)), env)
+
+
+COUNT = itertools.count()
+AGENTS: list[tuple[dict[str, Any], str]] = [
+    ({"settings": {"seeds": {1, 2}}}, "settings is not JSON-able"),
+    ({"choose_action": lambda observation: 99}, "action 99 is not in Discrete"),
+    ({"choose_action": lambda observation: observation.fill(0) or 0}, "wrote into the observation"),
+    (
+        {
+            "state_dict": lambda: {"table": {"a": np.ones(2), "b": [next(COUNT)]}},
+            "load_state_dict": lambda state: None,
+        },
+        "another one",
+    ),
+]
+
+
+@pytest.mark.parametrize(("wrong", "message"), AGENTS)
+def test_wrong_agents_are_refused(wrong: Mapping[str, Any], message: str) -> None:
+    env = discrete()
+
+    def make() -> Any:
+        agent = agents.make("reference", env)
+        vars(agent).update(wrong)
+        return agent
+
+    with pytest.raises(SpecError, match=message):
+        check_agent(make, env)
+
+
+def test_incomplete_agent_is_refused() -> None:
+    with pytest.raises(SpecError, match="'settings'; an agent has name, settings"):
+        check_agent(lambda: SimpleNamespace(name="half"), None)
+
+
+def test_the_database_passes(tmp_path: Path) -> None:
+    check_store(StoreRecorder, f"sqlite:///{tmp_path / 'runs.db'}")
+
+
+class ListStore(Recorder):
+    """A record in a list, with one thing wrong, given as attributes."""
+
+    def __init__(self, store: str, info: RunInfo, *, run: int | None = None, **wrong: Any) -> None:
+        assert store == "list://here"
+        self.run = 7 if run is None else run
+        vars(self).update(wrong)
+
+    def state(self) -> dict[str, Any]:
+        return {"run": self.run}
+
+
+def test_store_without_faults_passes() -> None:
+    check_store(ListStore, "list://here")
+    check_store(lambda store, info, *, run: Recorder(), "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"state": lambda: {"run": {1}}}, r"state\(\) is not JSON-able"),
+        ({"finish": None}, r"finish\(\) raised TypeError"),
+    ],
+)
+def test_wrong_stores_are_refused(wrong: Mapping[str, Any], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        check_store(functools.partial(ListStore, **wrong), "list://here")
+
+
+def test_store_that_raises_is_refused() -> None:
+    class Full(ListStore):
+        def decision(self, decision: Decision) -> None:
+            raise OSError("no space left")
+
+    with pytest.raises(SpecError, match=r"decision\(\) raised OSError\('no space left'\)"):
+        check_store(Full, "list://here")
+
+
+def test_store_that_forgets_which_run_goes_on_is_refused() -> None:
+    numbers = itertools.count()
+
+    class New(ListStore):
+        def __init__(self, store: str, info: RunInfo, *, run: int | None = None) -> None:
+            super().__init__(store, info, run=next(numbers))
+
+    with pytest.raises(SpecError, match="went on with run=0 is 1"):
+        check_store(New, "list://here")

@@ -1,35 +1,43 @@
-"""Checks that a task or a controller of one's own keeps what the protocols promise.
+"""Checks that a task, controller, agent or store of one's own keeps what is promised of it.
 
 Call them from a test of one's own; what trimtab ships passes the same checks:
 
-.. code-block:: python
-
-    def test_birds_can_be_steered():
-        check_task(Birds(variant="tiny"))
+```python
+def test_birds_can_be_steered():
+    check_task(Birds(variant="tiny"))
+```
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from trimtab.core.control import check_action
+from trimtab.core.decision import Recorder, RunInfo
 from trimtab.core.errors import SpecError
 from trimtab.core.hyperparameters import Hyperparameter, resolve_hyperparameters
 from trimtab.core.metrics import Metrics
-from trimtab.core.protocols import Controller, Task, TrainingRun
+from trimtab.core.protocols import Controller, Task, TrainingRun, members_of
 from trimtab.core.session import Session
 from trimtab.core.spec import ControlSpec
 
-__all__ = ["check_controller", "check_task"]
+__all__ = ["check_agent", "check_controller", "check_store", "check_task"]
 
-_TASK = ("name", "hyperparameters", "total_steps", "monitor", "mode", "start")
-_RUN = ("advance", "evaluate", "snapshot", "restore")
-_CONTROLLER = ("name", "guarded", "reset", "act", "state_dict", "load_state_dict")
+_AGENT = (
+    "name",
+    "settings",
+    "choose_action",
+    "update",
+    "save",
+    "state_dict",
+    "load_state_dict",
+)
+_RECORDER = ("decision", "finish", "add_figures", "state")
 _SPLITS = ("validation", "test")
 
 
@@ -97,12 +105,7 @@ def check_controller(controller: Controller, spec: ControlSpec, *, total_steps: 
     Raises:
         SpecError: The controller breaks a promise; the message says which, and by which value.
     """
-    for member in _CONTROLLER:
-        if not hasattr(controller, member):
-            raise SpecError(
-                f"controller {type(controller).__name__} has no {member!r}; "
-                f"a controller has {', '.join(_CONTROLLER)}"
-            )
+    _require_members("controller", controller, members_of(Controller))
     name: Any = controller.name
     if not isinstance(name, str) or not name:
         raise SpecError(f"controller: name={name!r} is not a text; give it a name")
@@ -112,7 +115,7 @@ def check_controller(controller: Controller, spec: ControlSpec, *, total_steps: 
             f"controller {controller.name}: guarded={guarded!r} is neither True nor "
             "False; say True unless the run has to follow the reference exactly"
         )
-    rehearsal = _observations(spec, total_steps)
+    rehearsal, _ = _rehearsed(spec, total_steps)
     controller.reset(seed=0)
     answers = [_answer(controller, spec, observation) for observation in rehearsal]
     controller.reset(seed=0)
@@ -123,28 +126,112 @@ def check_controller(controller: Controller, spec: ControlSpec, *, total_steps: 
     controller.reset(seed=0)
     for observation in rehearsal[:half]:
         controller.act(observation.copy())
-    try:
-        state = json.loads(json.dumps(controller.state_dict()))
-    except (TypeError, ValueError) as error:
-        raise SpecError(
-            f"controller {controller.name}: state_dict() is not JSON-able ({error}); "
-            "return plain numbers, texts, lists and dicts"
-        ) from error
+    state = _require_json(f"controller {controller.name}: state_dict()", controller.state_dict())
     controller.reset(seed=1)
     controller.load_state_dict(state)
     later = [_answer(controller, spec, observation) for observation in rehearsal[half:]]
     _require_same_answers(controller, answers[half:], later, "after load_state_dict()")
 
 
+def check_agent(make: Callable[[], Any], env: Any, *, decisions: int = 40) -> None:
+    """Check an agent by some decisions in an environment.
+
+    Checked are the attributes; that each answer is in the action space and the observation is
+    left alone; that it learns from four arguments as from six; and that another agent takes over
+    what it learned.
+
+    Args:
+        make: Returns a new agent for the environment, such as
+            ``lambda: trimtab.agents.make("mine", env)``.
+        env: A Gymnasium environment, as short as it can be had.
+        decisions: How many are made in all.
+
+    Raises:
+        SpecError: The agent breaks a promise; the message says which, and by which value.
+    """
+    agent = make()
+    _require_members("agent", agent, _AGENT)
+    _require_json(f"agent {agent.name}: settings", dict(agent.settings))
+    observation, _ = env.reset(seed=0)
+    for index in range(decisions):
+        action = _agent_answer(agent, env, observation)
+        following, reward, terminated, truncated, _ = env.step(action)
+        ends = (terminated, truncated) if index % 2 else ()
+        agent.update(observation, action, reward, following, *ends)
+        observation = env.reset()[0] if terminated or truncated else following
+    other = make()
+    other.load_state_dict(agent.state_dict())
+    if not _is_same(other.state_dict(), agent.state_dict()):
+        raise SpecError(
+            f"agent {agent.name}: after load_state_dict(), state_dict() is another one; "
+            "take over all that it holds"
+        )
+    _agent_answer(other, env, observation)
+
+
+def check_store(make: Callable[..., Recorder], store: str) -> None:
+    """Check a store by the record of a simulated run that is left and gone on with.
+
+    Checked are that a record takes every call without raising, since training goes on; that what
+    it goes on with survives JSON; and that the run which goes on is the one that was left.
+
+    Args:
+        make: What ``trimtab.stores`` names: takes the address, a `RunInfo` and ``run=``, and
+            returns a `trimtab.core.decision.Recorder`.
+        store: An address that may be written to.
+
+    Raises:
+        SpecError: The store breaks a promise; the message says which, and by which value.
+    """
+    spec = ControlSpec()
+    _, session = _rehearsed(spec, total_steps=200)
+    summary = session.close()
+    info = RunInfo(task="own/check", spec=spec, total_steps=200)
+    recorder = make(store, info, run=None)
+    _require_members("store", recorder, _RECORDER)
+    half = len(summary.decisions) // 2
+    for decision in summary.decisions[: half + 1]:
+        _recorded(recorder, "decision", decision)
+    state = _require_json("store: state()", _recorded(recorder, "state"))
+    if state.get("run") is not None:
+        recorder = make(store, info, run=state["run"])
+    for decision in summary.decisions[half:]:  # the last one before is made again
+        _recorded(recorder, "decision", decision)
+    _recorded(recorder, "finish", summary, "finished")
+    _recorded(recorder, "add_figures", {"test_loss": 0.5})
+    again = _require_json("store: state()", _recorded(recorder, "state"))
+    if again.get("run") != state.get("run"):
+        raise SpecError(
+            f"store: the run that went on with run={state['run']!r} is {again.get('run')!r}; "
+            "go on with the run of that number"
+        )
+
+
+def _require_members(kind: str, thing: Any, members: Sequence[str]) -> None:
+    for member in members:
+        if not hasattr(thing, member):
+            article = "an" if kind == "agent" else "a"
+            raise SpecError(
+                f"{kind} {type(thing).__name__} has no {member!r}; "
+                f"{article} {kind} has {', '.join(members)}"
+            )
+
+
+def _require_json(what: str, value: Any) -> Any:
+    """Return what is left of a value after it was written as JSON and read."""
+    try:
+        return json.loads(json.dumps(value))
+    except (TypeError, ValueError) as error:
+        raise SpecError(
+            f"{what} is not JSON-able ({error}); return plain numbers, texts, lists and dicts"
+        ) from error
+
+
 # Tasks.
 
 
 def _check_task_attributes(task: Task) -> None:
-    for member in _TASK:
-        if not hasattr(task, member):
-            raise SpecError(
-                f"task {type(task).__name__} has no {member!r}; a task has {', '.join(_TASK)}"
-            )
+    _require_members("task", task, members_of(Task))
     name: Any = task.name
     if not isinstance(name, str) or not name:
         raise SpecError(f"task: name={name!r} is not a text; give it one, such as 'text/mine'")
@@ -165,11 +252,12 @@ def _check_task_attributes(task: Task) -> None:
 
 def _started(task: Task, *, seed: int) -> TrainingRun:
     run = task.start(seed=seed)
-    for name in _RUN:
+    members = members_of(TrainingRun)
+    for name in members:
         if not hasattr(run, name):
             raise SpecError(
                 f"task {task.name}: start() returned a {type(run).__name__} without {name!r}; "
-                f"a training run has {', '.join(_RUN)}"
+                f"a training run has {', '.join(members)}"
             )
     return run
 
@@ -246,8 +334,8 @@ def _require_equal(what: str, value: float, expected: float, tolerance: float, f
 # Controllers.
 
 
-def _observations(spec: ControlSpec, total_steps: int) -> list[np.ndarray]:
-    """Return the observations of one run that learns, loses its metrics, and diverges."""
+def _rehearsed(spec: ControlSpec, total_steps: int) -> tuple[list[np.ndarray], Session]:
+    """Return observations and session of one run that learns, loses its metrics, and diverges."""
     session = Session(
         spec, total_steps=total_steps, reference=np.linspace(1.0, 0.0, total_steps, endpoint=False)
     )
@@ -270,7 +358,7 @@ def _observations(spec: ControlSpec, total_steps: int) -> list[np.ndarray]:
         if session.finished:
             break
         observations.append(observation)
-    return observations
+    return observations, session
 
 
 def _answer(controller: Controller, spec: ControlSpec, observation: np.ndarray) -> np.ndarray:
@@ -297,3 +385,42 @@ def _require_same_answers(
                 f"controller {controller.name}: {when}, action {index} is {other.tolist()}, not "
                 f"{one.tolist()}; keep all that act() depends on in the seed and the state"
             )
+
+
+# Agents.
+
+
+def _agent_answer(agent: Any, env: Any, observation: np.ndarray) -> Any:
+    given = observation.copy()
+    action = agent.choose_action(given)
+    if not env.action_space.contains(action):
+        raise SpecError(f"agent {agent.name}: action {action!r} is not in {env.action_space}")
+    if not np.array_equal(given, observation):
+        raise SpecError(
+            f"agent {agent.name} wrote into the observation; copy it before changing it"
+        )
+    return action
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Return whether two nested states hold the same."""
+    if isinstance(one, Mapping):
+        return isinstance(other, Mapping) and (
+            one.keys() == other.keys() and all(_is_same(one[key], other[key]) for key in one)
+        )
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(_is_same, one, other))
+    return bool(np.array_equal(one, other, equal_nan=isinstance(one, float)))
+
+
+# Stores.
+
+
+def _recorded(recorder: Recorder, call: str, *arguments: Any) -> Any:
+    try:
+        return getattr(recorder, call)(*arguments)
+    except Exception as error:
+        raise SpecError(
+            f"store: {call}() raised {error!r}; keep what failed in memory or say so "
+            "once, and let the training go on"
+        ) from error
