@@ -120,9 +120,15 @@ APART = {
     "search/methods": ("search/study", "search/comparison"),
     "search/engines": ("search/study", "search/comparison"),
 }
-# What the adapters of several frameworks share stands in ``adapters`` itself and knows none of
-# them. A framework's own files are a folder of its name.
-ADAPTED = frozenset({"keras", "lightning", "ray", "torch", "transformers"})
+# A framework's own adapters are a folder of its name. What several share stands in ``adapters``
+# itself and knows none of them; a framework's folder knows its own and what it is built on.
+BUILT_ON = {
+    "keras": frozenset[str](),
+    "lightning": frozenset({"torch"}),
+    "ray": frozenset[str](),
+    "torch": frozenset[str](),
+    "transformers": frozenset({"torch"}),
+}
 
 # Core has no I/O, no clock and no randomness of its own.
 NOT_IN_CORE = frozenset(
@@ -226,16 +232,20 @@ def folder_fault(path: PurePosixPath, found: Import) -> str | None:
             for other in others:
                 if there.is_relative_to(other):
                     return f"imports {found.module}; {folder} may import nothing of {other}"
-    is_shared = path.parent.parts == ("adapters",) and not framework_of(path.stem)
-    if is_shared and there.parts[:1] == ("adapters",) and framework_of("".join(there.parts[1:2])):
+    if path.parts[0] != "adapters" or there.parts[:1] != ("adapters",):
+        return None
+    here, other = (framework_of("".join(one.with_suffix("").parts[1:2])) for one in (path, there))
+    if other and not here:
         return f"imports {found.module}; what frameworks share may import none of them"
+    if other and here and other not in {here, *BUILT_ON[here]}:
+        return f"imports {found.module}; {here} is not built on {other}"
     return None
 
 
 def framework_of(name: str) -> str | None:
     """Return the framework that a file or folder of ``adapters`` belongs to."""
     prefix = name.partition("_")[0]  # of a former place
-    return prefix if prefix in ADAPTED else None
+    return prefix if prefix in BUILT_ON else None
 
 
 def package_fault(path: PurePosixPath, found: Import) -> str | None:
@@ -383,6 +393,8 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
             "what frameworks share may import none of them",
         ),
         ("adapters/a.py", "from trimtab.adapters import torch", "may import none of them"),
+        ("adapters/keras/a.py", "from trimtab.adapters.torch import x", "not built on torch"),
+        ("adapters/torch/a.py", "import trimtab.adapters.lightning.b", "not built on lightning"),
         ("adapters/a.py", "from trimtab.adapters.torch.depth import x", "may import none of them"),
     ],
 )
@@ -405,7 +417,9 @@ def test_a_forbidden_import_is_found(tmp_path: Path, file: str, text: str, fault
             "import trimtab.search.comparison.jobs, trimtab.search.methods.base.a",
         ),
         ("search/methods/a.py", "from trimtab.search.study_rows import x"),
-        ("adapters/keras/a.py", "import trimtab.adapters.a"),
+        ("adapters/keras/a.py", "import trimtab.adapters.a, trimtab.adapters.keras.b"),
+        ("adapters/lightning/a.py", "from trimtab.adapters.torch.state import x"),
+        ("adapters/keras_values.py", "from trimtab.adapters.keras.values import *"),
         ("adapters/a.py", "from trimtab.adapters.torches import x"),
         ("search/a.py", "def f():\n    import ray\n    import trimtab.tasks"),
         ("cli/a.py", "from trimtab.cli import b, c\nfrom trimtab.core import b"),

@@ -1,1 +1,1 @@
-"""One file per framework that people train with."""
+"""Steering runs in the frameworks that people train with: what they share, and a folder each."""
