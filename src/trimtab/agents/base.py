@@ -21,6 +21,7 @@ from trimtab.records.array_files import arrays_in, pack, texts_in, unpack, write
 __all__ = [
     "Agent",
     "AgentKind",
+    "BuiltInAgent",
     "EpisodeBoundary",
     "Seam",
     "Transition",

@@ -67,7 +67,7 @@ def test_what_is_not_steered_stays_at_its_start() -> None:
         lambda fair: starts,
         STEPS,
         mode="fixed",
-        aside=moves,
+        mode_input=moves,
         columns=columns_of(spec, OFFERED),
     )
     assert len(seen) == len(window_ends(spec, STEPS))
@@ -110,13 +110,13 @@ def _rated(size: int) -> Programs:
 def _rewards(name: str, **how: Any) -> np.ndarray:
     spec = ControlSpec(hyperparameters=OFFERED[:1], decisions=4, front_windows=0, reward=name)
     starts = np.array([[1e-3], [2e-3]], np.float32)
-    how = {"mode": "fixed", "aside": np.full((4, 2, 1), -0.2, np.float32), **how}
+    how = {"mode": "fixed", "mode_input": np.full((4, 2, 1), -0.2, np.float32), **how}
     keys = jax.random.split(jax.random.key(0), 2)
     return rollout(_rated(2), spec, {}, keys, keys, lambda fair: starts, STEPS, **how).reward
 
 
 def test_the_relative_reward_is_counted_from_a_reference_that_nobody_steers() -> None:
-    reference = _rewards("log-loss", mode="zero", aside=None, guarded=False)
+    reference = _rewards("log-loss", mode="zero", mode_input=None, guarded=False)
     assert np.abs(reference).min() > 0
     np.testing.assert_allclose(
         _rewards("relative"), _rewards("log-loss") - reference, rtol=1e-4, atol=1e-6

@@ -82,7 +82,7 @@ def test_shares_of_the_starts_are_as_set() -> None:
 
 def test_tuned_rates_are_near_the_best_of_a_finer_grid() -> None:
     settings = LearnSettings(tasks=4, siblings=8, tuned_share=0.3)
-    family = meta_training.family_of(FamilyShare("simulated/quadratic"), ("lr",))
+    family = task_sampling.family_of(FamilyShare("simulated/quadratic"), ("lr",))
     bucket, offered = programs(family, 0), family.hyperparameters
     spec = meta_training.control_spec(settings, offered, 6)
     keys = jnp.repeat(jax.random.split(jax.random.key(2), 4), 8, axis=0)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
-from trimtab.agents.training.rollout import MAX_STEPS
-from trimtab.core.references import reference_multipliers
+from trimtab.agents.training.rollout import padded_reference
 from trimtab.envs.simulators.batch import Programs, Runs
 
 RACE_FACTORS: tuple[float, ...] = (0.01, 0.1, 1.0, 10.0, 100.0)
@@ -37,12 +37,6 @@ class Outcome(NamedTuple):
     lr: np.ndarray
 
 
-def _schedule(total_steps: int, first: int, shape: str = "warmup-linear") -> Any:
-    schedule = np.zeros(MAX_STEPS, np.float32)
-    schedule[first:total_steps] = reference_multipliers(shape, total_steps - first)
-    return jnp.asarray(schedule)
-
-
 def scheduled_runs(
     programs: Programs,
     runs: Runs,
@@ -65,7 +59,7 @@ def scheduled_runs(
         restore: Whether to begin from the initial weights again.
     """
     size, total = len(initial), int(ends[-1])
-    schedule = _schedule(total, first)
+    schedule = padded_reference(total, first)
     none = jnp.zeros(size, jnp.float32)
     best, keep = np.array(initial, float), none
     back = none + (1.0 if restore else 0.0)
@@ -87,6 +81,43 @@ def scheduled_runs(
     return Outcome(best, np.asarray(test), np.asarray(accuracy), bad, np.asarray(values)[:, 0])
 
 
+def _tried(
+    programs: Programs,
+    runs: Runs,
+    values: np.ndarray,
+    factors: Sequence[float],
+    length: int,
+    *,
+    total_steps: int,
+    restores_each: bool,
+    loss: str,
+) -> tuple[Runs, np.ndarray]:
+    """Return the runs after trying F factors of the learning rate in turn, and (F, B) losses.
+
+    Args:
+        programs: Compiled programs.
+        runs: Prepared runs; the first try begins from their ``best``.
+        values: (B, H) start values.
+        factors: F of them.
+        length: Steps of each try.
+        total_steps: Of the whole run.
+        restores_each: Whether every try begins from there.
+        loss: Which of the metrics; infinite where a loss was not finite.
+    """
+    size = len(values)
+    flat = padded_reference(total_steps, 0, "constant")
+    none, back = jnp.zeros(size, jnp.float32), jnp.ones(size, jnp.float32)
+    losses = []
+    for place, factor in enumerate(factors):
+        tried = np.array(values)
+        tried[:, 0] *= factor
+        steps, done = np.full(size, length), np.full(size, place * length)
+        runs, metrics = programs.window(runs, none, back, jnp.asarray(tried), flat, done, steps)
+        back = back if restores_each else none
+        losses.append(np.where(np.asarray(metrics.finite) > 0, getattr(metrics, loss), np.inf))
+    return runs, np.array(losses, float)
+
+
 def race_runs(
     programs: Programs, runs: Runs, initial: np.ndarray, values: np.ndarray, ends: np.ndarray
 ) -> tuple[Outcome, int]:
@@ -94,18 +125,11 @@ def race_runs(
 
     Returns the outcome and the number of extra validations.
     """
-    size, total = len(initial), int(ends[-1])
+    total = int(ends[-1])
     length = max(2, round(_RACE_SHARE * total))
-    flat = _schedule(total, 0, "constant")
-    none, back = jnp.zeros(size, jnp.float32), jnp.ones(size, jnp.float32)
-    losses = []
-    for place, factor in enumerate(RACE_FACTORS):
-        tried = np.array(values)
-        tried[:, 0] *= factor
-        steps, done = np.full(size, length), np.full(size, place * length)
-        runs, metrics = programs.window(runs, none, back, jnp.asarray(tried), flat, done, steps)
-        loss = np.where(np.asarray(metrics.finite) > 0, np.asarray(metrics.val_loss), np.inf)
-        losses.append(np.where(np.isfinite(loss), loss, np.inf))
+    given = programs, runs, values, RACE_FACTORS, length
+    runs, losses = _tried(*given, total_steps=total, restores_each=True, loss="val_loss")
+    losses = np.where(np.isfinite(losses), losses, np.inf)
     chosen = np.array(values)
     chosen[:, 0] *= np.array(RACE_FACTORS)[np.argmin(losses, axis=0)]
     spent = len(RACE_FACTORS) * length
@@ -122,22 +146,14 @@ def lr_finder_runs(
     times its lowest (Smith, 2017, arXiv 1506.01186; the stop rule and smoothing are those that
     fastai made common).
     """
-    size, total = len(initial), int(ends[-1])
+    total = int(ends[-1])
     length = max(12, round(_FINDER_SHARE * total))
-    flat = _schedule(total, 0, "constant")
-    none, back = jnp.zeros(size, jnp.float32), jnp.ones(size, jnp.float32)
     grid = np.linspace(-_FINDER_DECADES, _FINDER_DECADES, length)
-    one = np.ones(size, np.int64)
-    losses = []
-    for place, decade in enumerate(grid):
-        tried = np.array(values)
-        tried[:, 0] *= 10.0**decade
-        where = one * place
-        runs, metrics = programs.window(runs, none, back, jnp.asarray(tried), flat, where, one)
-        back = none
-        losses.append(np.where(np.asarray(metrics.finite) > 0, metrics.train_loss, np.inf))
+    factors = [10.0**decade for decade in grid]
+    given = programs, runs, values, factors, 1
+    runs, losses = _tried(*given, total_steps=total, restores_each=False, loss="train_loss")
     chosen = np.array(values)
-    chosen[:, 0] *= 10.0 ** _steepest(np.array(losses, float), grid)
+    chosen[:, 0] *= 10.0 ** _steepest(losses, grid)
     return scheduled_runs(programs, runs, initial, chosen, ends, first=length, restore=True)
 
 

@@ -19,6 +19,10 @@ from trimtab.controllers.learned import PolicyFile
 from trimtab.core.spec import ControlSpec
 from trimtab.envs.simulators.batch import Programs
 
+_FIGURES = (
+    *("validation", "test", "accuracy", "spent", "rollbacks", "diverged", "frozen"),
+    *("residual_use", "lr"),
+)
 _GRID = np.linspace(-2.5, 2.5, 32)
 _GRID_SEEDS = 3
 SEEDS = 2
@@ -127,26 +131,14 @@ def _plain_rows(
     whole = 32 * group.steps + (len(ends) + 1) * shown / 3
     spent = (whole + extra * shown / 3) / whole
     nothing = np.zeros(len(prepared.tasks))
-    return _rows(
-        group,
-        prepared,
-        how,
-        validation=outcome.validation,
-        test=outcome.test,
-        accuracy=outcome.accuracy,
-        spent=spent,
-        rollbacks=nothing,
-        diverged=outcome.diverged,
-        frozen=nothing,
-        residual_use=nothing,
-        lr=outcome.lr,
-    )
+    figures = outcome.validation, outcome.test, outcome.accuracy, spent, nothing, outcome.diverged
+    return _rows(group, prepared, how, *figures, nothing, nothing, outcome.lr)
 
 
 def _rows(
-    group: EvaluationGroup, prepared: Prepared, method: str, **columns: np.ndarray
+    group: EvaluationGroup, prepared: Prepared, method: str, *columns: np.ndarray
 ) -> list[dict[str, Any]]:
-    """Return a row a run: what was run, and the columns' figures of it."""
+    """Return a row a run: what was run, and of it the figures of `_FIGURES`, in that order."""
     return [
         {
             "task": int(prepared.tasks[i]),
@@ -154,7 +146,7 @@ def _rows(
             "method": method,
             "factor": float(prepared.factors[i]),
             "seed": int(prepared.seeds[i]),
-            **{name: float(column[i]) for name, column in columns.items()},
+            **{n: float(column[i]) for n, column in zip(_FIGURES, columns, strict=True)},
         }
         for i in range(len(prepared.tasks))
     ]
@@ -192,20 +184,10 @@ def steered(
         columns=columns_of(spec, group.family.hyperparameters),
     )
     used = np.abs(episodes.offset).max(-1) > np.log10(1.05)
-    rows = _rows(
-        group,
-        prepared,
-        method,
-        validation=episodes.best_val,
-        test=episodes.test_loss,
-        accuracy=episodes.test_accuracy,
-        spent=episodes.spent,
-        rollbacks=episodes.rollbacks,
-        diverged=episodes.diverged,
-        frozen=episodes.novelty.any(0),
-        residual_use=used.mean(0),
-        lr=prepared.values[:, 0],
-    )
+    ends = episodes.best_val, episodes.test_loss, episodes.test_accuracy, episodes.spent
+    guard = episodes.rollbacks, episodes.diverged, episodes.novelty.any(0)
+    lr = prepared.values[:, 0]
+    rows = _rows(group, prepared, method, *ends, *guard, used.mean(0), lr)
     return rows, episodes
 
 

@@ -287,10 +287,16 @@ def _first_metrics(val_loss: jax.Array) -> Metrics:
     )
 
 
-def _padded_reference(total_steps: int) -> jax.Array:
-    """Return the reference's multipliers as the programs take them, (MAX_STEPS,) float32."""
+def padded_reference(total_steps: int, first: int = 0, shape: str = "warmup-linear") -> jax.Array:
+    """Return a reference's multipliers as the programs take them, (MAX_STEPS,) float32.
+
+    Args:
+        total_steps: Of the run.
+        first: Steps already spent; the reference covers what is left.
+        shape: Its name.
+    """
     schedule = np.zeros(MAX_STEPS, np.float32)
-    schedule[:total_steps] = reference_multipliers("warmup-linear", total_steps)
+    schedule[first:total_steps] = reference_multipliers(shape, total_steps - first)
     return jnp.asarray(schedule)
 
 
@@ -331,7 +337,7 @@ def _steer(
 ) -> _Course:
     """Take the prepared runs to their end; see `rollout` for what it shares."""
     spec, size = setup.spec, len(setup.starts)
-    reference = _padded_reference(setup.total_steps)
+    reference = padded_reference(setup.total_steps)
     carry, metrics = _first_carry(setup), _first_metrics(val_loss)
     width = parameters["token_b"].shape[0] if parameters else 1
     hidden = jnp.zeros((size, len(spec.hyperparameters), width), jnp.float32)

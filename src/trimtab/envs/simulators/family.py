@@ -97,10 +97,6 @@ class Family(Protocol):
 
     Attributes:
         name: Such as ``"simulated/mlp"``.
-        hyperparameters: Those that act, the learning rate first.
-        n_variants: Number of shape buckets (architectures).
-        evaluation_chunk: Runs that are best evaluated together: as many as their activations on a
-            whole split still fit the processor's cache.
     """
 
     name: str
@@ -112,12 +108,12 @@ class Family(Protocol):
 
     @property
     def n_variants(self) -> int:
-        """Number of shape buckets."""
+        """Number of shape buckets (architectures)."""
         ...
 
     @property
     def evaluation_chunk(self) -> int:
-        """Runs that are best evaluated together."""
+        """Runs that are best evaluated together: their activations on a split fit the cache."""
         ...
 
     def bank(self, variant: int) -> Any:

@@ -10,8 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trimtab.envs.simulators.datasets import stacked
-from trimtab.envs.simulators.distributions import distributions
 from trimtab.envs.simulators.draws import Draw, Pool
 from trimtab.envs.simulators.layouts import Layout
 from trimtab.envs.simulators.random_numbers import uniform_hash
@@ -142,21 +140,3 @@ def fan_in_normal(key: jax.Array, shape: tuple[int, ...], gain: float = 2.0) -> 
     """Return normal weights of variance gain / inputs (He et al. 2015 for gain 2)."""
     n_inputs = int(np.prod(shape[:-1]))
     return jax.random.normal(key, shape, jnp.float32) * np.float32(np.sqrt(gain / n_inputs))
-
-
-def table_pool(held_out: bool) -> Pool:
-    """Return the 64-feature data sets and the usual optimisers."""
-    data, optimiser = distributions()["data"], distributions()["optimiser"]
-    which = "held_out" if held_out else "training"
-    return Pool(
-        stacked(data[f"{which}_sets"]),
-        tuple(data[f"{which}_shares"]),
-        tuple(optimiser["names"]),
-        tuple(optimiser["shares"]),
-    )
-
-
-def transformed(rows: jax.Array, draw: Draw) -> jax.Array:
-    """Return (B, 64) features scaled, turned in planes and shifted as the task says."""
-    turned = draw.turn[None, :] * jnp.roll(rows, rows.shape[1] // 2, axis=1)
-    return draw.gain[None, :] * rows + turned + draw.shift[None, :]

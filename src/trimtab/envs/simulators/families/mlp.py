@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from functools import cache
 
 import jax
+import jax.numpy as jnp
 
-from trimtab.envs.simulators.datasets import FEATURES, MAX_CLASSES
+from trimtab.envs.simulators.datasets import FEATURES, MAX_CLASSES, stacked
+from trimtab.envs.simulators.distributions import distributions
+from trimtab.envs.simulators.draws import Draw, Pool
 from trimtab.envs.simulators.families.supervised import SupervisedFamily
 from trimtab.envs.simulators.family import FamilyOptions
 from trimtab.envs.simulators.layouts import Layout, Tensor
@@ -18,8 +21,6 @@ from trimtab.envs.simulators.networks import (
     Dropout,
     dropped,
     layer_norm,
-    table_pool,
-    transformed,
 )
 
 
@@ -87,6 +88,24 @@ def _layout(shape: Shape) -> Layout:
     return Layout(tuple(tensors))
 
 
+def _pool(held_out: bool) -> Pool:
+    """Return the 64-feature data sets and the usual optimisers."""
+    data, optimiser = distributions()["data"], distributions()["optimiser"]
+    which = "held_out" if held_out else "training"
+    return Pool(
+        stacked(data[f"{which}_sets"]),
+        tuple(data[f"{which}_shares"]),
+        tuple(optimiser["names"]),
+        tuple(optimiser["shares"]),
+    )
+
+
+def _inputs(rows: jax.Array, draw: Draw) -> jax.Array:
+    """Return (B, 64) features scaled, turned in planes and shifted as the task says."""
+    turned = draw.turn[None, :] * jnp.roll(rows, rows.shape[1] // 2, axis=1)
+    return draw.gain[None, :] * rows + turned + draw.shift[None, :]
+
+
 def _logits(
     shape: Shape,
     tensors: Mapping[str, jax.Array],
@@ -128,7 +147,7 @@ def perceptrons(shapes: tuple[Shape, ...], rank: int = 0) -> Architecture:
         shapes: One a variant.
         rank: Above 0, overrides every shape's adapter rank.
     """
-    return Architecture(shapes, _layout, _logits, table_pool, transformed, rank)
+    return Architecture(shapes, _layout, _logits, _pool, _inputs, rank)
 
 
 def mlp_family(options: FamilyOptions) -> SupervisedFamily:
