@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any, TypedDict, TypeVar
 
 from trimtab.adapters.actuators import Steerable, entries_of
 from trimtab.core.decision import RunInfo
+from trimtab.core.errors import SpecError
 from trimtab.core.hyperparameters import Hyperparameter
 from trimtab.core.protocols import Controller
 from trimtab.core.spec import ControlSpec
@@ -104,6 +106,24 @@ class RunOptions:
             watch_only=self.watch_only,
             log_to=self.log_to,
         )
+
+
+def check_total_steps(total_steps: Any, told: str = "how often the optimiser will step") -> int:
+    """Return the number of optimiser steps.
+
+    Args:
+        total_steps: What the user gave.
+        told: What is to be announced, in words.
+
+    Raises:
+        SpecError: It is not a whole number of at least 1.
+    """
+    whole = isinstance(total_steps, int | float) and not isinstance(total_steps, bool)
+    if not whole or not math.isfinite(total_steps) or total_steps < 1 or total_steps % 1:
+        raise SpecError(
+            f"total_steps: {total_steps!r} is not a whole number of at least 1; announce {told}"
+        )
+    return int(total_steps)
 
 
 _Class = TypeVar("_Class", bound=type)

@@ -180,7 +180,7 @@ _INSTEAD = {
 def find_actuators(
     wanted: Iterable[Steerable], *, optimizer: Any, model: Any, losses: Any, learning_rate: float
 ) -> tuple[list[Hyperparameter], list[Actuator | None]]:
-    """Return each hyperparameter with its start, and what writes it, as `find` does.
+    """Return each hyperparameter with its start, and what writes it; errors are those of `find`.
 
     Args:
         wanted: Names of kinds, or objects.
@@ -188,11 +188,6 @@ def find_actuators(
         model: The model.
         losses: The model's losses: one, or a nest of them.
         learning_rate: The reference's peak.
-
-    Raises:
-        AdapterError: A hyperparameter cannot be steered here, or is asked for twice.
-        UnknownNameError: A name is no hyperparameter.
-        SpecError: A start is outside the hyperparameter's bounds.
     """
     layers = LayerRates(model)
 

@@ -16,9 +16,14 @@ from trimtab.adapters.keras.state import before, evaluation, fingerprint, read_s
 from trimtab.adapters.keras.statistics import StepLosses
 from trimtab.adapters.keras.variables import backend_name, synchronise
 from trimtab.adapters.memory import is_out_of_memory
-from trimtab.adapters.options import RunKeywords, RunOptions, takes_run_keywords
+from trimtab.adapters.options import (
+    RunKeywords,
+    RunOptions,
+    check_total_steps,
+    takes_run_keywords,
+)
 from trimtab.core.decision import Summary
-from trimtab.core.errors import AdapterError, SpecError
+from trimtab.core.errors import AdapterError
 from trimtab.core.spec import ControlSpec, window_ends
 
 _MOST_IN_A_ROW = 3
@@ -345,12 +350,7 @@ class TrimtabCallback(keras.callbacks.Callback):
                     "pass total_steps= to the callback, or steps_per_epoch= to fit"
                 )
             steps = an_epoch * (self.params["epochs"] - epoch)
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-            raise SpecError(
-                f"total_steps: {steps!r} is not a whole number of at least 1; "
-                "announce how many batches fit will train"
-            )
-        return steps
+        return check_total_steps(steps, "how many batches fit will train")
 
     def _tell_of_borders(self, steered: SteeredModel, total_steps: int) -> None:
         ends = window_ends(steered.run.spec, total_steps).tolist()

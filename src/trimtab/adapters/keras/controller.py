@@ -11,9 +11,14 @@ from trimtab.adapters.keras.assembly import SteeredModel, check_one_device
 from trimtab.adapters.keras.schedules import inner_optimizer
 from trimtab.adapters.keras.statistics import GradientStatistics
 from trimtab.adapters.keras.variables import array_of, backend_name
-from trimtab.adapters.options import RunKeywords, RunOptions, takes_run_keywords
+from trimtab.adapters.options import (
+    RunKeywords,
+    RunOptions,
+    check_total_steps,
+    takes_run_keywords,
+)
 from trimtab.core.decision import Summary
-from trimtab.core.errors import AdapterError, SpecError
+from trimtab.core.errors import AdapterError
 from trimtab.core.spec import ControlSpec
 
 
@@ -67,14 +72,14 @@ class KerasController:
         loss_fn: Any = None,
         **options: Unpack[RunKeywords],
     ) -> None:
-        _check(optimizer, model, total_steps)
+        _check(optimizer, model)
         self.optimizer, self.model = optimizer, model
         self._steered = SteeredModel(
             RunOptions(hyperparameters=hyperparameters, reference=reference, **options),
             model=model,
             optimizer=optimizer,
             losses=loss_fn,
-            total_steps=total_steps,
+            total_steps=check_total_steps(total_steps),
             validate=validate,
         )
         # Scaled gradients have no norm that could be compared from step to step.
@@ -195,7 +200,7 @@ def _number(loss: Any) -> float:
     return float(array.reshape(()))
 
 
-def _check(optimizer: Any, model: Any, total_steps: Any) -> None:
+def _check(optimizer: Any, model: Any) -> None:
     import keras
 
     if backend_name() != "tensorflow":
@@ -214,9 +219,3 @@ def _check(optimizer: Any, model: Any, total_steps: Any) -> None:
             "model that is trained, called once on a batch"
         )
     check_one_device(model)
-    whole = isinstance(total_steps, int) and not isinstance(total_steps, bool)
-    if not whole or total_steps < 1:
-        raise SpecError(
-            f"total_steps: {total_steps!r} is not a whole number of at least 1; "
-            "announce how often the optimiser will step"
-        )

@@ -68,10 +68,10 @@ class TrimtabCallback(Callback):
             together.
         layers: Modules from the input to the output, where depth is steered; None to take the
             model's longest stack.
+        **options: `trimtab.adapters.options.RunOptions`.
         validation_data: A ``DataLoader`` or another iterable of batches, in the place of the
             fit's.
         validate: A function in its place, which returns a loss or a dict of floats.
-        **options: `trimtab.adapters.options.RunOptions`.
 
     Raises:
         AdapterError: Both ``validation_data`` and ``validate`` are given.

@@ -215,7 +215,7 @@ def find_actuators(
     depth: DepthRates | None = None,
     cycled: frozenset[str] = frozenset(),
 ) -> tuple[list[Hyperparameter], list[Actuator | None]]:
-    """Return each hyperparameter with its start, and what writes it, as `find` does.
+    """Return each hyperparameter with its start, and what writes it; errors are those of `find`.
 
     Args:
         wanted: Names of kinds, or objects.
@@ -227,11 +227,6 @@ def find_actuators(
         smoothing: Where a trainer keeps label smoothing, or None.
         depth: What divides the optimiser's groups by depth, or None.
         cycled: Keys of the parameter groups that the adopted scheduler changes itself.
-
-    Raises:
-        AdapterError: A hyperparameter cannot be steered in this loop, or is asked for twice.
-        UnknownNameError: A name is no hyperparameter.
-        SpecError: A start is outside the hyperparameter's bounds.
     """
 
     def places(kind: str) -> list[Place]:

@@ -10,15 +10,15 @@ import torch
 from torch import nn
 
 from trimtab.adapters.actuators import Steerable
-from trimtab.adapters.options import RunKeywords, RunOptions, takes_run_keywords
+from trimtab.adapters.options import (
+    RunKeywords,
+    RunOptions,
+    check_total_steps,
+    takes_run_keywords,
+)
 from trimtab.adapters.torch.actuators import wants_depth
 from trimtab.adapters.torch.assembly import steer
-from trimtab.adapters.torch.checks import (
-    check_loss,
-    check_model,
-    check_optimizer,
-    check_total_steps,
-)
+from trimtab.adapters.torch.checks import check_loss, check_model, check_optimizer
 from trimtab.adapters.torch.distributed import Processes
 from trimtab.adapters.torch.memory import MicroBatches
 from trimtab.adapters.torch.schedules import make_rates

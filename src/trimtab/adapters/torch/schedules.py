@@ -291,7 +291,7 @@ class AdoptedRates:
             self.multipliers[self._step] = self._lead_multiplier()
 
     def _lead_multiplier(self) -> float:
-        return float(self._own[self.lead]) / self.starts[self.lead]
+        return float(float(self._own[self.lead]) / self.starts[self.lead])
 
     def _read(self) -> list[Any]:
         return [

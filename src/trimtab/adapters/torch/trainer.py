@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from trimtab.adapters.options import RunOptions
+from trimtab.adapters.options import RunOptions, check_total_steps
 from trimtab.adapters.steering import SteeredRun
 from trimtab.adapters.torch.actuators import Place
 from trimtab.adapters.torch.assembly import steer
-from trimtab.adapters.torch.checks import check_model, check_optimizer, check_total_steps
+from trimtab.adapters.torch.checks import check_model, check_optimizer
 from trimtab.adapters.torch.distributed import Processes
 from trimtab.adapters.torch.schedules import FollowedRates
 from trimtab.adapters.torch.steering import Stepper, TorchDriver
