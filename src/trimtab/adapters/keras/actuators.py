@@ -23,7 +23,6 @@ from trimtab.adapters.actuators import (
     find,
 )
 from trimtab.adapters.keras.depth import LayerRates
-from trimtab.adapters.keras.dropout import dropout_call, is_known_dropout
 from trimtab.adapters.keras.variables import (
     AttributePatch,
     array_of,
@@ -116,7 +115,7 @@ def _positive(owner: Any, name: str) -> Iterator[Value]:
 
 def _dropouts(model: Any) -> Iterator[Value]:
     for layer in model._flatten_layers():
-        if is_known_dropout(layer):
+        if _is_known_dropout(layer):
             yield from _positive(layer, "rate")
 
 
@@ -215,6 +214,53 @@ def _refusal(_name: str, kind: str) -> str:
     )
 
 
+# Dropout whose rate is a variable: the law of Keras' own layers, without a new compilation.
+
+
+def _is_known_dropout(layer: Any) -> bool:
+    """Return whether a layer drops as ``Dropout`` or a ``SpatialDropout`` does, by Keras' code."""
+    import keras
+
+    if not isinstance(layer, keras.layers.Dropout):
+        return False
+    spatial = (
+        keras.layers.SpatialDropout1D,
+        keras.layers.SpatialDropout2D,
+        keras.layers.SpatialDropout3D,
+    )
+    known = {keras.layers.Dropout.call, *(cls.call for cls in spatial)}
+    return type(layer).call in known
+
+
+def _dropout_call(layer: Any, inputs: Any, training: bool = False) -> Any:
+    """Keep each entry with probability ``1 - rate``, divided by it; ``call`` of a steered layer.
+
+    Args:
+        layer: A layer that `_is_known_dropout`; its rate is a () float32 variable.
+        inputs: (batch, ...) tensor.
+        training: Whether anything is dropped.
+
+    Source: Srivastava et al., 2014, with the scaling at training time that Keras has.
+    """
+    import keras
+
+    if not training:
+        return inputs
+    ops = keras.ops
+    shape = ops.shape(inputs)
+    if hasattr(layer, "_get_noise_shape"):
+        wanted = layer._get_noise_shape(inputs)
+    else:
+        wanted = layer.noise_shape or shape
+    noise_shape = tuple(shape[i] if size is None else size for i, size in enumerate(wanted))
+    drawn = keras.random.uniform(noise_shape, dtype="float32", seed=layer.seed_generator)
+    keep = 1.0 - ops.convert_to_tensor(layer.rate)
+    mask = ops.broadcast_to(drawn < keep, shape)
+    # At a rate of 1 nothing is kept, and nothing may be divided by 0.
+    scaled = inputs / ops.cast(ops.maximum(keep, 1e-6), inputs.dtype)
+    return ops.where(mask, scaled, ops.zeros_like(inputs))
+
+
 class _Carrier:
     """Brings a variable into a JAX step, which sees only what the model lists as its state.
 
@@ -294,7 +340,7 @@ class ModelPatches:
             self._carry(value)
             return
         if value.name == "rate":
-            methods = {} if value.held is None else {"call": dropout_call}
+            methods = {} if value.held is None else {"call": _dropout_call}
             patch = AttributePatch(owner, {"rate": value.supply}, methods)
             value.reads = _reading(patch, "rate")
         else:

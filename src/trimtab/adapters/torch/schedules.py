@@ -325,8 +325,6 @@ def make_rates(optimizer: torch.optim.Optimizer, reference: Any, total_steps: in
         UnknownNameError: No reference has that name.
         SpecError: The function gives something that is not a finite number of at least 0.
     """
-    if isinstance(reference, str):
-        return TableRates(optimizer, reference_multipliers(reference, total_steps))
     if callable(getattr(reference, "step", None)) and hasattr(reference, "state_dict"):
         owner = getattr(reference, "optimizer", optimizer)
         if owner is not optimizer:
@@ -335,7 +333,7 @@ def make_rates(optimizer: torch.optim.Optimizer, reference: Any, total_steps: in
                 f"({type(owner).__name__}); make it for the one that is given here"
             )
         return AdoptedRates(optimizer, reference, total_steps)
-    if callable(reference):
+    if isinstance(reference, str) or callable(reference):
         return TableRates(optimizer, reference_multipliers(reference, total_steps))
     raise AdapterError(
         f"reference: {reference!r} is neither a name, nor a function of progress, nor a scheduler; "
