@@ -123,7 +123,7 @@ def in_transformers(name: str, variant: str, policy: Any) -> dict[str, Any]:
                 return ({"rows": int(one)} for batch in setup.batches for one in batch)
 
         if callback is not None:
-            callback._validate = lambda: run.evaluate("validation")
+            callback._training.validate = lambda: run.evaluate("validation")
         with tempfile.TemporaryDirectory() as folder:
             trainer = Trainer(
                 model=Rows(),

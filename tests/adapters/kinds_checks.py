@@ -112,7 +112,7 @@ def by_name(kind: str) -> tuple[Any, Any]:
 
 def by_object(kind: str) -> tuple[Any, Any]:
     """Return a value of the user's own, and a model that reads it."""
-    from trimtab.adapters.torch.values import SteeredValue
+    from trimtab.adapters.actuators import SteeredValue
 
     value = SteeredValue(kind)
     return value, torch_model("", lambda: value() / value.item.default)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.adapters.tiny_training import Net, are_equal, examples, weights
-from trimtab.adapters.torch.values import SteeredValue
+from trimtab.adapters.actuators import SteeredValue
 from trimtab.core.errors import AdapterError
 
 pytestmark = [
@@ -201,7 +201,7 @@ def test_depth_and_own_values_are_steered_in_lightning() -> None:
     lightning_fit(net, callback)
     assert callback.summary.finished
     assert len({row["frozen_depth"] for row in callback.summary.schedule}) > 1
-    assert len(callback._live._stepper.optimizer.param_groups) == 2
+    assert len(callback._training.driver._stepper.optimizer.param_groups) == 2
 
 
 @pytest.mark.parametrize("uses", [True, False])

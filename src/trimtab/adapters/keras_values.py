@@ -1,3 +1,3 @@
-"""The former place of `trimtab.adapters.keras.values`, for code that imports it from here."""
+"""The former place of `SteeredValue` for Keras, for code that imports it from here."""
 
-from trimtab.adapters.keras.values import *  # noqa: F403
+from trimtab.adapters.actuators import SteeredValue as SteeredValue

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from trimtab.adapters.actuators import Actuator
 from trimtab.adapters.snapshots import Snapshots
 from trimtab.adapters.validation import Validated, Validates
 from trimtab.core.decision import RunInfo
@@ -25,22 +26,6 @@ from trimtab.core.session import Session
 from trimtab.core.spec import ControlSpec
 
 _STATE_FORMAT = 1
-
-
-class Actuator(Protocol):
-    """Writes one hyperparameter where its framework reads it."""
-
-    def write(self, offset: float) -> str:
-        """Write the value at an offset; return what is wrong with it, in words, or nothing."""
-        ...
-
-    def starts(self) -> Any:
-        """Return the start value of each place that is written."""
-        ...
-
-    def begin_at(self, item: Hyperparameter, starts: Any) -> None:
-        """Take over the start values of a run that goes on."""
-        ...
 
 
 class Driver(Protocol):

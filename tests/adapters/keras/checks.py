@@ -1,6 +1,6 @@
 """What `test_keras.py` claims, checked in a process of its own, as Keras has one backend a process.
 
-Run as ``python keras_checks.py NAME...``; prints one JSON object, name -> "" or a traceback.
+Run as ``python checks.py NAME...``; prints one JSON object, name -> "" or a traceback.
 """
 
 from __future__ import annotations
@@ -813,8 +813,12 @@ def what_cannot_be_steered_is_refused() -> None:
     assert "initial_epoch" in message(network(adam()), hyperparameters=("batch_size",))
     assert "SteeredValue" in message(network(adam()), hyperparameters=("lr", "mixup"))
     assert "use_ema" in message(network(adam()), hyperparameters=("ema_decay",))
-    with pytest.raises(AdapterError, match="'dropout' is found in the model"):
+    with pytest.raises(AdapterError, match="'dropout' is found by trimtab itself"):
         SteeredValue("dropout", 0.1)
+    size = SteeredValue("batch_size", 8)
+    assert "'batch_size' is found in the model, or cannot" in message(
+        network(adam()), hyperparameters=("lr", size)
+    )
     assert "CosineDecay" in message(network(adam(schedule)), reference="cosine")
     assert "foreseen" in message(network(adam(lambda: 0.1)))
     assert "accuracy" in message(network(adam()), monitor="accuracy")

@@ -14,7 +14,7 @@ import pytest
 
 pytestmark = pytest.mark.framework
 
-PROGRAM = Path(__file__).with_name("keras_checks.py")
+PROGRAM = Path(__file__).with_name("checks.py")
 INSIDE_FIT = (
     "policy_off_is_the_plain_fit_with_the_same_schedule",
     "own_schedule_is_adopted",

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 
+from trimtab.adapters.actuators import Actuator
 from trimtab.adapters.torch import TorchController
-from trimtab.adapters.torch.actuators import Actuator, Place, find_actuators
+from trimtab.adapters.torch.actuators import Place, find_actuators
 from trimtab.core.errors import AdapterError, SpecError, TrimtabWarning, UnknownNameError
 from trimtab.core.hyperparameters import Hyperparameter, hyperparameter
 

@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import nn
 
+from trimtab.adapters.actuators import SteeredValue
 from trimtab.adapters.torch import TorchController
 from trimtab.adapters.torch import proofs as torch_proof
 from trimtab.adapters.torch.actuators import find_actuators
 from trimtab.adapters.torch.depth import DepthRates, layers_of
 from trimtab.adapters.torch.proofs import Proofs
-from trimtab.adapters.torch.values import SteeredValue, TrimtabBatchSampler, averaging
+from trimtab.adapters.torch.values import TrimtabBatchSampler, averaging
 from trimtab.core.errors import AdapterError
 
 FEATURES = 6

@@ -370,7 +370,7 @@ def test_lora_weights_are_steered_and_the_base_is_left_alone(tmp_path: Path) -> 
     assert all(torch.equal(after[name], weight) for name, weight in frozen.items())
     assert any(not torch.equal(after[name], weight) for name, weight in trained.items())
     assert callback.summary.finished
-    assert callback._live.run.snapshots.bytes < 4 * sum(w.nbytes for w in frozen.values())
+    assert callback._training.run.snapshots.bytes < 4 * sum(w.nbytes for w in frozen.values())
 
 
 @pytest.mark.parametrize(

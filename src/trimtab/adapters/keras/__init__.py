@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from trimtab.adapters.actuators import SteeredValue
 from trimtab.adapters.keras.callback import TrimtabCallback
 from trimtab.adapters.keras.controller import KerasController
-from trimtab.adapters.keras.values import SteeredValue
 
 __all__ = ["KerasController", "SteeredValue", "TrimtabCallback"]

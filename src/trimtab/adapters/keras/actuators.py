@@ -1,4 +1,4 @@
-"""Hands on what a Keras model trains by, besides its learning rate: found, written, proved.
+"""Where a Keras model keeps what it trains by besides its learning rate, and how a step reads it.
 
 Under TensorFlow and JAX a Python number is compiled into the training step, where a new value
 would be lost without a word. There each value is kept in a variable that the step reads, so that a
@@ -9,32 +9,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from trimtab.adapters.keras.depth import LayerRates
-from trimtab.adapters.keras.dropout import dropout_call, is_known_dropout
-from trimtab.adapters.keras.values import SteeredValue
-from trimtab.adapters.keras.variables import Takeover, array_of, held_variable, is_compiled_backend
-from trimtab.core.errors import AdapterError, unknown_name
-from trimtab.core.hyperparameters import KINDS, Hyperparameter, hyperparameter, moved_value
-
-KINDS_IN_KERAS: tuple[str, ...] = (
-    "lr",
-    "weight_decay",
-    "momentum",
-    "beta1",
-    "dropout",
-    "label_smoothing",
-    "clip",
-    "layer_decay",
-    "frozen_depth",
-    "ema_decay",
+from trimtab.adapters.actuators import (
+    KINDS_FOUND,
+    Actuator,
+    Search,
+    Steerable,
+    SteeredValue,
+    find,
 )
-"""The kinds of hyperparameters that are found in a Keras model; others by `SteeredValue`."""
+from trimtab.adapters.keras.depth import LayerRates
+from trimtab.adapters.keras.variables import (
+    AttributePatch,
+    array_of,
+    held_variable,
+    is_compiled_backend,
+)
+from trimtab.core.errors import AdapterError
+from trimtab.core.hyperparameters import Hyperparameter
 
+KINDS_IN_KERAS: tuple[str, ...] = (*KINDS_FOUND, "ema_decay")
+"""The kinds that are found in a Keras model; others by `SteeredValue`."""
+
+_KINDS_OF_ONES_OWN = ("augmentation", "mixup", "adapter_scale", "other")
 _CLIPS = ("clipnorm", "global_clipnorm", "clipvalue")
 
 
@@ -70,6 +71,14 @@ class Value:
         """Return what Keras is to read."""
         return self.number if self.held is None else self.held
 
+    def tensor(self) -> Any:
+        """Return what code of the user's own is to read inside a step."""
+        if self.held is None:
+            return self.number
+        from keras import ops
+
+        return ops.convert_to_tensor(self.held)
+
     def write(self, value: float) -> None:
         """Put a value there."""
         self.number = value
@@ -83,47 +92,16 @@ class Value:
         return self.number if self.held is None else float(array_of(self.held))
 
 
-class Actuator:
-    """Writes one hyperparameter into all its places.
-
-    Attributes:
-        item: The hyperparameter.
-        values: Its places.
-    """
-
-    def __init__(self, item: Hyperparameter, values: list[Value]) -> None:
-        self.item, self.values = item, values
-
-    def write(self, offset: float) -> str:
-        """Write the value at an offset; return what was not taken, or an empty string."""
-        for value in self.values:
-            wanted = moved_value(self.item, value.start, offset)
-            value.write(wanted)
-            held = value.read()
-            if not math.isclose(held, wanted, rel_tol=1e-6, abs_tol=1e-12):
-                return f"{self.item.name}: {wanted:g} was written and {held:g} stands there"
+def unread(actuator: Actuator) -> str:
+    """Return what to tell if no training step has read the value, or an empty string."""
+    if any(value.reads is not None and value.reads() for value in actuator.places):
         return ""
-
-    def unread(self) -> str:
-        """Return what to tell if no training step has read the value, or an empty string."""
-        if any(value.reads is not None and value.reads() for value in self.values):
-            return ""
-        where = type(self.values[0].owner).__name__
-        return (
-            f"{self.item.name}: the training step does not read it from {where}, so steering it "
-            "changes nothing; leave it out of hyperparameters=, or let the step use that object "
-            "(a step compiled before steering began keeps the old value)"
-        )
-
-    def starts(self) -> list[float]:
-        """Return the start of each place, for `begin_at`."""
-        return [value.start for value in self.values]
-
-    def begin_at(self, item: Hyperparameter, starts: Iterable[float]) -> None:
-        """Take over the hyperparameter and the starts of a run that goes on."""
-        self.item = item
-        for value, start in zip(self.values, starts, strict=True):
-            value.start = float(start)
+    where = type(actuator.places[0].owner).__name__
+    return (
+        f"{actuator.item.name}: the training step does not read it from {where}, so steering it "
+        "changes nothing; leave it out of hyperparameters=, or let the step use that object "
+        "(a step compiled before steering began keeps the old value)"
+    )
 
 
 # Where each kind is kept.
@@ -137,7 +115,7 @@ def _positive(owner: Any, name: str) -> Iterator[Value]:
 
 def _dropouts(model: Any) -> Iterator[Value]:
     for layer in model._flatten_layers():
-        if is_known_dropout(layer):
+        if _is_known_dropout(layer):
             yield from _positive(layer, "rate")
 
 
@@ -198,72 +176,89 @@ _INSTEAD = {
 }
 
 
-def find_hyperparameters(
-    wanted: Iterable[str | Hyperparameter | SteeredValue],
-    *,
-    optimizer: Any,
-    model: Any,
-    losses: Any,
-    learning_rate: float,
+def find_actuators(
+    wanted: Iterable[Steerable], *, optimizer: Any, model: Any, losses: Any, learning_rate: float
 ) -> tuple[list[Hyperparameter], list[Actuator | None]]:
-    """Return each hyperparameter with its start in this model, and what writes it.
-
-    Learning rates have no actuator (None): they are looked up inside the step.
+    """Return each hyperparameter with its start, and what writes it; errors are those of `find`.
 
     Args:
-        wanted: Names of kinds, or objects, whose start is replaced by what stands in the model, or
-            values of the user's own, which keep theirs.
+        wanted: Names of kinds, or objects.
         optimizer: The inner optimiser.
         model: The model.
         losses: The model's losses: one, or a nest of them.
         learning_rate: The reference's peak.
-
-    Raises:
-        AdapterError: A hyperparameter cannot be steered here, or is asked for twice.
-        UnknownNameError: A name is no hyperparameter.
-        SpecError: A start is outside the hyperparameter's bounds.
     """
-    items: list[Hyperparameter] = []
-    actuators: list[Actuator | None] = []
     layers = LayerRates(model)
-    one = isinstance(wanted, str | Hyperparameter | SteeredValue)
-    entries: list[Any] = [wanted] if one else list(wanted)
-    for entry in entries:
-        if isinstance(entry, SteeredValue):
-            item, values = entry.item, [Value(entry, "value", entry.item.default)]
-        else:
-            kind = entry.kind if isinstance(entry, Hyperparameter) else entry
-            if kind not in KINDS_IN_KERAS:
-                raise _refusal(entry)
-            values = [] if kind == "lr" else _values(kind, optimizer, model, losses, layers)
-            if not values and kind != "lr":
-                names = {"optimizer": type(optimizer).__name__, "model": type(model).__name__}
-                raise AdapterError(f"{kind}: {_MISSING[kind].format(**names)}")
-            item = _starting(entry, values[0].start if values else learning_rate)
-        if item.kind in (other.kind for other in items if other.kind != "other"):
-            raise AdapterError(
-                f"hyperparameters: {item.kind!r} is asked for twice; name each kind once"
-            )
-        items.append(item)
-        actuators.append(Actuator(item, values) if values else None)
-    if not items:
-        raise AdapterError("hyperparameters: () is empty; name at least one, such as ('lr',)")
-    return items, actuators
+
+    def places(kind: str) -> list[Value]:
+        return _values(kind, optimizer, model, losses, layers)
+
+    search = Search(KINDS_IN_KERAS, places, _own_value, _MISSING, _refusal)
+    return find(wanted, search, optimizer=optimizer, model=model, lr=learning_rate)
 
 
-def _starting(entry: str | Hyperparameter, start: float) -> Hyperparameter:
-    return hyperparameter(entry, start) if isinstance(entry, str) else replace(entry, default=start)
+def _own_value(given: SteeredValue) -> Value:
+    item = given.item
+    if item.kind not in _KINDS_OF_ONES_OWN:
+        raise AdapterError(
+            f"{item.name}: the kind {item.kind!r} is found in the model, or cannot be steered "
+            "in Keras; a value of one's own is augmentation, mixup, adapter_scale or other"
+        )
+    return Value(given, "value", item.default)
 
 
-def _refusal(item: str | Hyperparameter) -> AdapterError | LookupError:
-    name = item if isinstance(item, str) else item.name
-    kind = item if isinstance(item, str) else item.kind
-    if kind not in KINDS:
-        return unknown_name("hyperparameter", str(name), KINDS_IN_KERAS)
-    return AdapterError(
-        f"hyperparameters: {name!r} (kind {kind!r}) cannot be steered by name in Keras: "
-        f"{_INSTEAD[str(kind)]}. By name there are {', '.join(KINDS_IN_KERAS)}"
+def _refusal(_name: str, kind: str) -> str:
+    return (
+        f"cannot be steered by name in Keras: {_INSTEAD[kind]}. By name there are "
+        f"{', '.join(KINDS_IN_KERAS)}"
     )
+
+
+# Dropout whose rate is a variable: the law of Keras' own layers, without a new compilation.
+
+
+def _is_known_dropout(layer: Any) -> bool:
+    """Return whether a layer drops as ``Dropout`` or a ``SpatialDropout`` does, by Keras' code."""
+    import keras
+
+    if not isinstance(layer, keras.layers.Dropout):
+        return False
+    spatial = (
+        keras.layers.SpatialDropout1D,
+        keras.layers.SpatialDropout2D,
+        keras.layers.SpatialDropout3D,
+    )
+    known = {keras.layers.Dropout.call, *(cls.call for cls in spatial)}
+    return type(layer).call in known
+
+
+def _dropout_call(layer: Any, inputs: Any, training: bool = False) -> Any:
+    """Keep each entry with probability ``1 - rate``, divided by it; ``call`` of a steered layer.
+
+    Args:
+        layer: A layer that `_is_known_dropout`; its rate is a () float32 variable.
+        inputs: (batch, ...) tensor.
+        training: Whether anything is dropped.
+
+    Source: Srivastava et al., 2014, with the scaling at training time that Keras has.
+    """
+    import keras
+
+    if not training:
+        return inputs
+    ops = keras.ops
+    shape = ops.shape(inputs)
+    if hasattr(layer, "_get_noise_shape"):
+        wanted = layer._get_noise_shape(inputs)
+    else:
+        wanted = layer.noise_shape or shape
+    noise_shape = tuple(shape[i] if size is None else size for i, size in enumerate(wanted))
+    drawn = keras.random.uniform(noise_shape, dtype="float32", seed=layer.seed_generator)
+    keep = 1.0 - ops.convert_to_tensor(layer.rate)
+    mask = ops.broadcast_to(drawn < keep, shape)
+    # At a rate of 1 nothing is kept, and nothing may be divided by 0.
+    scaled = inputs / ops.cast(ops.maximum(keep, 1e-6), inputs.dtype)
+    return ops.where(mask, scaled, ops.zeros_like(inputs))
 
 
 class _Carrier:
@@ -279,8 +274,8 @@ class _Carrier:
 
 
 @dataclass
-class Hands:
-    """Everything that is laid on a model for a run, and taken off again after it.
+class ModelPatches:
+    """All that is put into a model for a run, and taken out again after it.
 
     Args:
         model: The model.
@@ -293,34 +288,34 @@ class Hands:
     optimizer: Any
     values: list[Value]
     layers: LayerRates | None = None
-    _takeovers: list[Takeover] = field(default_factory=list)
+    _patches: list[AttributePatch] = field(default_factory=list)
     _carriers: list[_Carrier] = field(default_factory=list)
 
     def make(self) -> tuple[list[Any], dict[str, Callable[[], Any]]]:
-        """Lay hands on layers and losses; return what the optimiser's takeover has to supply."""
+        """Patch layers and losses; return what the optimiser's own patch has to supply."""
         for value in self.values:
             value.make()
         for owner in {id(v.owner): v.owner for v in self.values}.values():
             if isinstance(owner, LayerRates):
                 self.layers = owner
             elif owner is not self.optimizer:
-                self._take_over(owner, [v for v in self.values if v.owner is owner])
+                self._patch(owner, [v for v in self.values if v.owner is owner])
         inside = [v for v in self.values if v.owner is self.optimizer]
         held = [v.held for v in inside if v.held is not None]
         return held, {v.name: v.supply for v in inside}
 
-    def attend(self, takeover: Takeover) -> None:
+    def track_reads(self, patch: AttributePatch) -> None:
         """Count how often the optimiser's settings are read."""
         for value in self.values:
             if value.owner is self.optimizer:
-                value.reads = _reading(takeover, value.name)
+                value.reads = _reading(patch, value.name)
             elif isinstance(value.owner, LayerRates | SteeredValue):
                 value.reads = _own_reading(value.owner)
 
     def release(self) -> None:
-        """Take the hands off: every object has its own values again."""
-        for takeover in reversed(self._takeovers):
-            takeover.release()
+        """Give every object its own values again."""
+        for patch in reversed(self._patches):
+            patch.release()
         generators = self.model._seed_generators
         for carrier in self._carriers:
             if carrier in generators:
@@ -328,33 +323,33 @@ class Hands:
         for value in self.values:
             if isinstance(value.owner, SteeredValue):
                 value.owner.attach(None)
-        self._takeovers, self._carriers = [], []
+        self._patches, self._carriers = [], []
 
     def forget_reads(self) -> None:
         """Count the readings of the training step alone, from now on."""
-        for takeover in self._takeovers:
-            takeover.reads = dict.fromkeys(takeover.reads, 0)
+        for patch in self._patches:
+            patch.reads = dict.fromkeys(patch.reads, 0)
         for value in self.values:
             if isinstance(value.owner, LayerRates | SteeredValue):
                 value.owner.reads = 0
 
-    def _take_over(self, owner: Any, values: list[Value]) -> None:
+    def _patch(self, owner: Any, values: list[Value]) -> None:
         (value,) = values
         if isinstance(owner, SteeredValue):
             owner.attach(value)
             self._carry(value)
             return
         if value.name == "rate":
-            methods = {} if value.held is None else {"call": dropout_call}
-            takeover = Takeover(owner, {"rate": value.supply}, methods)
-            value.reads = _reading(takeover, "rate")
+            methods = {} if value.held is None else {"call": _dropout_call}
+            patch = AttributePatch(owner, {"rate": value.supply}, methods)
+            value.reads = _reading(patch, "rate")
         else:
             arguments = dict(owner._fn_kwargs)
-            takeover = Takeover(
+            patch = AttributePatch(
                 owner, {"_fn_kwargs": lambda: arguments | {value.name: value.supply()}}
             )
-            value.reads = _reading(takeover, "_fn_kwargs")
-        self._takeovers.append(takeover)
+            value.reads = _reading(patch, "_fn_kwargs")
+        self._patches.append(patch)
         self._carry(value)
 
     def _carry(self, value: Value) -> None:
@@ -363,8 +358,8 @@ class Hands:
             self.model._seed_generators.append(self._carriers[-1])
 
 
-def _reading(takeover: Takeover, name: str) -> Callable[[], int]:
-    return lambda: takeover.reads.get(name, 0)
+def _reading(patch: AttributePatch, name: str) -> Callable[[], int]:
+    return lambda: patch.reads.get(name, 0)
 
 
 def _own_reading(owner: LayerRates | SteeredValue) -> Callable[[], int]:

@@ -1,71 +1,30 @@
-"""A Keras model with hands laid on it for one run: what callback and controller share."""
+"""A Keras model patched for one steered run: what callback and controller share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from trimtab.adapters.keras.actuators import Actuator, Hands, find_hyperparameters
+from trimtab.adapters.actuators import Actuator
+from trimtab.adapters.keras.actuators import ModelPatches, find_actuators, unread
 from trimtab.adapters.keras.proofs import MOST_TRIES, FitProof, prove_in_loop
 from trimtab.adapters.keras.schedules import KerasRates, inner_optimizer
 from trimtab.adapters.keras.snapshots import Snapshots
 from trimtab.adapters.keras.state import left_as_it_was, load_random_state, random_state
 from trimtab.adapters.keras.steering import KerasDriver
-from trimtab.adapters.keras.values import SteeredValue
 from trimtab.adapters.keras.variables import array_of, backend_name, synchronise
+from trimtab.adapters.options import RunOptions
 from trimtab.adapters.steering import SteeredRun
 from trimtab.adapters.validation import Validation
-from trimtab.core.decision import RunInfo
 from trimtab.core.errors import AdapterError
-from trimtab.core.hyperparameters import Hyperparameter
 
 _LEFTOVER = "_trimtab_release"
 
 
-@dataclass(frozen=True)
-class Options:
-    """The keywords that the callback and the controller have in common.
-
-    Attributes:
-        hyperparameters: Names, `Hyperparameter` objects, or values of the user's own.
-        decisions: Number of decisions.
-        policy: Name or path of a policy, a `Controller`, or None to switch it off.
-        reference: A name, a function of progress, a schedule, or None for the optimiser's own.
-        monitor: Key of the watched value.
-        mode: ``"min"`` or ``"max"``.
-        keep_best: Whether the best weights are put back at the end.
-        snapshots: ``"memory"``, ``"cpu"``, ``"disk"`` or ``"none"``.
-        seed: Of the policy.
-        store: Database URL or SQLite file; None keeps no record.
-        log_to: Trackers that are told as well.
-        watch_only: Propose and record, but never change anything.
-    """
-
-    hyperparameters: Iterable[str | Hyperparameter | SteeredValue]
-    decisions: int
-    policy: Any
-    reference: Any
-    monitor: str
-    mode: str
-    keep_best: bool
-    snapshots: str
-    seed: int
-    store: str | None
-    log_to: str | Iterable[str] | None
-    watch_only: bool
-
-    @property
-    def moves(self) -> bool:
-        """Whether values besides the reference may ever change."""
-        is_off = self.policy is None or self.policy in ("reference", "zero")
-        return not self.watch_only and not is_off
-
-
 class SteeredModel:
-    """Lays hands on a model and its optimiser, steers them, and takes the hands off again.
+    """Patches a model and its optimiser, steers them, and gives them back as they were.
 
     Args:
         options: What the user asked for.
@@ -88,7 +47,7 @@ class SteeredModel:
 
     def __init__(
         self,
-        options: Options,
+        options: RunOptions,
         *,
         model: Any,
         optimizer: Any,
@@ -96,8 +55,6 @@ class SteeredModel:
         total_steps: int,
         validate: Callable[[], float | Mapping[str, float]],
     ) -> None:
-        from trimtab.defaults import controller_for
-
         leftover = model.__dict__.get(_LEFTOVER)
         if leftover is not None:  # of a run that an error ended
             leftover()
@@ -105,25 +62,20 @@ class SteeredModel:
         if not optimizer.built:
             optimizer.build(model.trainable_variables)
         self._rates = KerasRates(optimizer, options.reference, total_steps)
-        items, self._actuators = find_hyperparameters(
+        items, self._actuators = find_actuators(
             options.hyperparameters,
             optimizer=inner_optimizer(optimizer),
             model=model,
             losses=losses,
             learning_rate=self._rates.start,
         )
-        spec, policy = controller_for(options.policy, items, decisions=options.decisions)
-        info = RunInfo(
+        spec, policy = options.controller(items)
+        info = options.run_info(
+            spec,
             task=type(model).__name__,
-            spec=spec,
             total_steps=total_steps,
             policy=policy.name,
             reference=self._rates.name,
-            seed=options.seed,
-            monitor=options.monitor,
-            mode=options.mode,
-            watch_only=options.watch_only,
-            log_to=options.log_to,
         )
         self.run = SteeredRun(
             info,
@@ -138,7 +90,7 @@ class SteeredModel:
             ),
             snapshots=Snapshots(
                 options.snapshots,
-                needed=not options.watch_only and (options.keep_best or policy.guarded),
+                needed=options.needs_snapshots(policy),
                 model=model,
                 optimizer=optimizer,
                 is_steered=self._rates.is_steered_variable,
@@ -150,21 +102,21 @@ class SteeredModel:
         )
         self.driver = KerasDriver(self.run, self._rates, lambda: synchronise(model))
         self._tries = 0  # of a proof in a loop of the user's own
-        self._lay_hands()
+        self._patch_model()
 
     def release(self) -> None:
         """Give model, optimiser and losses back as they were, with their own values."""
         synchronise(self._model)
         self._rates.release()
-        self._hands.release()
+        self._patches.release()
         self._model.__dict__.pop(_LEFTOVER, None)
 
     def check_that_it_acts(self) -> None:
         """Tell what the training step, which has run by now, does not read."""
-        if not self._takeover.reads.get("learning_rate", 0):
+        if not self._optimizer_patch.reads.get("learning_rate", 0):
             self.run.warn("lr unread", _LR_UNREAD)
         for actuator in self._actuators if self._options.moves else []:
-            problem = "" if actuator is None else actuator.unread()
+            problem = "" if actuator is None else unread(actuator)
             if problem:
                 self.run.warn(problem.partition(":")[0] + " unread", problem)
 
@@ -212,8 +164,8 @@ class SteeredModel:
 
     def forget_reads(self) -> None:
         """Count from now on what the training step reads."""
-        self._hands.forget_reads()
-        self._takeover.reads = dict.fromkeys(self._takeover.reads, 0)
+        self._patches.forget_reads()
+        self._optimizer_patch.reads = dict.fromkeys(self._optimizer_patch.reads, 0)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the run's state and that of the random generators: arrays and plain values."""
@@ -232,13 +184,13 @@ class SteeredModel:
 
     # Inside.
 
-    def _lay_hands(self) -> None:
+    def _patch_model(self) -> None:
         moving = [a for a in self._actuators if a is not None] if self._options.moves else []
-        values = [value for actuator in moving for value in actuator.values]
-        self._hands = Hands(self._model, inner_optimizer(self._optimizer), values)
-        held, supplies = self._hands.make()
-        self._takeover = self._rates.install(held, supplies, self._hands.layers)
-        self._hands.attend(self._takeover)
+        values = [value for actuator in moving for value in actuator.places]
+        self._patches = ModelPatches(self._model, inner_optimizer(self._optimizer), values)
+        held, supplies = self._patches.make()
+        self._optimizer_patch = self._rates.install(held, supplies, self._patches.layers)
+        self._patches.track_reads(self._optimizer_patch)
         self._model.__dict__[_LEFTOVER] = self.release
 
     def _at_start_smoothing(self, validate: Callable[[], Any]) -> Callable[[], Any]:
@@ -246,7 +198,7 @@ class SteeredModel:
         smoothing: list[Actuator] = [
             a for a in self._actuators if a is not None and a.item.kind == "label_smoothing"
         ]
-        values = [value for actuator in smoothing for value in actuator.values]
+        values = [value for actuator in smoothing for value in actuator.places]
         if not values or not self._options.moves:
             return validate
 

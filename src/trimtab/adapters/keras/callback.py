@@ -1,27 +1,29 @@
-"""One steered run in Keras: inside ``fit``, or in a ``GradientTape`` loop of the user's own.
-
-Going on after a training step of ``fit`` that found no memory.
-"""
+"""One steered run inside ``fit``, also where a training step finds no memory."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import keras
 
-from trimtab.adapters.keras.assembly import Options, SteeredModel, check_one_device
+from trimtab.adapters.actuators import Steerable
+from trimtab.adapters.keras.assembly import SteeredModel, check_one_device
 from trimtab.adapters.keras.proofs import FitProof
 from trimtab.adapters.keras.state import before, evaluation, fingerprint, read_state, write_state
 from trimtab.adapters.keras.statistics import StepLosses
-from trimtab.adapters.keras.values import SteeredValue
 from trimtab.adapters.keras.variables import backend_name, synchronise
 from trimtab.adapters.memory import is_out_of_memory
+from trimtab.adapters.options import (
+    RunKeywords,
+    RunOptions,
+    check_total_steps,
+    takes_run_keywords,
+)
 from trimtab.core.decision import Summary
-from trimtab.core.errors import AdapterError, SpecError
-from trimtab.core.hyperparameters import Hyperparameter
+from trimtab.core.errors import AdapterError
 from trimtab.core.spec import ControlSpec, window_ends
 
 _MOST_IN_A_ROW = 3
@@ -69,6 +71,7 @@ class MemoryGuard:
         return logs
 
 
+@takes_run_keywords
 class TrimtabCallback(keras.callbacks.Callback):
     """Steers the hyperparameters of ``model.fit`` while it runs, on every backend of Keras.
 
@@ -78,11 +81,12 @@ class TrimtabCallback(keras.callbacks.Callback):
         model.fit(x, y, epochs=5, callbacks=[steer])
         steer.summary
 
-    The validation data are evaluated before step 1 and after each of ``decisions`` windows; the
-    epoch's metrics, random state and buffers are put back after that. A loss that is not finite
-    ends its window at once and takes weights and optimiser back to the best state, with a lower
-    learning rate; the fourth time the best state is put back for good and the values are frozen.
-    A step that runs out of memory is mended alike (not under JAX), the third in a row is raised.
+    The validation data are evaluated before step 1 and after each of ``decisions`` windows, and
+    give ``"loss"`` and the model's metrics by name to ``monitor``; the epoch's metrics, random
+    state and buffers are put back after that. A loss that is not finite ends its window at once and
+    takes weights and optimiser back to the best state, with a lower learning rate; the fourth time
+    the best state is put back for good and the values are frozen. A step that runs out of memory is
+    mended alike (not under JAX), the third in a row is raised.
     With the policy off (``policy=None``) and with ``watch_only`` nothing of this happens: the
     weights are bit for bit those of a plain ``fit`` with the same schedule (JAX: to 1e-6).
 
@@ -105,24 +109,14 @@ class TrimtabCallback(keras.callbacks.Callback):
             ``dropout`` (of Dropout and SpatialDropout layers), ``label_smoothing`` (of loss
             objects; validation keeps the start's); and any `SteeredValue` that code of one's own
             reads, such as the strength of an augmentation. Starts are what the compiled model has.
-        decisions: Number of decisions.
-        policy: Name or path of a policy, a `Controller`, or None to switch it off.
         reference: ``"warmup-linear"``, ``"cosine"``, ``"one-cycle"``, ``"constant"``, a function
             of progress in [0, 1), or a ``LearningRateSchedule``. None for the schedule that the
             optimiser was compiled with, or ``"warmup-linear"`` if it has a number.
-        monitor: Key of the watched value, such as ``"loss"`` or a metric's name.
-        mode: ``"min"`` or ``"max"``: which way it gets better.
-        keep_best: Whether the weights that were best on validation are put back at the end.
-        snapshots: ``"memory"`` (the device), ``"cpu"``, ``"disk"`` or ``"none"``.
-        seed: Of the policy.
-        store: Database URL or SQLite file for the record; None keeps none.
-        log_to: Trackers that are told as well: a folder for TensorBoard, ``mlflow:URI``,
-            ``wandb:PROJECT``, or several of them; None tells none.
-        watch_only: Follow the reference, propose and record, but never change anything.
         total_steps: Batches of the run; None for epochs times batches an epoch.
         state_file: Where the state is kept at the end of each epoch, to go on after an
             interruption beside Keras' own ``BackupAndRestore`` (or with ``initial_epoch`` and a
             model of ``ModelCheckpoint``); removed when ``fit`` ends. None keeps none.
+        **options: `trimtab.adapters.options.RunOptions`.
 
     Raises:
         AdapterError: There is nothing to validate on, or two things.
@@ -135,20 +129,11 @@ class TrimtabCallback(keras.callbacks.Callback):
         validate: Callable[[], float | Mapping[str, float]] | None = None,
         validation_batch_size: int | None = None,
         validation_steps: int | None = None,
-        hyperparameters: Iterable[str | Hyperparameter | SteeredValue] = ("lr",),
-        decisions: int = 20,
-        policy: Any = "trimtab-1",
+        hyperparameters: Iterable[Steerable] = ("lr",),
         reference: Any = None,
-        monitor: str = "loss",
-        mode: str = "min",
-        keep_best: bool = True,
-        snapshots: str = "cpu",
-        seed: int = 0,
-        store: str | None = None,
-        log_to: str | Iterable[str] | None = None,
-        watch_only: bool = False,
         total_steps: int | None = None,
         state_file: str | Path | None = None,
+        **options: Unpack[RunKeywords],
     ) -> None:
         super().__init__()
         if (validation_data is None) == (validate is None):
@@ -158,20 +143,7 @@ class TrimtabCallback(keras.callbacks.Callback):
                 + " given; pass validation_data=(x, y), which is needed more often than fit "
                 "evaluates, or a function as validate="
             )
-        self._options = Options(
-            hyperparameters=hyperparameters,
-            decisions=decisions,
-            policy=policy,
-            reference=reference,
-            monitor=monitor,
-            mode=mode,
-            keep_best=keep_best,
-            snapshots=snapshots,
-            seed=seed,
-            store=store,
-            log_to=log_to,
-            watch_only=watch_only,
-        )
+        self._options = RunOptions(hyperparameters=hyperparameters, reference=reference, **options)
         self._validation_data, self._validate = validation_data, validate
         self._batch_size, self._validation_steps = validation_batch_size, validation_steps
         self._total_steps = total_steps
@@ -378,12 +350,7 @@ class TrimtabCallback(keras.callbacks.Callback):
                     "pass total_steps= to the callback, or steps_per_epoch= to fit"
                 )
             steps = an_epoch * (self.params["epochs"] - epoch)
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-            raise SpecError(
-                f"total_steps: {steps!r} is not a whole number of at least 1; "
-                "announce how many batches fit will train"
-            )
-        return steps
+        return check_total_steps(steps, "how many batches fit will train")
 
     def _tell_of_borders(self, steered: SteeredModel, total_steps: int) -> None:
         ends = window_ends(steered.run.spec, total_steps).tolist()

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from types import TracebackType
-from typing import Any
+from typing import Any, Unpack
 
-from trimtab.adapters.keras.assembly import Options, SteeredModel, check_one_device
+from trimtab.adapters.actuators import Steerable
+from trimtab.adapters.keras.assembly import SteeredModel, check_one_device
 from trimtab.adapters.keras.schedules import inner_optimizer
 from trimtab.adapters.keras.statistics import GradientStatistics
-from trimtab.adapters.keras.values import SteeredValue
 from trimtab.adapters.keras.variables import array_of, backend_name
+from trimtab.adapters.options import (
+    RunKeywords,
+    RunOptions,
+    check_total_steps,
+    takes_run_keywords,
+)
 from trimtab.core.decision import Summary
-from trimtab.core.errors import AdapterError, SpecError
-from trimtab.core.hyperparameters import Hyperparameter
+from trimtab.core.errors import AdapterError
 from trimtab.core.spec import ControlSpec
 
 
+@takes_run_keywords
 class KerasController:
     """Steers the hyperparameters of a TensorFlow training loop while it runs.
 
@@ -44,19 +49,9 @@ class KerasController:
         validate: Returns the validation loss, or a dict of floats that holds ``monitor``.
         model: Whose weights and buffers are snapshotted.
         hyperparameters: As for `TrimtabCallback`.
-        decisions: Number of decisions.
-        policy: Name or path of a policy, a `Controller`, or None to switch it off.
         reference: As for `TrimtabCallback`.
-        monitor: Key of the watched value in what ``validate()`` returns.
-        mode: ``"min"`` or ``"max"``: which way it gets better.
-        keep_best: Whether the weights that were best on validation are put back at the end.
-        snapshots: ``"memory"`` (the device), ``"cpu"``, ``"disk"`` or ``"none"``.
-        seed: Of the policy.
-        store: Database URL or SQLite file for the record; None keeps none.
-        log_to: Trackers that are told as well: a folder for TensorBoard, ``mlflow:URI``,
-            ``wandb:PROJECT``, or several of them; None tells none.
-        watch_only: Follow the reference, propose and record, but never change anything.
         loss_fn: The loss object, where ``label_smoothing`` is steered.
+        **options: `trimtab.adapters.options.RunOptions`.
 
     Raises:
         AdapterError: The backend is not TensorFlow, or something cannot be steered as it is.
@@ -72,42 +67,19 @@ class KerasController:
         total_steps: int,
         validate: Callable[[], float | Mapping[str, float]],
         model: Any,
-        hyperparameters: Iterable[str | Hyperparameter | SteeredValue] = ("lr",),
-        decisions: int = 20,
-        policy: Any = "trimtab-1",
+        hyperparameters: Iterable[Steerable] = ("lr",),
         reference: Any = None,
-        monitor: str = "loss",
-        mode: str = "min",
-        keep_best: bool = True,
-        snapshots: str = "cpu",
-        seed: int = 0,
-        store: str | None = None,
-        log_to: str | Iterable[str] | None = None,
-        watch_only: bool = False,
         loss_fn: Any = None,
+        **options: Unpack[RunKeywords],
     ) -> None:
-        _check(optimizer, model, total_steps)
+        _check(optimizer, model)
         self.optimizer, self.model = optimizer, model
-        options = Options(
-            hyperparameters=hyperparameters,
-            decisions=decisions,
-            policy=policy,
-            reference=reference,
-            monitor=monitor,
-            mode=mode,
-            keep_best=keep_best,
-            snapshots=snapshots,
-            seed=seed,
-            store=store,
-            log_to=log_to,
-            watch_only=watch_only,
-        )
         self._steered = SteeredModel(
-            options,
+            RunOptions(hyperparameters=hyperparameters, reference=reference, **options),
             model=model,
             optimizer=optimizer,
             losses=loss_fn,
-            total_steps=total_steps,
+            total_steps=check_total_steps(total_steps),
             validate=validate,
         )
         # Scaled gradients have no norm that could be compared from step to step.
@@ -130,12 +102,7 @@ class KerasController:
         self._steered.forget_reads()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         """Finish the record; put the best weights back unless an error leaves the block."""
         failed = None if kind is None else "failed" if issubclass(kind, Exception) else "stopped"
         self._steered.run.finish(failed)
@@ -233,7 +200,7 @@ def _number(loss: Any) -> float:
     return float(array.reshape(()))
 
 
-def _check(optimizer: Any, model: Any, total_steps: Any) -> None:
+def _check(optimizer: Any, model: Any) -> None:
     import keras
 
     if backend_name() != "tensorflow":
@@ -252,9 +219,3 @@ def _check(optimizer: Any, model: Any, total_steps: Any) -> None:
             "model that is trained, called once on a batch"
         )
     check_one_device(model)
-    whole = isinstance(total_steps, int) and not isinstance(total_steps, bool)
-    if not whole or total_steps < 1:
-        raise SpecError(
-            f"total_steps: {total_steps!r} is not a whole number of at least 1; "
-            "announce how often the optimiser will step"
-        )

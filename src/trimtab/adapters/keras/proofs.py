@@ -1,6 +1,6 @@
 """Proving, once a run, that a Keras step uses what is written: nothing may be silently ignored.
 
-Doing a Keras training step again from the same state, and leaving everything as it was.
+A training step is done again from the same state at other values, and everything is left as it was.
 """
 
 from __future__ import annotations
@@ -13,14 +13,19 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from trimtab.adapters.keras.actuators import Actuator, Value
+from trimtab.adapters.actuators import Actuator, SteeredValue
+from trimtab.adapters.keras.actuators import Value, unread
 from trimtab.adapters.keras.schedules import KerasRates
 from trimtab.adapters.keras.state import load_random_state, random_state
-from trimtab.adapters.keras.values import SteeredValue
 from trimtab.adapters.keras.variables import array_of, backend_name
 from trimtab.core.errors import AdapterError
 
+MOST_TRIES = 8
+"""Executions whose batches may tell nothing: a loss that is nan, no gradient."""
+
 _TIMES = 2  # a momentum shows in the second step only
+_PROBE_RATES = (1e-3, 2e-3)
+_CLIP_BEYOND = 1e3  # a batch's gradients may be smaller or larger than any norm that is applied
 
 
 @dataclass(frozen=True)
@@ -287,13 +292,6 @@ def _layer(name: str) -> type:
     return cls
 
 
-_PROBE_RATES = (1e-3, 2e-3)
-MOST_TRIES = 8
-"""Executions whose batches may tell nothing: a loss that is nan, no gradient."""
-
-_CLIP_BEYOND = 1e3  # a batch's gradients may be smaller or larger than any norm that is applied
-
-
 class _Subject:
     """One hyperparameter that is to be proven: how it is set to its lowest and highest value.
 
@@ -305,7 +303,7 @@ class _Subject:
     def __init__(self, actuator: Actuator | None, rates: KerasRates) -> None:
         self._rates, self.actuator = rates, actuator
         self.name = "lr" if actuator is None else actuator.item.name
-        self._owners = [] if actuator is None else [value.owner for value in actuator.values]
+        self._owners = [] if actuator is None else [value.owner for value in actuator.places]
 
     @property
     def is_own(self) -> bool:
@@ -315,7 +313,7 @@ class _Subject:
     @property
     def was_read(self) -> bool:
         """Whether anything has read it since the run began."""
-        return self.actuator is None or not self.actuator.unread()
+        return self.actuator is None or not unread(self.actuator)
 
     def belongs_to(self, optimizer: Any) -> bool:
         """Return whether it shows in what the optimiser does to a weight."""
@@ -337,14 +335,14 @@ class _Subject:
 
         def put(number: float) -> None:
             self._rates.try_rate(_PROBE_RATES[0])
-            for value in actuator.values:
+            for value in actuator.places:
                 value.write(number)
 
         return [lambda: put(low), lambda: put(high)]
 
     def refusal(self) -> AdapterError:
         """Return the error that says that it is not used."""
-        told = "" if self.actuator is None else self.actuator.unread()
+        told = "" if self.actuator is None else unread(self.actuator)
         return AdapterError(told or _SAME.format(name=self.name))
 
 
@@ -353,7 +351,7 @@ def _subjects_of(actuators: Iterable[Actuator | None], rates: KerasRates) -> lis
 
 
 def _values(subjects: Iterable[_Subject]) -> list[Value]:
-    return [v for s in subjects if s.actuator is not None for v in s.actuator.values]
+    return [v for s in subjects if s.actuator is not None for v in s.actuator.places]
 
 
 class FitProof:
@@ -481,7 +479,7 @@ def prove_in_loop(
         if subject.is_own:
             continue
         trial = subject.actuator is None or subject in ours
-        owners = None if trial else [value.owner for value in subject.actuator.values]  # type: ignore[union-attr]
+        owners = None if trial else [value.owner for value in subject.actuator.places]  # type: ignore[union-attr]
         replay = LoopReplay(model, optimizer, gradients, owners)
         changed = _changes(subject, replay, _values(subjects), hidden)
         if changed is None:

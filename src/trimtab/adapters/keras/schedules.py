@@ -15,7 +15,7 @@ import numpy as np
 
 from trimtab.adapters.keras.depth import LayerRates
 from trimtab.adapters.keras.variables import (
-    Takeover,
+    AttributePatch,
     array_of,
     backend_name,
     plain_variable,
@@ -85,7 +85,7 @@ class KerasRates:
         self._shift: Any = None
         self._base: Any = None
         self._placed: tuple[int, int] | None = None  # what shift and base hold, where it is known
-        self._takeovers: list[Takeover] = []
+        self._patches: list[AttributePatch] = []
         self.multiplier = 1.0
         self._added: list[Any] = []
         self._seen_own = self._own_value()
@@ -97,7 +97,7 @@ class KerasRates:
         extra: list[Any],
         supplies: dict[str, Callable[[], Any]],
         layers: LayerRates | None = None,
-    ) -> Takeover:
+    ) -> AttributePatch:
         """Make the optimiser read its rate here, and other settings from ``supplies``.
 
         Args:
@@ -122,14 +122,14 @@ class KerasRates:
         self._added = [*mine, *extra]
         if self._outer is not self._optimizer:
             saving = saving_without(self._added, type(self._outer))
-            self._takeovers.append(Takeover(self._outer, {}, saving))
+            self._patches.append(AttributePatch(self._outer, {}, saving))
 
         def current_rate(owner: Any) -> Any:
-            takeover.count("learning_rate")
+            patch.count("learning_rate")
             rate = self._rate(owner._iterations)
             return rate if layers is None else layers.scaled(rate)
 
-        takeover = Takeover(
+        patch = AttributePatch(
             self._optimizer,
             supplies,
             {
@@ -138,19 +138,19 @@ class KerasRates:
                 **saving_without(self._added, type(self._optimizer)),
             },
         )
-        self._takeovers.append(takeover)
+        self._patches.append(patch)
         for variable in self._added:
             self._optimizer._track_variable(variable)
-        return takeover
+        return patch
 
     def release(self) -> None:
         """Give the optimiser back as it was, with its own rate and settings."""
-        for takeover in reversed(self._takeovers):
-            takeover.release()
-        if self._takeovers:
+        for patch in reversed(self._patches):
+            patch.release()
+        if self._patches:
             for variable in self._added:
                 self._optimizer._untrack_variable(variable)
-        self._takeovers, self._added = [], []
+        self._patches, self._added = [], []
 
     def resume(self, start: float, first: int) -> None:
         """Take over the peak and the first count of a run that goes on."""
@@ -198,7 +198,7 @@ class KerasRates:
     @property
     def was_read(self) -> bool:
         """Whether a step has read the learning rate since readings were last forgotten."""
-        return bool(self._takeovers and self._takeovers[-1].reads.get("learning_rate", 0))
+        return bool(self._patches and self._patches[-1].reads.get("learning_rate", 0))
 
     def overruled(self) -> bool:
         """Return whether something else set the optimiser's learning rate since the last call."""

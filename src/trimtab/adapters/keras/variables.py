@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-_MARK = "_trimtab_takeover"
+_MARK = "_trimtab_patch"
 
 
-class Takeover:
+class AttributePatch:
     """One object whose settings are supplied by us; `release` gives it back as it was.
 
     Args:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from torch import nn
 
+from trimtab.adapters.actuators import Steerable
 from trimtab.adapters.lightning.trainer import (
     Capture,
     StepInParts,
@@ -20,19 +21,16 @@ from trimtab.adapters.lightning.trainer import (
     steered_index,
     validation_batches,
 )
-from trimtab.adapters.torch.actuators import entries_of
-from trimtab.adapters.torch.distributed import Processes
+from trimtab.adapters.options import RunKeywords, RunOptions, takes_run_keywords
 from trimtab.adapters.torch.proofs import ClipProof
 from trimtab.adapters.torch.schedules import FollowedRates
 from trimtab.adapters.torch.state import random_state, restore_random_state
-from trimtab.adapters.torch.steering import TorchDriver
-from trimtab.adapters.torch.trainer import CallbackOptions, drop_gradients, mean_over_batches, steer
-from trimtab.adapters.torch.values import SteeredValue
+from trimtab.adapters.torch.trainer import SteeredTraining, drop_gradients, mean_over_batches
 from trimtab.core.decision import Summary
 from trimtab.core.errors import AdapterError
-from trimtab.core.hyperparameters import Hyperparameter
 
 
+@takes_run_keywords
 class TrimtabCallback(Callback):
     """Steers a Lightning ``Trainer``: ``Trainer(callbacks=[TrimtabCallback()])``.
 
@@ -53,7 +51,8 @@ class TrimtabCallback(Callback):
     **Validation** happens before step 1 and after each window, ``decisions + 1`` times, on the
     validation data of the fit unless others are given, and apart from Lightning's own: the
     module's ``validation_step`` is called on each batch, and what it returns or logs is averaged
-    over examples. Nothing of that reaches loggers or other callbacks.
+    over examples. Nothing of that reaches loggers or other callbacks. ``monitor`` is a name that it
+    logs, or ``"loss"`` for what it returns (or else logs as ``"val_loss"``).
 
     Args:
         hyperparameters: Names or `Hyperparameter` objects of the kinds ``lr``, ``weight_decay``
@@ -62,28 +61,17 @@ class TrimtabCallback(Callback):
             (``gradient_clip_val``, by norm), ``layer_decay``, ``frozen_depth``,
             ``adapter_scale`` (LoRA); or a `SteeredValue` that your data or module read. Each is
             proven to be used before the first update, or refused.
-        decisions: Number of decisions.
-        policy: Name or path of a policy, a `Controller`, or None to switch it off.
         reference: A name or a function of progress, in the place of the schedulers; None to
             follow them, or a constant rate where there are none.
         optimizer: Index of the optimiser that is steered, where the module has several.
         total_steps: Steps of that optimiser; None to ask Lightning, which counts the steps of all
             together.
+        layers: Modules from the input to the output, where depth is steered; None to take the
+            model's longest stack.
+        **options: `trimtab.adapters.options.RunOptions`.
         validation_data: A ``DataLoader`` or another iterable of batches, in the place of the
             fit's.
         validate: A function in its place, which returns a loss or a dict of floats.
-        monitor: Key of the watched value: a name that ``validation_step`` logs, or ``"loss"`` for
-            what it returns (or else logs as ``"val_loss"``).
-        mode: ``"min"`` or ``"max"``.
-        keep_best: Whether the best weights are put back at the end.
-        snapshots: ``"memory"`` (the device), ``"cpu"``, ``"disk"`` or ``"none"``.
-        seed: Of the policy.
-        store: Database URL or SQLite file for the record; None keeps none.
-        log_to: Trackers that are told as well: a folder for TensorBoard, ``mlflow:URI``,
-            ``wandb:PROJECT``, or several of them; None tells none.
-        watch_only: Propose and record, but never change anything.
-        layers: Modules from the input to the output, where depth is steered; None to take the
-            model's longest stack.
 
     Raises:
         AdapterError: Both ``validation_data`` and ``validate`` are given.
@@ -92,46 +80,23 @@ class TrimtabCallback(Callback):
     def __init__(
         self,
         *,
-        hyperparameters: Iterable[str | Hyperparameter | SteeredValue] = ("lr",),
-        decisions: int = 20,
-        policy: Any = "trimtab-1",
+        hyperparameters: Iterable[Steerable] = ("lr",),
         reference: str | Callable[[float], float] | None = None,
         optimizer: int | None = None,
         total_steps: int | None = None,
+        layers: Sequence[nn.Module] | None = None,
         validation_data: Any = None,
         validate: Callable[[], float | Mapping[str, float]] | None = None,
-        monitor: str = "loss",
-        mode: str = "min",
-        keep_best: bool = True,
-        snapshots: str = "cpu",
-        seed: int = 0,
-        store: str | None = None,
-        log_to: str | Iterable[str] | None = None,
-        watch_only: bool = False,
-        layers: Sequence[nn.Module] | None = None,
+        **options: Unpack[RunKeywords],
     ) -> None:
-        if validation_data is not None and validate is not None:
-            raise AdapterError("validation_data and validate are both given; give one of them")
-        self._options = CallbackOptions(
-            hyperparameters=entries_of(hyperparameters),
-            decisions=decisions,
-            policy=policy,
-            reference=reference,
-            monitor=monitor,
-            mode=mode,
-            keep_best=keep_best,
-            snapshots=snapshots,
-            seed=seed,
-            store=store,
-            log_to=log_to,
-            watch_only=watch_only,
+        self._training = SteeredTraining(
+            RunOptions(hyperparameters=hyperparameters, reference=reference, **options),
+            validation_data=validation_data,
+            validate=validate,
             layers=layers,
+            begun_by="trainer.fit(...)",
         )
         self._which, self._total_steps = optimizer, total_steps
-        self._validation_data, self._validate = validation_data, validate
-        self._processes = Processes()
-        self._driver: TorchDriver | None = None
-        self._rates: FollowedRates | None = None
         self._optimizer: torch.optim.Optimizer | None = None
         self._scaler: Any = None
         self._saved: Mapping[str, Any] | None = None  # of the checkpoint that the fit goes on from
@@ -143,13 +108,11 @@ class TrimtabCallback(Callback):
         self._trainer: Any = None
         self._given_clip: float | None = None
         self._clip_proof: ClipProof | None = None
-        self._running = False
 
     @property
     def summary(self) -> Summary:
         """The run so far: ``best``, ``schedule``, ``decisions``, ``spent_steps``, ``rollbacks``."""
-        session = None if self._driver is None else self._driver.run.session
-        return Summary() if session is None else session.summary
+        return self._training.summary
 
     # Events, in the order of a fit.
 
@@ -176,7 +139,6 @@ class TrimtabCallback(Callback):
             MetricError: The validation fails or gives nothing to steer by.
         """
         self._leave("stopped")
-        self._processes = Processes()
         optimizer = trainer.optimizers[steered_index(trainer, self._which)]
         self._optimizer = optimizer
         self._manual = not pl_module.automatic_optimization
@@ -190,42 +152,40 @@ class TrimtabCallback(Callback):
         ]
         saved, self._saved = self._saved, None
         done = 0 if saved is None else int(saved["steering"]["session"]["steps_done"])
-        self._rates = FollowedRates(
+        rates = FollowedRates(
             optimizer,
             [config.scheduler for config in configs],
-            reference=self._options.reference,
+            reference=self._training.options.reference,
             total_steps=total_steps,
             steps_done=done + (0 if saved is None else int(saved["steering"]["position"])),
             period=scheduler_period(trainer, configs, manual=self._manual),
         )
         self._trainer, self._given_clip = trainer, trainer.gradient_clip_val
-        self._driver = steer(
-            self._options,
+        run = self._training.begin(
             optimizer=optimizer,
             model=pl_module,
-            rates=self._rates,
+            rates=rates,
             total_steps=total_steps,
             validate=self._validation(trainer, pl_module),
             clipping=clipping_place(trainer),
             scaler=self._scaler,
-            processes=self._processes,
         )
-        self._clip_proof = ClipProof(self._driver.run.spec)
+        self._clip_proof = ClipProof(run.spec)
         self._handle = optimizer.register_step_post_hook(self._after_step)
-        if not self._manual and self._processes.count == 1:
+        if not self._manual and self._training.processes.count == 1:
             self._in_parts = StepInParts(pl_module, self._count_retries)
-        self._losses, self._pending, self._running = [], False, True
+        self._losses, self._pending = [], False
         if saved is None:
-            self._driver.run.start()
+            run.start()
         else:
-            self._driver.run.load_state_dict(saved["steering"])
+            run.load_state_dict(saved["steering"])
 
     def on_train_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
     ) -> None:
         """Write the coming step's rates, for those who log them."""
         del trainer, pl_module, batch, batch_idx
-        self._followed.write()
+        self._training.rates.write()
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: torch.Tensor) -> None:
         """Take in a micro-batch's loss, weighted as it is trained on."""
@@ -250,19 +210,19 @@ class TrimtabCallback(Callback):
                 "no loss was seen before the optimiser's step; in manual optimisation use "
                 "self.manual_backward(loss)"
             )
-        loss = self._processes.mean(torch.stack(losses).sum())
-        goes_on = self._live.before_update(loss)
+        loss = self._training.processes.mean(torch.stack(losses).sum())
+        goes_on = self._training.driver.before_update(loss)
         self._pending = True
         if self._scaler is not None and not self._gradients_are_finite():
-            self._followed.put_back()  # the scaler leaves the step out; schedulers do step
+            self._training.rates.put_back()  # the scaler leaves the step out; schedulers do step
             return
         if not goes_on:
             drop_gradients(optimizer)
         elif self._clip_proof is not None and self._clip_proof.open:
             weights = [weight for group in self._groups() for weight in group["params"]]
             self._clip_proof.prove(weights, clips_as(trainer, pl_module, optimizer))
-        self._followed.write()
-        self._live.divide_groups()  # the step goes through its groups after this event
+        self._training.rates.write()
+        self._training.driver.divide_groups()  # the step goes through its groups after this event
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -291,9 +251,9 @@ class TrimtabCallback(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is needed to go on: tensors and plain values."""
-        if not self._running or self._live.run.session is None:
+        if not self._training.is_open or self._training.run.session is None:
             return {}
-        return {"steering": self._live.run.state_dict(), "random": random_state()}
+        return {"steering": self._training.run.state_dict(), "random": random_state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from `state_dict` when the fit begins."""
@@ -301,33 +261,21 @@ class TrimtabCallback(Callback):
 
     # Inside.
 
-    @property
-    def _live(self) -> TorchDriver:
-        if self._driver is None:
-            raise AdapterError("TrimtabCallback: the fit has not begun; call trainer.fit(...)")
-        return self._driver
-
-    @property
-    def _followed(self) -> FollowedRates:
-        if self._rates is None:
-            raise AdapterError("TrimtabCallback: the fit has not begun; call trainer.fit(...)")
-        return self._rates
-
     def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         """Follow PyTorch's optimiser: put the schedulers' rates back right after its step."""
         del optimizer, args, kwargs
-        self._live.rejoin_groups()
-        self._followed.put_back()
+        self._training.driver.rejoin_groups()
+        self._training.rates.put_back()
         if self._manual and self._pending:  # there may be another step in this batch
             self._tell()
 
     def _tell(self) -> None:
         self._pending = False
-        self._live.rejoin_groups()
-        self._live.after_update()
+        self._training.driver.rejoin_groups()
+        self._training.driver.after_update()
 
     def _count_retries(self, count: int) -> None:
-        self._live.run.memory_retries = count
+        self._training.run.memory_retries = count
 
     def _gradients_are_finite(self) -> bool:
         gradients = [w.grad for g in self._groups() for w in g["params"] if w.grad is not None]
@@ -341,9 +289,9 @@ class TrimtabCallback(Callback):
 
     def _validation(self, trainer: Any, module: Any) -> Callable[[], Any]:
         """Return what validates: the user's function, or ``validation_step`` over the data."""
-        if self._validate is not None:
-            return self._validate
-        batches = validation_batches(trainer, self._validation_data, module)
+        if self._training.validate is not None:
+            return self._training.validate
+        batches = validation_batches(trainer, self._training.validation_data, module)
 
         def validate() -> dict[str, float]:
             with trainer.precision_plugin.val_step_context(), Capture(module) as capture:
@@ -363,8 +311,6 @@ class TrimtabCallback(Callback):
         if self._in_parts is not None:
             self._in_parts.release()
             self._in_parts = None
-        if self._running:
-            self._running = False
-            self._followed.put_back()
+        if self._training.leave():
             self._trainer.gradient_clip_val = self._given_clip
-            self._live.finish(status)
+            self._training.driver.finish(status)

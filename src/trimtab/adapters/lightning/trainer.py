@@ -1,9 +1,4 @@
-"""What is read from a Lightning ``Trainer``: its optimisers, steps, schedulers and clipping.
-
-Calling a Lightning module's ``validation_step`` apart from Lightning's own validation.
-
-Going on after a Lightning training step that ran out of memory.
-"""
+"""What is read from a Lightning ``Trainer``, and stands in a module's methods for a while."""
 
 from __future__ import annotations
 

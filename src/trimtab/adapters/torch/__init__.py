@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
+from trimtab.adapters.actuators import SteeredValue
 from trimtab.adapters.torch.controller import TorchController
-from trimtab.adapters.torch.values import SteeredValue
 
 __all__ = ["SteeredValue", "TorchController"]

@@ -1,40 +1,36 @@
-"""Hands on a PyTorch loop's hyperparameters besides the learning rate: written and read back."""
+"""Where a PyTorch loop keeps its hyperparameters besides the learning rate."""
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from trimtab.adapters.actuators import (
+    KINDS_FOUND,
+    KINDS_THAT_ARE_READ,
+    Actuator,
+    Search,
+    Steerable,
+    SteeredValue,
+    find,
+)
 from trimtab.adapters.torch.depth import DepthRates
 from trimtab.adapters.torch.proofs import Replay
-from trimtab.adapters.torch.values import KINDS_THAT_ARE_READ, SteeredValue
-from trimtab.core.errors import AdapterError, unknown_name
-from trimtab.core.hyperparameters import KINDS, Hyperparameter, hyperparameter, moved_value
+from trimtab.core.errors import AdapterError
+from trimtab.core.hyperparameters import Hyperparameter
 
-KINDS_IN_A_LOOP: tuple[str, ...] = (
-    "lr",
-    "weight_decay",
-    "momentum",
-    "beta1",
-    "dropout",
-    "label_smoothing",
-    "clip",
-    "layer_decay",
-    "frozen_depth",
-    "adapter_scale",
-)
+KINDS_IN_A_LOOP: tuple[str, ...] = (*KINDS_FOUND, "adapter_scale")
 """The kinds that are found in a loop of the user's own; others by `SteeredValue`."""
 
 _DROPOUT_NAME = re.compile(r"drop(out|_?prob|_?path|_?rate|_?p$)")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Place:
     """One spot where a value is kept: a parameter group, a module, the clipping norm.
 
@@ -52,52 +48,13 @@ class Place:
     owner: Any = None
 
 
-class Actuator:
-    """Writes one hyperparameter into all its places, and reads it back.
-
-    Attributes:
-        item: The hyperparameter; its start is that of the first place.
-        places: Where it is written.
-    """
-
-    def __init__(self, item: Hyperparameter, places: list[Place]) -> None:
-        self.item = item
-        self.places = places
-
-    def write(self, offset: float) -> str:
-        """Write the value at an offset; return what was not taken, or an empty string."""
-        for place in self.places:
-            wanted = moved_value(self.item, place.start, offset)
-            if place.read() != wanted:
-                place.write(wanted)
-            held = place.read()
-            if not math.isclose(held, wanted, rel_tol=1e-6, abs_tol=1e-12):
-                return (
-                    f"{self.item.name}: {wanted:g} was written and {held:g} stands there; whatever "
-                    "holds it does not take new values, so leave it out of hyperparameters="
-                )
-        return ""
-
-    def starts(self) -> list[float]:
-        """Return the start of each place, for `begin_at`."""
-        return [place.start for place in self.places]
-
-    def begin_at(self, item: Hyperparameter, starts: Iterable[float]) -> None:
-        """Take over the hyperparameter and the starts of a run that goes on."""
-        self.item = item
-        self.places = [
-            replace(place, start=float(start))
-            for place, start in zip(self.places, starts, strict=True)
-        ]
-
-
 # Where each kind is kept.
 
 
 def _group_places(optimizer: torch.optim.Optimizer, key: str) -> Iterator[Place]:
     """Yield one place for each group that has a positive value; a zero was switched off."""
     for index, group in enumerate(optimizer.param_groups):
-        start = group.get(key)
+        start = _first(group.get(key))
         if start is not None and float(start) > 0:
             yield Place(float(start), *_group_entry(optimizer, index, key))
 
@@ -107,39 +64,31 @@ def _group_entry(
 ) -> tuple[Callable[[], float], Callable[[float], None]]:
     # The group is looked up each time, for load_state_dict makes new ones.
     def read() -> float:
-        return float(optimizer.param_groups[index][key])
+        return float(_first(optimizer.param_groups[index][key]))
 
     def write(value: float) -> None:
         group = optimizer.param_groups[index]
-        if isinstance(group[key], torch.Tensor):
-            group[key].fill_(value)
+        held = group[key]
+        if isinstance(_first(held), torch.Tensor):
+            _first(held).fill_(value)
         else:
-            group[key] = value
+            group[key] = (value, *held[1:]) if key == "betas" else value
 
     return read, write
 
 
-def _beta_places(optimizer: torch.optim.Optimizer) -> Iterator[Place]:
-    for index, group in enumerate(optimizer.param_groups):
-        betas = group.get("betas")
-        if betas is not None and float(betas[0]) > 0:
-            yield Place(float(betas[0]), *_beta_entry(optimizer, index))
+def _first(held: Any) -> Any:
+    """Return a group's setting; of its betas the first."""
+    return held[0] if isinstance(held, tuple | list) else held
 
 
-def _beta_entry(
-    optimizer: torch.optim.Optimizer, index: int
-) -> tuple[Callable[[], float], Callable[[float], None]]:
+def _attribute(owner: Any, name: str, reader: Any = None) -> Place:
+    """Return the place of an attribute that is a number."""
+
     def read() -> float:
-        return float(optimizer.param_groups[index]["betas"][0])
+        return float(getattr(owner, name))
 
-    def write(value: float) -> None:
-        group = optimizer.param_groups[index]
-        if isinstance(group["betas"][0], torch.Tensor):
-            group["betas"][0].fill_(value)
-        else:
-            group["betas"] = (value, *group["betas"][1:])
-
-    return read, write
+    return Place(read(), read, lambda value: setattr(owner, name, value), owner=reader)
 
 
 def _module_places(
@@ -147,8 +96,7 @@ def _module_places(
 ) -> Iterator[Place]:
     for module in modules:
         for name in names_of(module):
-            entry = _module_entry(module, name)
-            yield Place(float(getattr(module, name)), *entry, owner=Replay(module))
+            yield _attribute(module, name, Replay(module))
 
 
 def _config_places(model: nn.Module) -> Iterator[Place]:
@@ -156,7 +104,7 @@ def _config_places(model: nn.Module) -> Iterator[Place]:
     config = getattr(model, "config", None)
     for name, value in list(vars(config).items() if hasattr(config, "__dict__") else ()):
         if _DROPOUT_NAME.search(name) and isinstance(value, float) and 0 < value < 1:
-            yield Place(value, *_module_entry(config, name), owner=Replay(model))
+            yield _attribute(config, name, Replay(model))
 
 
 def _scaling_places(model: nn.Module) -> Iterator[Place]:
@@ -166,29 +114,13 @@ def _scaling_places(model: nn.Module) -> Iterator[Place]:
         if isinstance(scaling, dict) and hasattr(module, "lora_A"):
             for adapter, value in scaling.items():
                 if isinstance(value, int | float) and value > 0:
-                    entry = _item_entry(scaling, adapter)
-                    yield Place(float(value), *entry, owner=Replay(module))
+                    yield Place(float(value), *_item_entry(scaling, adapter), owner=Replay(module))
 
 
 def _item_entry(
     table: dict[Any, Any], key: Any
 ) -> tuple[Callable[[], float], Callable[[float], None]]:
     return (lambda: float(table[key])), (lambda value: table.__setitem__(key, value))
-
-
-def _depth_places(kind: str, depth: DepthRates | None) -> Iterator[Place]:
-    if depth is not None:
-        yield Place(float(getattr(depth, kind)), *_module_entry(depth, kind))
-
-
-def _module_entry(module: Any, name: str) -> tuple[Callable[[], float], Callable[[float], None]]:
-    def read() -> float:
-        return float(getattr(module, name))
-
-    def write(value: float) -> None:
-        setattr(module, name, value)
-
-    return read, write
 
 
 def _dropout_names(module: nn.Module) -> list[str]:
@@ -239,10 +171,8 @@ def _places(
     smoothing: Place | None,
     depth: DepthRates | None,
 ) -> list[Place]:
-    if kind in ("weight_decay", "momentum"):
-        return list(_group_places(optimizer, kind))
-    if kind == "beta1":
-        return list(_beta_places(optimizer))
+    if kind in ("weight_decay", "momentum", "beta1"):
+        return list(_group_places(optimizer, "betas" if kind == "beta1" else kind))
     if kind == "dropout":
         found = list(_module_places(model.modules(), _dropout_names))
         return found or list(_config_places(model))
@@ -253,30 +183,19 @@ def _places(
     if kind == "adapter_scale":
         return list(_scaling_places(model))
     if kind in ("layer_decay", "frozen_depth"):
-        return list(_depth_places(kind, depth))
+        return [] if depth is None else [_attribute(depth, kind)]
     return [] if clipping is None else [clipping]
 
 
-def _refuse_kind(item: str | Hyperparameter) -> AdapterError | LookupError:
-    name = item if isinstance(item, str) else item.name
-    kind = item if isinstance(item, str) else item.kind
-    if kind not in KINDS:
-        return unknown_name("hyperparameter", str(name), KINDS_IN_A_LOOP)
+def _refusal(name: str, kind: str) -> str:
+    choose = f"choose from {', '.join(KINDS_IN_A_LOOP)}"
     if kind in KINDS_THAT_ARE_READ:
-        return AdapterError(
-            f"hyperparameters: {name!r} (kind {kind!r}) stands in code of your own, where it "
-            f"cannot be found; read a SteeredValue({str(name)!r}) of trimtab.adapters.torch.values "
-            f"there and give that object here, or choose from {', '.join(KINDS_IN_A_LOOP)}"
+        return (
+            "stands in code of your own, where it cannot be found; read a "
+            f"SteeredValue({name!r}) of trimtab.adapters.torch.values there and give that object "
+            f"here, or {choose}"
         )
-    return AdapterError(
-        f"hyperparameters: {name!r} (kind {kind!r}) cannot be steered in a loop of one's own; "
-        f"choose from {', '.join(KINDS_IN_A_LOOP)}"
-    )
-
-
-def entries_of(wanted: Any) -> list[Any]:
-    """Return hyperparameters as a list that can be gone through twice; one alone is one entry."""
-    return [wanted] if isinstance(wanted, str | Hyperparameter | SteeredValue) else list(wanted)
+    return f"cannot be steered in a loop of one's own; {choose}"
 
 
 def wants_depth(wanted: Iterable[Any]) -> bool:
@@ -285,7 +204,7 @@ def wants_depth(wanted: Iterable[Any]) -> bool:
 
 
 def find_actuators(
-    wanted: Iterable[str | Hyperparameter | SteeredValue],
+    wanted: Iterable[Steerable],
     *,
     optimizer: torch.optim.Optimizer,
     model: nn.Module,
@@ -296,13 +215,10 @@ def find_actuators(
     depth: DepthRates | None = None,
     cycled: frozenset[str] = frozenset(),
 ) -> tuple[list[Hyperparameter], list[Actuator | None]]:
-    """Return each hyperparameter with its start in this loop, and what writes it.
-
-    Learning rates have no actuator (None): the reference writes them at each step.
+    """Return each hyperparameter with its start, and what writes it; errors are those of `find`.
 
     Args:
-        wanted: Names of kinds, or objects, whose start is replaced by what stands in the loop, or
-            values of the user's own, which keep theirs.
+        wanted: Names of kinds, or objects.
         optimizer: The optimiser.
         model: The model.
         learning_rate: The leading group's peak.
@@ -311,44 +227,19 @@ def find_actuators(
         smoothing: Where a trainer keeps label smoothing, or None.
         depth: What divides the optimiser's groups by depth, or None.
         cycled: Keys of the parameter groups that the adopted scheduler changes itself.
-
-    Raises:
-        AdapterError: A hyperparameter cannot be steered in this loop, or is asked for twice.
-        UnknownNameError: A name is no hyperparameter.
-        SpecError: A start is outside the hyperparameter's bounds.
     """
-    items: list[Hyperparameter] = []
-    actuators: list[Actuator | None] = []
-    for entry in entries_of(wanted):
-        kind = entry.item.kind if isinstance(entry, SteeredValue) else getattr(entry, "kind", entry)
-        if kind in (item.kind for item in items if item.kind != "other"):
-            raise AdapterError(f"hyperparameters: {kind!r} is asked for twice; name each kind once")
-        if isinstance(entry, SteeredValue):
-            place = Place(entry.item.default, entry.held, entry.hold, owner=entry)
-            items.append(entry.item)
-            actuators.append(Actuator(entry.item, [place]))
-            continue
-        if kind not in KINDS_IN_A_LOOP:
-            raise _refuse_kind(entry)
+
+    def places(kind: str) -> list[Place]:
         if _CYCLED_BY.get(kind) in cycled:
             raise AdapterError(
                 f"hyperparameters: {kind!r} is changed by the adopted scheduler as well; switch "
                 "that off there (cycle_momentum=False), or leave it out here"
             )
-        if kind == "lr":
-            items.append(_starting(entry, learning_rate))
-            actuators.append(None)
-            continue
-        places = _places(kind, optimizer, model, loss_fn, clipping, smoothing, depth)
-        if not places:
-            names = {"optimizer": type(optimizer).__name__, "model": type(model).__name__}
-            raise AdapterError(f"{kind}: {_MISSING[kind].format(**names)}")
-        items.append(_starting(entry, places[0].start))
-        actuators.append(Actuator(items[-1], places))
-    if not items:
-        raise AdapterError("hyperparameters: () is empty; name at least one, such as ('lr',)")
-    return items, actuators
+        return _places(kind, optimizer, model, loss_fn, clipping, smoothing, depth)
+
+    search = Search(KINDS_IN_A_LOOP, places, _own_place, _MISSING, _refusal)
+    return find(wanted, search, optimizer=optimizer, model=model, lr=learning_rate)
 
 
-def _starting(entry: str | Hyperparameter, start: float) -> Hyperparameter:
-    return hyperparameter(entry, start) if isinstance(entry, str) else replace(entry, default=start)
+def _own_place(value: SteeredValue) -> Place:
+    return Place(value.item.default, value.held, value.hold, owner=value)

@@ -10,22 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from trimtab.core.errors import AdapterError, SpecError
-
-
-def check_total_steps(total_steps: Any) -> int:
-    """Return the number of optimiser steps.
-
-    Raises:
-        SpecError: It is not a whole number of at least 1.
-    """
-    whole = isinstance(total_steps, int | float) and not isinstance(total_steps, bool)
-    if not whole or not math.isfinite(total_steps) or total_steps < 1 or total_steps % 1:
-        raise SpecError(
-            f"total_steps: {total_steps!r} is not a whole number of at least 1; "
-            "announce how often the optimiser will step"
-        )
-    return int(total_steps)
+from trimtab.core.errors import AdapterError
 
 
 def check_optimizer(optimizer: Any) -> None:

@@ -4,35 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import isfinite
-from types import TracebackType
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import nn
 
-from trimtab.adapters.steering import SteeredRun
-from trimtab.adapters.torch.actuators import Actuator, entries_of, find_actuators, wants_depth
-from trimtab.adapters.torch.checks import (
-    check_loss,
-    check_model,
-    check_optimizer,
+from trimtab.adapters.actuators import Steerable
+from trimtab.adapters.options import (
+    RunKeywords,
+    RunOptions,
     check_total_steps,
+    takes_run_keywords,
 )
-from trimtab.adapters.torch.depth import DepthRates
-from trimtab.adapters.torch.distributed import Processes, RankZeroController, RankZeroValidation
+from trimtab.adapters.torch.actuators import wants_depth
+from trimtab.adapters.torch.assembly import steer
+from trimtab.adapters.torch.checks import check_loss, check_model, check_optimizer
+from trimtab.adapters.torch.distributed import Processes
 from trimtab.adapters.torch.memory import MicroBatches
-from trimtab.adapters.torch.proofs import Proofs
-from trimtab.adapters.torch.schedules import Rates, make_rates
-from trimtab.adapters.torch.snapshots import Snapshots
-from trimtab.adapters.torch.state import left_as_it_was
-from trimtab.adapters.torch.steering import Stepper, TorchDriver
-from trimtab.adapters.torch.values import SteeredValue
-from trimtab.adapters.validation import Validates, Validation
-from trimtab.core.decision import RunInfo, Summary
-from trimtab.core.hyperparameters import Hyperparameter
+from trimtab.adapters.torch.schedules import make_rates
+from trimtab.adapters.torch.steering import Stepper
+from trimtab.core.decision import Summary
 from trimtab.core.spec import ControlSpec
 
 
+@takes_run_keywords
 class TorchController:
     """Steers the hyperparameters of a training loop while it runs.
 
@@ -71,26 +66,16 @@ class TorchController:
             are what stands in the loop. Or a `SteeredValue` that the loop reads: augmentation,
             mix-up, batch size, EMA decay. Each is proven to be used, or refused, before the first
             update.
-        decisions: Number of decisions.
-        policy: Name or path of a policy, a `Controller`, or None to switch it off.
         reference: ``"warmup-linear"``, ``"cosine"``, ``"one-cycle"``, ``"constant"``, a function
             of progress in [0, 1), or the optimiser's own scheduler, which is then stepped here and
             nowhere else: once per optimiser step; a ``ReduceLROnPlateau`` instead with the
             monitored value, after the validation that ends a window (not after the first one).
-        monitor: Key of the watched value in what ``validate()`` returns.
-        mode: ``"min"`` or ``"max"``: which way it gets better.
         clip: Norm at which gradients are clipped; None for no clipping.
         scaler: The loop's ``torch.amp.GradScaler``; it is unscaled, stepped and updated here.
-        keep_best: Whether the weights that were best on validation are put back at the end.
-        snapshots: ``"memory"`` (the device), ``"cpu"``, ``"disk"`` or ``"none"``.
-        seed: Of the policy.
-        store: Database URL or SQLite file for the record; None keeps none.
-        log_to: Trackers that are told as well: a folder for TensorBoard, ``mlflow:URI``,
-            ``wandb:PROJECT``, or several of them; None tells none.
-        watch_only: Follow the reference, propose and record, but never change anything.
         loss_fn: The loss module, where ``label_smoothing`` is steered.
         layers: Modules from the input to the output, where depth is steered; None to take the
             model's longest stack.
+        **options: `trimtab.adapters.options.RunOptions`.
 
     Where several processes train together (``DistributedDataParallel``, Accelerate), each makes a
     controller; the first one validates, decides and records, and the others apply what it says.
@@ -113,25 +98,15 @@ class TorchController:
         total_steps: int,
         validate: Callable[[], float | Mapping[str, float]],
         model: nn.Module,
-        hyperparameters: Iterable[str | Hyperparameter | SteeredValue] = ("lr",),
-        decisions: int = 20,
-        policy: Any = "trimtab-1",
+        hyperparameters: Iterable[Steerable] = ("lr",),
         reference: Any = "warmup-linear",
-        monitor: str = "loss",
-        mode: str = "min",
         clip: float | None = None,
         scaler: Any = None,
-        keep_best: bool = True,
-        snapshots: str = "cpu",
-        seed: int = 0,
-        store: str | None = None,
-        log_to: str | Iterable[str] | None = None,
-        watch_only: bool = False,
         loss_fn: nn.Module | None = None,
         layers: Sequence[nn.Module] | None = None,
+        **options: Unpack[RunKeywords],
     ) -> None:
-        from trimtab.defaults import controller_for
-
+        chosen = RunOptions(hyperparameters=hyperparameters, reference=reference, **options)
         steps = check_total_steps(total_steps)
         check_optimizer(optimizer)
         check_model(model)
@@ -139,49 +114,23 @@ class TorchController:
         self._stepper = Stepper(optimizer, model, clip=clip, scaler=scaler)
         self._memory = MicroBatches(model)
         self._processes = processes = Processes()
-        validation: Validates = Validation(
-            validate, lambda: left_as_it_was(model), monitor=monitor, mode=mode
-        )
-        wanted = entries_of(hyperparameters)
-        depth = DepthRates(optimizer, model, layers) if wants_depth(wanted) else None
-        rates = make_rates(optimizer, reference, steps)
-        items, actuators = self._found(wanted, rates, depth, loss_fn)
-        spec, chooser = controller_for(policy, items, decisions=decisions)
-        if processes.count > 1:
-            chooser = RankZeroController(chooser, spec, processes)
-            validation = RankZeroValidation(validation, processes)
-        needed = not watch_only and (keep_best or chooser.guarded)
-        kept = self._snapshots(snapshots, rates, needed=needed)
-        run = SteeredRun(
-            RunInfo(
-                task=type(model).__name__,
-                spec=spec,
-                total_steps=steps,
-                policy=chooser.name,
-                reference=reference if isinstance(reference, str) else _name_of(reference),
-                seed=seed,
-                monitor=monitor,
-                mode=mode,
-                watch_only=watch_only,
-                log_to=log_to if processes.is_main_process else None,
-            ),
-            chooser,
-            actuators=actuators,
-            validation=validation,
-            snapshots=kept,
-            keep_best=keep_best,
-            store=store if processes.is_main_process else None,
-        )
-        self._driver = TorchDriver(
-            run,
+        self._rates = make_rates(optimizer, reference, steps)
+        self._driver = steer(
+            chosen,
             stepper=self._stepper,
-            rates=rates,
-            proofs=Proofs(actuators, optimizer, depth),
-            depth=depth,
+            model=model,
+            rates=self._rates,
+            total_steps=steps,
+            validate=validate,
+            processes=processes,
+            clipping=self._stepper.clipping(),
+            loss_fn=loss_fn,
+            layers=layers,
         )
-        self._run, self._rates, self._statistics = run, rates, self._driver.statistics
+        self._run, self._statistics = self._driver.run, self._driver.statistics
         self._clips = clip is not None
-        self._is_plain = scaler is None and depth is None and processes.count == 1
+        divided = wants_depth(chosen.hyperparameters)
+        self._is_plain = scaler is None and not divided and processes.count == 1
 
     # What a loop calls.
 
@@ -195,12 +144,7 @@ class TorchController:
         self._run.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         """Finish the record; put the best weights back unless an error leaves the block."""
         if kind is None:
             self._driver.finish()
@@ -318,32 +262,6 @@ class TorchController:
         else:
             self._stepper.skip()
 
-    # What the controller is made of.
-
-    def _found(
-        self, wanted: list[Any], rates: Rates, depth: DepthRates | None, loss_fn: nn.Module | None
-    ) -> tuple[list[Hyperparameter], list[Actuator | None]]:
-        return find_actuators(
-            wanted,
-            optimizer=self.optimizer,
-            model=self.model,
-            learning_rate=rates.starts[rates.lead],
-            loss_fn=loss_fn,
-            clipping=self._stepper.clipping(),
-            depth=depth,
-            cycled=rates.cycled,
-        )
-
-    def _snapshots(self, place: str, rates: Rates, *, needed: bool) -> Snapshots:
-        return Snapshots(
-            place,
-            needed=needed,
-            model=self.model,
-            optimizer=self.optimizer,
-            scaler=self._stepper.scaler,
-            clock=(rates.snapshot, rates.restore),
-        )
-
     # Resuming.
 
     def state_dict(self) -> dict[str, Any]:
@@ -368,7 +286,3 @@ class TorchController:
             SpecError: The state is of another spec or number of steps.
         """
         self._run.load_state_dict(state)
-
-
-def _name_of(reference: Any) -> str:
-    return str(getattr(reference, "__name__", type(reference).__name__))

@@ -1,6 +1,6 @@
 """Proving, once a run, that the framework uses what is written: nothing may be silently ignored.
 
-Proving, once a run, that a trainer clips gradients at the norm that is written.
+`Proofs` look at updates and outputs; `ClipProof` and `StandInNorm` at how a trainer clips.
 """
 
 from __future__ import annotations
@@ -16,15 +16,17 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from trimtab.adapters.actuators import SteeredValue
 from trimtab.adapters.torch.depth import DepthRates
 from trimtab.adapters.torch.state import left_as_it_was
-from trimtab.adapters.torch.values import SteeredValue
 from trimtab.core.errors import AdapterError
 from trimtab.core.hyperparameters import Hyperparameter
 from trimtab.core.notices import tell
 from trimtab.core.spec import ControlSpec
 
 _MOST_REPLAYS = 8  # of each kind; their inputs are held until the first step's update
+
+_SMALL = 1e-3  # of a norm: what gradients are clipped at while it is tried
 
 _IN_UPDATE = frozenset({"weight_decay", "momentum", "beta1", "layer_decay", "frozen_depth"})
 """Kinds that show in what the optimiser does to a weight."""
@@ -334,9 +336,6 @@ _SAME_OUTPUT = (
     "what holds it gives the same output at its lowest and its highest value, so it is not used; "
     "leave it out of hyperparameters="
 )
-
-
-_SMALL = 1e-3  # of a norm: what gradients are clipped at while it is tried
 
 
 class ClipProof:

@@ -1,8 +1,7 @@
 """Who writes a PyTorch optimiser's learning rates at each step: reference times multiplier.
 
-Learning rates where a trainer steps the scheduler: written for the optimiser's step only.
-
-What a PyTorch scheduler is going to do, found out on a copy of it.
+In a loop of one's own `TableRates` and `AdoptedRates` do, and step the user's scheduler; where a
+trainer steps it, `FollowedRates` write for the moment of the optimiser's step only.
 """
 
 from __future__ import annotations
@@ -22,68 +21,6 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from trimtab.adapters.torch.checks import lead_group
 from trimtab.core.errors import AdapterError
 from trimtab.core.references import reference_multipliers
-
-_CYCLED = ("momentum", "betas", "weight_decay")
-
-
-def _stand_in(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """Return an optimiser of one weight a group that holds the same settings."""
-    groups = optimizer.param_groups
-    dummy = torch.optim.SGD([{"params": [torch.zeros(1)]} for _ in groups], lr=0.1)
-    for mine, theirs in zip(dummy.param_groups, groups, strict=True):
-        settings = {key: value for key, value in theirs.items() if key != "params"}
-        mine.update(copy.deepcopy(settings))
-    dummy.defaults = dict(optimizer.defaults)
-    return dummy
-
-
-def forecast(
-    optimizer: torch.optim.Optimizer, scheduler: Any, total_steps: int, by_metric: bool
-) -> tuple[np.ndarray | None, frozenset[str]]:
-    """Return (T, groups) rates from a copy of the scheduler, and which other keys it changes.
-
-    None stands for a scheduler whose future is not known: it goes by a metric, or cannot be
-    copied. The scheduler itself and its optimiser are left alone.
-
-    Args:
-        optimizer: The scheduler's optimiser.
-        scheduler: Stands before step 0.
-        total_steps: Optimiser steps of the run, T.
-        by_metric: Whether it goes by a metric.
-
-    Raises:
-        AdapterError: The scheduler fails before the run's last step.
-    """
-    if by_metric:
-        return None, frozenset()
-    try:
-        dummy = _stand_in(optimizer)
-        twin = copy.deepcopy(scheduler, {id(optimizer): dummy})
-    except Exception as error:  # noqa: BLE001 - any scheduler of the user's own
-        logging.getLogger("trimtab").info(
-            "the scheduler %s cannot be copied (%s); its future stays unknown to the policy",
-            type(scheduler).__name__,
-            error,
-        )
-        return None, frozenset()
-    table = np.empty((total_steps, len(dummy.param_groups)), np.float64)
-    first = [{key: group.get(key) for key in _CYCLED} for group in dummy.param_groups]
-    cycled: set[str] = set()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for step in range(total_steps):
-            table[step] = [float(group["lr"]) for group in dummy.param_groups]
-            try:
-                twin.step()
-            except Exception as error:
-                raise AdapterError(
-                    f"reference: the scheduler {type(scheduler).__name__} fails at step "
-                    f"{step + 1} of {total_steps} ({error}); make it for total_steps={total_steps} "
-                    "optimiser steps"
-                ) from error
-            for group, settings in zip(dummy.param_groups, first, strict=True):
-                cycled |= {key for key in _CYCLED if group.get(key) != settings[key]}
-    return table, frozenset(cycled)
 
 
 class Rates(Protocol):
@@ -141,10 +78,6 @@ class Rates(Protocol):
         ...
 
 
-def _number(rate: Any) -> float:
-    return float(rate)
-
-
 def _put(group: dict[str, Any], value: Any) -> None:
     """Write a learning rate; one that is a tensor is filled in place, as compiled steps need."""
     current = group["lr"]
@@ -152,6 +85,10 @@ def _put(group: dict[str, Any], value: Any) -> None:
         current.fill_(value) if isinstance(value, float) else current.copy_(value)
     else:
         group["lr"] = value
+
+
+def _copied(rate: Any) -> Any:
+    return rate.detach().clone() if isinstance(rate, torch.Tensor) else rate
 
 
 def _differs(group: dict[str, Any], written: Any) -> bool:
@@ -172,7 +109,7 @@ class TableRates:
 
     def __init__(self, optimizer: torch.optim.Optimizer, multipliers: np.ndarray) -> None:
         self._optimizer = optimizer
-        self.starts = [_number(group["lr"]) for group in optimizer.param_groups]
+        self.starts = [float(group["lr"]) for group in optimizer.param_groups]
         self.lead = lead_group(self.starts)
         self.multipliers = multipliers
         self._reference: list[float] = multipliers.tolist()
@@ -184,7 +121,7 @@ class TableRates:
     def begin(self, step: int, multiplier: float) -> None:
         """Write the rates of ``step``; groups that joined bring their rate as their own peak."""
         for group in self._optimizer.param_groups[len(self.starts) :]:
-            self.starts.append(_number(group["lr"]))
+            self.starts.append(float(group["lr"]))
         self._scaled = [start * multiplier for start in self.starts]
         self._written = list(self._scaled)
         self._step = step
@@ -354,7 +291,7 @@ class AdoptedRates:
             self.multipliers[self._step] = self._lead_multiplier()
 
     def _lead_multiplier(self) -> float:
-        return float(_number(self._own[self.lead]) / self.starts[self.lead])
+        return float(float(self._own[self.lead]) / self.starts[self.lead])
 
     def _read(self) -> list[Any]:
         return [
@@ -370,12 +307,8 @@ class AdoptedRates:
                 _put(group, rate)
 
     def _now_repeated(self, total_steps: int) -> np.ndarray:
-        now = [_number(group["lr"]) for group in self._optimizer.param_groups]
+        now = [float(group["lr"]) for group in self._optimizer.param_groups]
         return np.tile(np.asarray(now, np.float64), (total_steps, 1))
-
-
-def _copied(rate: Any) -> Any:
-    return rate.detach().clone() if isinstance(rate, torch.Tensor) else rate
 
 
 def make_rates(optimizer: torch.optim.Optimizer, reference: Any, total_steps: int) -> Rates:
@@ -392,8 +325,6 @@ def make_rates(optimizer: torch.optim.Optimizer, reference: Any, total_steps: in
         UnknownNameError: No reference has that name.
         SpecError: The function gives something that is not a finite number of at least 0.
     """
-    if isinstance(reference, str):
-        return TableRates(optimizer, reference_multipliers(reference, total_steps))
     if callable(getattr(reference, "step", None)) and hasattr(reference, "state_dict"):
         owner = getattr(reference, "optimizer", optimizer)
         if owner is not optimizer:
@@ -402,7 +333,7 @@ def make_rates(optimizer: torch.optim.Optimizer, reference: Any, total_steps: in
                 f"({type(owner).__name__}); make it for the one that is given here"
             )
         return AdoptedRates(optimizer, reference, total_steps)
-    if callable(reference):
+    if isinstance(reference, str) or callable(reference):
         return TableRates(optimizer, reference_multipliers(reference, total_steps))
     raise AdapterError(
         f"reference: {reference!r} is neither a name, nor a function of progress, nor a scheduler; "
@@ -602,3 +533,68 @@ def _needs_metric(scheduler: Any) -> bool:
     except (TypeError, ValueError):
         return False
     return any(item.default is item.empty and item.kind in positional for item in parameters)
+
+
+# What a scheduler is going to do, found out on a copy of it.
+
+_CYCLED = ("momentum", "betas", "weight_decay")
+
+
+def _stand_in(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Return an optimiser of one weight a group that holds the same settings."""
+    groups = optimizer.param_groups
+    dummy = torch.optim.SGD([{"params": [torch.zeros(1)]} for _ in groups], lr=0.1)
+    for mine, theirs in zip(dummy.param_groups, groups, strict=True):
+        settings = {key: value for key, value in theirs.items() if key != "params"}
+        mine.update(copy.deepcopy(settings))
+    dummy.defaults = dict(optimizer.defaults)
+    return dummy
+
+
+def forecast(
+    optimizer: torch.optim.Optimizer, scheduler: Any, total_steps: int, by_metric: bool
+) -> tuple[np.ndarray | None, frozenset[str]]:
+    """Return (T, groups) rates from a copy of the scheduler, and which other keys it changes.
+
+    None stands for a scheduler whose future is not known: it goes by a metric, or cannot be
+    copied. The scheduler itself and its optimiser are left alone.
+
+    Args:
+        optimizer: The scheduler's optimiser.
+        scheduler: Stands before step 0.
+        total_steps: Optimiser steps of the run, T.
+        by_metric: Whether it goes by a metric.
+
+    Raises:
+        AdapterError: The scheduler fails before the run's last step.
+    """
+    if by_metric:
+        return None, frozenset()
+    try:
+        dummy = _stand_in(optimizer)
+        twin = copy.deepcopy(scheduler, {id(optimizer): dummy})
+    except Exception as error:  # noqa: BLE001 - any scheduler of the user's own
+        logging.getLogger("trimtab").info(
+            "the scheduler %s cannot be copied (%s); its future stays unknown to the policy",
+            type(scheduler).__name__,
+            error,
+        )
+        return None, frozenset()
+    table = np.empty((total_steps, len(dummy.param_groups)), np.float64)
+    first = [{key: group.get(key) for key in _CYCLED} for group in dummy.param_groups]
+    cycled: set[str] = set()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for step in range(total_steps):
+            table[step] = [float(group["lr"]) for group in dummy.param_groups]
+            try:
+                twin.step()
+            except Exception as error:
+                raise AdapterError(
+                    f"reference: the scheduler {type(scheduler).__name__} fails at step "
+                    f"{step + 1} of {total_steps} ({error}); make it for total_steps={total_steps} "
+                    "optimiser steps"
+                ) from error
+            for group, settings in zip(dummy.param_groups, first, strict=True):
+                cycled |= {key for key in _CYCLED if group.get(key) != settings[key]}
+    return table, frozenset(cycled)

@@ -1,165 +1,142 @@
-"""What callbacks of trainers built on PyTorch share: their keywords, and the steering behind."""
+"""What the callbacks of trainers built on PyTorch share: the run behind them, and batches."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from trimtab.adapters.options import RunOptions, check_total_steps
 from trimtab.adapters.steering import SteeredRun
-from trimtab.adapters.torch.actuators import Place, find_actuators, wants_depth
-from trimtab.adapters.torch.checks import check_model, check_optimizer, check_total_steps
-from trimtab.adapters.torch.depth import DepthRates
-from trimtab.adapters.torch.distributed import Processes, RankZeroController, RankZeroValidation
-from trimtab.adapters.torch.proofs import Proofs
+from trimtab.adapters.torch.actuators import Place
+from trimtab.adapters.torch.assembly import steer
+from trimtab.adapters.torch.checks import check_model, check_optimizer
+from trimtab.adapters.torch.distributed import Processes
 from trimtab.adapters.torch.schedules import FollowedRates
-from trimtab.adapters.torch.snapshots import Snapshots
-from trimtab.adapters.torch.state import left_as_it_was
 from trimtab.adapters.torch.steering import Stepper, TorchDriver
-from trimtab.adapters.torch.values import SteeredValue
-from trimtab.adapters.validation import Validates, Validation
-from trimtab.core.decision import RunInfo
+from trimtab.core.decision import Summary
 from trimtab.core.errors import AdapterError
-from trimtab.core.hyperparameters import Hyperparameter
 
 
-@dataclass(frozen=True)
-class CallbackOptions:
-    """The keywords that every callback takes; `TorchController` says what they mean.
-
-    Attributes:
-        hyperparameters: Names or `Hyperparameter` objects.
-        decisions: Number of decisions.
-        policy: Name or path of a policy, a `Controller`, or None to switch it off.
-        reference: A name or a function of progress; None to follow the trainer's own scheduler.
-        monitor: Key of the watched value.
-        mode: ``"min"`` or ``"max"``.
-        keep_best: Whether the best weights are put back at the end.
-        snapshots: ``"memory"``, ``"cpu"``, ``"disk"`` or ``"none"``.
-        seed: Of the policy.
-        store: Database URL or SQLite file; None keeps no record.
-        log_to: Trackers that are told as well.
-        watch_only: Propose and record, but never change anything.
-        layers: Modules from the input to the output, where depth is steered.
-    """
-
-    hyperparameters: Iterable[str | Hyperparameter | SteeredValue]
-    decisions: int
-    policy: Any
-    reference: str | Callable[[float], float] | None
-    monitor: str
-    mode: str
-    keep_best: bool
-    snapshots: str
-    seed: int
-    store: str | None
-    log_to: str | Iterable[str] | None
-    watch_only: bool
-    layers: Sequence[nn.Module] | None = None
-
-
-def steer(
-    options: CallbackOptions,
-    *,
-    optimizer: torch.optim.Optimizer,
-    model: nn.Module,
-    rates: FollowedRates,
-    total_steps: int,
-    validate: Callable[[], float | Mapping[str, float]],
-    clipping: Place | None,
-    scaler: Any,
-    processes: Processes,
-    smoothing: Place | None = None,
-) -> TorchDriver:
-    """Return what drives a run whose optimiser is stepped by a trainer.
-
-    Where several processes train together, the first one validates, decides and records.
+class SteeredTraining:
+    """The steered run behind a callback: none before training begins, then one after the other.
 
     Args:
-        options: The callback's keywords.
-        optimizer: The inner PyTorch optimiser.
-        model: The inner model, without wrappers for several processes.
-        rates: Follows the trainer's scheduler.
-        total_steps: Optimiser steps of the run.
-        validate: Returns a loss, or a dict of floats.
-        clipping: Where the trainer keeps its clipping norm; None if it clips nothing.
-        scaler: The trainer's gradient scaler, or None.
+        options: What the user asked for.
+        validation_data: Batches of the user's own to validate on, or None.
+        validate: A function of the user's own in their place, or None.
+        layers: Modules from the input to the output, where depth is steered.
+        begun_by: The call that begins training, for messages.
+
+    Attributes:
+        options: What the user asked for.
+        validation_data: Batches of the user's own, or None.
+        validate: A function of the user's own, or None.
         processes: Who trains together.
-        smoothing: Where the trainer keeps label smoothing, or None.
+        is_open: Whether a run has begun and not ended.
 
     Raises:
-        AdapterError: Something cannot be steered as it is.
-        SpecError: A number or a start value is out of range.
-        UnknownNameError: A policy, reference, hyperparameter or place has no such name.
-        PolicyFileError: The policy's file cannot be read as one.
+        AdapterError: Both ``validation_data`` and ``validate`` are given.
     """
-    from trimtab.defaults import controller_for
 
-    steps = check_total_steps(total_steps)
-    check_optimizer(optimizer)
-    check_model(model)
-    wanted = options.hyperparameters
-    depth = DepthRates(optimizer, model, options.layers) if wants_depth(wanted) else None
-    items, actuators = find_actuators(
-        wanted,
-        optimizer=optimizer,
-        model=model,
-        learning_rate=rates.starts[rates.lead],
-        clipping=clipping,
-        smoothing=smoothing,
-        depth=depth,
-        cycled=rates.cycled,
-    )
-    spec, policy = controller_for(options.policy, items, decisions=options.decisions)
-    validation: Validates = Validation(
-        validate, lambda: left_as_it_was(model), monitor=options.monitor, mode=options.mode
-    )
-    if processes.count > 1:
-        policy = RankZeroController(policy, spec, processes)
-        validation = RankZeroValidation(validation, processes)
-    reference = options.reference
-    info = RunInfo(
-        task=type(model).__name__,
-        spec=spec,
-        total_steps=steps,
-        policy=policy.name,
-        reference=reference if isinstance(reference, str) else _name_of(reference),
-        seed=options.seed,
-        monitor=options.monitor,
-        mode=options.mode,
-        watch_only=options.watch_only,
-        log_to=options.log_to if processes.is_main_process else None,
-    )
-    run = SteeredRun(
-        info,
-        policy,
-        actuators=actuators,
-        validation=validation,
-        snapshots=Snapshots(
-            options.snapshots,
-            needed=not options.watch_only and (options.keep_best or policy.guarded),
+    def __init__(
+        self,
+        options: RunOptions,
+        *,
+        validation_data: Any,
+        validate: Callable[[], float | Mapping[str, float]] | None,
+        layers: Sequence[nn.Module] | None,
+        begun_by: str,
+    ) -> None:
+        if validation_data is not None and validate is not None:
+            raise AdapterError("validation_data and validate are both given; give one of them")
+        self.options, self._layers, self._begun_by = options, layers, begun_by
+        self.validation_data, self.validate = validation_data, validate
+        self.processes = Processes()
+        self.is_open = False
+        self._driver: TorchDriver | None = None
+        self._rates: FollowedRates | None = None
+
+    @property
+    def driver(self) -> TorchDriver:
+        """What the latest run is told of its steps by.
+
+        Raises:
+            AdapterError: Training has not begun.
+        """
+        if self._driver is None:
+            raise self._not_begun()
+        return self._driver
+
+    @property
+    def run(self) -> SteeredRun:
+        """The latest run.
+
+        Raises:
+            AdapterError: Training has not begun.
+        """
+        return self.driver.run
+
+    @property
+    def rates(self) -> FollowedRates:
+        """What writes the learning rates of the latest run.
+
+        Raises:
+            AdapterError: Training has not begun.
+        """
+        if self._rates is None:
+            raise self._not_begun()
+        return self._rates
+
+    @property
+    def summary(self) -> Summary:
+        """The latest run so far; an empty one before the first."""
+        session = None if self._driver is None else self._driver.run.session
+        return Summary() if session is None else session.summary
+
+    def begin(
+        self,
+        *,
+        optimizer: torch.optim.Optimizer,
+        model: nn.Module,
+        rates: FollowedRates,
+        total_steps: int,
+        validate: Callable[[], float | Mapping[str, float]],
+        clipping: Place | None,
+        scaler: Any,
+        smoothing: Place | None = None,
+    ) -> SteeredRun:
+        """Open a run and return it; see `trimtab.adapters.torch.assembly.steer`."""
+        steps = check_total_steps(total_steps)
+        check_optimizer(optimizer)
+        check_model(model)
+        self.processes, self._rates = Processes(), rates
+        self._driver = steer(
+            self.options,
+            stepper=Stepper(optimizer, model, scaler=scaler),
             model=model,
-            optimizer=optimizer,
-            scaler=scaler,
-            clock=(rates.snapshot, rates.restore),
-        ),
-        keep_best=options.keep_best,
-        store=options.store if processes.is_main_process else None,
-    )
-    return TorchDriver(
-        run,
-        stepper=Stepper(optimizer, model, scaler=scaler),
-        rates=rates,
-        proofs=Proofs(actuators, optimizer, depth),
-        depth=depth,
-    )
+            rates=rates,
+            total_steps=steps,
+            validate=validate,
+            processes=self.processes,
+            clipping=clipping,
+            smoothing=smoothing,
+            layers=self._layers,
+        )
+        self.is_open = True
+        return self._driver.run
 
+    def leave(self) -> bool:
+        """Put the trainer's own rates back if a run is open, and return whether one was."""
+        was_open, self.is_open = self.is_open, False
+        if was_open:
+            self.rates.put_back()
+        return was_open
 
-def _name_of(reference: Any) -> str:
-    return "trainer" if reference is None else str(getattr(reference, "__name__", "function"))
+    def _not_begun(self) -> AdapterError:
+        return AdapterError(f"TrimtabCallback: training has not begun; call {self._begun_by}")
 
 
 def drop_gradients(optimizer: torch.optim.Optimizer) -> None:

@@ -1,4 +1,4 @@
-"""Numbers of one's own that a PyTorch loop reads and that are steered: mix-up, batch size, ..."""
+"""A batch size and a decay of averages that a PyTorch loop reads from a `SteeredValue`."""
 
 from __future__ import annotations
 
@@ -8,80 +8,7 @@ from typing import Any
 
 import torch
 
-from trimtab.core.errors import AdapterError
-from trimtab.core.hyperparameters import Hyperparameter, hyperparameter
-
-KINDS_THAT_ARE_READ: tuple[str, ...] = (
-    "augmentation",
-    "mixup",
-    "batch_size",
-    "ema_decay",
-    "adapter_scale",
-    "other",
-)
-"""The kinds for which a `SteeredValue` may stand."""
-
-
-class SteeredValue:
-    """A number that code of one's own reads: how strong an augmentation is, how much is mixed.
-
-    .. code-block:: python
-
-        strength = SteeredValue("mixup", 0.2)
-        with TorchController(..., hyperparameters=("lr", strength)) as controller:
-            for x, y in batches:
-                x, y = mixed(x, y, strength())
-                ...
-
-    It has to be read before the first optimiser step, and in this process: a copy in a worker of a
-    ``DataLoader`` hears of nothing. A value that was not read by then is refused.
-
-    Args:
-        item: Name of a kind, such as ``"augmentation"`` or ``"mixup"``; any other name is of the
-            kind ``"other"``. Or a `Hyperparameter` of one of `KINDS_THAT_ARE_READ`.
-        start: Where it stands at first; None for the kind's usual value.
-
-    Attributes:
-        item: The hyperparameter; its default is the start.
-        reads: How often it was read.
-
-    Raises:
-        AdapterError: The kind is one that is found in the optimiser, the model or the loss.
-        SpecError: The start is out of bounds.
-
-    >>> strength = SteeredValue("mixup", 0.2)
-    >>> strength(), strength.reads
-    (0.2, 1)
-    """
-
-    def __init__(self, item: str | Hyperparameter, start: float | None = None) -> None:
-        made = hyperparameter(item, start) if isinstance(item, str) else item
-        if isinstance(item, Hyperparameter) and start is not None:
-            made = item.starting_at(start)
-        if made.kind not in KINDS_THAT_ARE_READ:
-            raise AdapterError(
-                f"{made.name}: the kind {made.kind!r} is found by trimtab itself, so name it in "
-                f"hyperparameters=; a value of one's own is {', '.join(KINDS_THAT_ARE_READ)}"
-            )
-        self.item = made
-        self.reads = 0
-        self._value = made.default
-
-    def __call__(self) -> float:
-        """Return the value now, and count that it was read."""
-        self.reads += 1
-        return self._value
-
-    def __float__(self) -> float:
-        return self()
-
-    def held(self) -> float:
-        """Return the value without counting it as read."""
-        return self._value
-
-    def hold(self, value: float) -> None:
-        """Take a new value; what steers calls this."""
-        self._value = value
+from trimtab.adapters.actuators import SteeredValue as SteeredValue
 
 
 class TrimtabBatchSampler:

@@ -6,21 +6,20 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import transformers
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers.trainer_callback import ExportableState
 
-from trimtab.adapters.torch.actuators import Place, entries_of
-from trimtab.adapters.torch.distributed import Processes
+from trimtab.adapters.actuators import Steerable
+from trimtab.adapters.options import RunKeywords, RunOptions, takes_run_keywords
+from trimtab.adapters.torch.actuators import Place
 from trimtab.adapters.torch.proofs import StandInNorm
 from trimtab.adapters.torch.schedules import FollowedRates
 from trimtab.adapters.torch.state import left_as_it_was, write_state
-from trimtab.adapters.torch.steering import TorchDriver
-from trimtab.adapters.torch.trainer import CallbackOptions, drop_gradients, mean_over_batches, steer
-from trimtab.adapters.torch.values import SteeredValue
+from trimtab.adapters.torch.trainer import SteeredTraining, drop_gradients, mean_over_batches
 from trimtab.adapters.transformers.trainer import (
     STATE_FILE,
     Attachment,
@@ -32,12 +31,12 @@ from trimtab.adapters.transformers.trainer import (
 )
 from trimtab.core.decision import Summary
 from trimtab.core.errors import AdapterError, MetricError
-from trimtab.core.hyperparameters import Hyperparameter
 from trimtab.core.notices import tell
 
 _NOT_METRICS = ("runtime", "samples_per_second", "steps_per_second", "epoch")
 
 
+@takes_run_keywords
 class TrimtabCallback(transformers.TrainerCallback, ExportableState):
     """Steers a ``Trainer``: ``Trainer(..., callbacks=[TrimtabCallback(validation_data=data)])``.
 
@@ -55,33 +54,24 @@ class TrimtabCallback(transformers.TrainerCallback, ExportableState):
     **Validation** happens before step 1 and after each window, ``decisions + 1`` times. Without
     ``validation_data`` or ``validate`` Trainer itself is asked to evaluate then, also where its
     ``eval_strategy`` would not: other callbacks see these evaluations. That needs an
-    ``eval_strategy`` other than ``"no"`` and no scheduler that goes by the metric.
+    ``eval_strategy`` other than ``"no"`` and no scheduler that goes by the metric; ``monitor`` is a
+    key of what Trainer returns, without its prefix ``eval_``.
 
     Args:
+        validation_data: A data set, collated as the training data are, or a ``DataLoader``. Its
+            loss is the mean over batches of the model's loss, weighted by examples.
+        validate: A function in its place, which returns a loss or a dict of floats.
         hyperparameters: Names or `Hyperparameter` objects of the kinds ``lr``, ``weight_decay``
             (groups at 0 stay at 0), ``momentum``, ``beta1``, ``dropout`` (modules and
             attention floats), ``label_smoothing`` (``label_smoothing_factor``, with `attach`),
             ``clip`` (``max_grad_norm``), ``layer_decay``, ``frozen_depth``, ``adapter_scale``
             (LoRA); or a `SteeredValue` that your data or model read. Each is proven to be used
             before the first update, or refused.
-        decisions: Number of decisions.
-        policy: Name or path of a policy, a `Controller`, or None to switch it off.
         reference: A name or a function of progress, in the place of Trainer's scheduler; None to
             follow that.
-        validation_data: A data set, collated as the training data are, or a ``DataLoader``. Its
-            loss is the mean over batches of the model's loss, weighted by examples.
-        validate: A function in its place, which returns a loss or a dict of floats.
-        monitor: Key of the watched value; of Trainer's evaluation without its prefix ``eval_``.
-        mode: ``"min"`` or ``"max"``.
-        keep_best: Whether the best weights are put back at the end.
-        snapshots: ``"memory"`` (the device), ``"cpu"``, ``"disk"`` or ``"none"``.
-        seed: Of the policy.
-        store: Database URL or SQLite file for the record; None keeps none.
-        log_to: Trackers that are told as well: a folder for TensorBoard, ``mlflow:URI``,
-            ``wandb:PROJECT``, or several of them; None tells none.
-        watch_only: Propose and record, but never change anything.
         layers: Modules from the input to the output, where depth is steered; None to take the
             model's longest stack.
+        **options: `trimtab.adapters.options.RunOptions`.
 
     Raises:
         AdapterError: Both ``validation_data`` and ``validate`` are given.
@@ -90,49 +80,25 @@ class TrimtabCallback(transformers.TrainerCallback, ExportableState):
     def __init__(
         self,
         *,
-        hyperparameters: Iterable[str | Hyperparameter | SteeredValue] = ("lr",),
-        decisions: int = 20,
-        policy: Any = "trimtab-1",
-        reference: str | Callable[[float], float] | None = None,
         validation_data: Any = None,
         validate: Callable[[], float | Mapping[str, float]] | None = None,
-        monitor: str = "loss",
-        mode: str = "min",
-        keep_best: bool = True,
-        snapshots: str = "cpu",
-        seed: int = 0,
-        store: str | None = None,
-        log_to: str | Iterable[str] | None = None,
-        watch_only: bool = False,
+        hyperparameters: Iterable[Steerable] = ("lr",),
+        reference: str | Callable[[float], float] | None = None,
         layers: Sequence[nn.Module] | None = None,
+        **options: Unpack[RunKeywords],
     ) -> None:
-        if validation_data is not None and validate is not None:
-            raise AdapterError("validation_data and validate are both given; give one of them")
-        self._options = CallbackOptions(
-            hyperparameters=entries_of(hyperparameters),
-            decisions=decisions,
-            policy=policy,
-            reference=reference,
-            monitor=monitor,
-            mode=mode,
-            keep_best=keep_best,
-            snapshots=snapshots,
-            seed=seed,
-            store=store,
-            log_to=log_to,
-            watch_only=watch_only,
+        self._training = SteeredTraining(
+            RunOptions(hyperparameters=hyperparameters, reference=reference, **options),
+            validation_data=validation_data,
+            validate=validate,
             layers=layers,
+            begun_by="trainer.train()",
         )
-        self._validation_data, self._validate = validation_data, validate
         self._loss = StepLoss()
         self._attached: Attachment | None = None
-        self._processes = Processes()
-        self._driver: TorchDriver | None = None
-        self._rates: FollowedRates | None = None
         self._args: Any = None
         self._state: Any = None
         self._control: Any = None
-        self._running = False
         self._used = 0.0  # learning rate of the last step, first group
         self._given_clip: float | None = None
         self._clip: float | None = None  # the norm at which Trainer clips now
@@ -145,8 +111,7 @@ class TrimtabCallback(transformers.TrainerCallback, ExportableState):
     @property
     def summary(self) -> Summary:
         """The run so far: ``best``, ``schedule``, ``decisions``, ``spent_steps``, ``rollbacks``."""
-        session = None if self._driver is None else self._driver.run.session
-        return Summary() if session is None else session.summary
+        return self._training.summary
 
     def attach(self, trainer: Any) -> TrimtabCallback:
         """Add this callback to a trainer and read the loss from its ``compute_loss``.
@@ -175,21 +140,18 @@ class TrimtabCallback(transformers.TrainerCallback, ExportableState):
         model, scheduler = kwargs["model"], kwargs["lr_scheduler"]
         optimizer, scaler = unwrapped(kwargs["optimizer"])
         self._args, self._state, self._control = args, state, control
-        self._processes = Processes()
         resumed = int(state.global_step)
         rates = FollowedRates(
             optimizer,
             [] if scheduler is None else [scheduler],
-            reference=self._options.reference,
+            reference=self._training.options.reference,
             total_steps=int(state.max_steps),
             steps_done=resumed,
         )
         check_arguments(args, asks_trainer=self._asks_trainer, by_metric=rates.by_metric)
         self._given_clip = args.max_grad_norm
         self._clip = float(args.max_grad_norm) if args.max_grad_norm else None
-        self._rates = rates
-        self._driver = steer(
-            self._options,
+        run = self._training.begin(
             optimizer=optimizer,
             model=model,
             rates=rates,
@@ -197,30 +159,28 @@ class TrimtabCallback(transformers.TrainerCallback, ExportableState):
             validate=self._validation(model, kwargs.get("train_dataloader")),
             clipping=None if self._clip is None else Place(self._clip, self._norm, self._set_norm),
             scaler=scaler,
-            processes=self._processes,
             smoothing=None if self._attached is None else self._attached.smoothing(),
         )
-        alone = scaler is None and self._processes.count == 1
-        self._stand_in = StandInNorm(self._driver.run.spec, possible=alone)
-        self._running = True
+        alone = scaler is None and self._training.processes.count == 1
+        self._stand_in = StandInNorm(run.spec, possible=alone)
         self._loss.begin(model, scaler)
         if resumed:
-            self._driver.run.load_state_dict(saved_state(args, state, type(self).__name__))
+            run.load_state_dict(saved_state(args, state, type(self).__name__))
         elif self._asks_trainer:
             self._eval_on_start = bool(args.eval_on_start)
             self._await(keep_random=not args.eval_on_start)
             args.eval_on_start = True  # read by Trainer right after this event
         else:
-            self._driver.run.start()
+            run.start()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take over the clipping of a step whose gradients are measured."""
         del control
-        steering = self._live
+        driver = self._training.driver
         self._state = state
         if self._awaited:  # Trainer evaluated, and not what is watched
             self._evaluation_came()
-        self._clips_here = self._clip is not None and steering.measures_gradients
+        self._clips_here = self._clip is not None and driver.measures_gradients
         if self._clip is not None:
             args.max_grad_norm = 0.0
             if not self._clips_here:
@@ -231,38 +191,38 @@ class TrimtabCallback(transformers.TrainerCallback, ExportableState):
         del state, control
         optimizer, scaler = unwrapped(kwargs["optimizer"])
         self._clips_here |= self._stand_in.finish(kwargs["model"])
-        loss = self._processes.mean(self._loss.step())
+        loss = self._training.processes.mean(self._loss.step())
         if self._attached is not None:
-            self._live.run.memory_retries = self._attached.memory.retries
-        if self._live.measures_gradients and scaler is not None:
+            self._training.run.memory_retries = self._attached.memory.retries
+        if self._training.driver.measures_gradients and scaler is not None:
             unscale(scaler, optimizer)
-        if not self._live.before_update(loss) and scaler is None:
+        if not self._training.driver.before_update(loss) and scaler is None:
             drop_gradients(optimizer)  # a scaler leaves such a step out itself
         if self._clips_here:
             args.max_grad_norm = self._clip
             nn.utils.clip_grad_norm_(kwargs["model"].parameters(), float(self._clip or math.inf))
-        self._used = self._followed.write()
-        self._live.divide_groups()
+        self._used = self._training.rates.write()
+        self._training.driver.divide_groups()
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Put the scheduler's own rates back, and let Trainer log the one that was used."""
         del args, state, control
-        self._live.rejoin_groups()
-        if not self._followed.by_metric:  # then Trainer logs what stands in the groups
-            self._followed.put_back()
+        self._training.driver.rejoin_groups()
+        if not self._training.rates.by_metric:  # then Trainer logs what stands in the groups
+            self._training.rates.put_back()
         self._let_log(kwargs["lr_scheduler"])
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         """Go on to the next step; at the end of a window validate, decide, roll back."""
         del args
         self._state, self._control = state, control
-        self._followed.put_back()
+        self._training.rates.put_back()
         self._let_log(kwargs["lr_scheduler"])  # Transformers before 5 logs after this event
-        if self._asks_trainer and self._live.validates_next:
+        if self._asks_trainer and self._training.driver.validates_next:
             self._await(keep_random=not control.should_evaluate)
             control.should_evaluate = True
         else:
-            self._live.after_update()
+            self._training.driver.after_update()
         return control
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -272,7 +232,7 @@ class TrimtabCallback(transformers.TrainerCallback, ExportableState):
             return
         metrics = kwargs["metrics"]
         named = {name.removeprefix("eval_"): value for name, value in metrics.items()}
-        if self._options.monitor in named:  # one of several data sets may not have it
+        if self._training.options.monitor in named:  # one of several data sets may not have it
             kept = (name for name in named if not name.endswith(_NOT_METRICS))
             self._evaluated = {name: named[name] for name in kept}
             self._evaluation_came()
@@ -285,9 +245,13 @@ class TrimtabCallback(transformers.TrainerCallback, ExportableState):
     def state(self) -> dict[str, Any]:
         """Save the steering into the checkpoint that is being written; return what names it."""
         empty: dict[str, Any] = {"args": {}, "attributes": {}}
-        if not self._running or not self._control.should_save or self._args.save_only_model:
+        if (
+            not self._training.is_open
+            or not self._control.should_save
+            or self._args.save_only_model
+        ):
             return empty  # Trainer also asks when it begins
-        run = self._live.run
+        run = self._training.run
         folder = Path(self._args.output_dir) / f"checkpoint-{self._state.global_step}"
         if run.session is None or not folder.is_dir():
             return empty  # of a hyperparameter search, whose runs are not resumed
@@ -301,28 +265,16 @@ class TrimtabCallback(transformers.TrainerCallback, ExportableState):
     # Inside.
 
     @property
-    def _live(self) -> TorchDriver:
-        if self._driver is None:
-            raise AdapterError("TrimtabCallback: the training has not begun; call trainer.train()")
-        return self._driver
-
-    @property
-    def _followed(self) -> FollowedRates:
-        if self._rates is None:
-            raise AdapterError("TrimtabCallback: the training has not begun; call trainer.train()")
-        return self._rates
-
-    @property
     def _asks_trainer(self) -> bool:
-        return self._validation_data is None and self._validate is None
+        return self._training.validation_data is None and self._training.validate is None
 
     def _validation(self, model: nn.Module, training: Any) -> Callable[[], Any]:
         """Return what validates: the user's function, a walk over their data, or Trainer's word."""
-        if self._validate is not None:
-            return self._validate
-        if self._validation_data is None:
+        if self._training.validate is not None:
+            return self._training.validate
+        if self._training.validation_data is None:
             return self._word_of_trainer
-        batches = self._validation_data
+        batches = self._training.validation_data
         if not isinstance(batches, DataLoader):
             batches = DataLoader(
                 batches,
@@ -342,7 +294,7 @@ class TrimtabCallback(transformers.TrainerCallback, ExportableState):
         told, self._evaluated = self._evaluated, None
         if told is None:
             raise MetricError(
-                f"Trainer evaluated and did not return 'eval_{self._options.monitor}'; "
+                f"Trainer evaluated and did not return 'eval_{self._training.options.monitor}'; "
                 "set monitor= to what it returns, or give validation_data="
             )
         return told
@@ -357,10 +309,10 @@ class TrimtabCallback(transformers.TrainerCallback, ExportableState):
         self._awaited = False
         self._random.close()
         self._give_back_arguments()
-        if self._live.run.session is None:
-            self._live.run.start()
+        if self._training.run.session is None:
+            self._training.run.start()
         else:
-            self._live.after_update()
+            self._training.driver.after_update()
 
     def _give_back_arguments(self) -> None:
         if self._eval_on_start is not None:
@@ -381,11 +333,9 @@ class TrimtabCallback(transformers.TrainerCallback, ExportableState):
         self._loss.end()
         self._random.close()
         self._awaited = False
-        if not self._running:
+        if not self._training.leave():
             return
-        self._running = False
         self._give_back_arguments()
-        self._followed.put_back()
         self._stand_in.end()
         self._args.max_grad_norm = self._given_clip
-        self._live.finish(status)
+        self._training.driver.finish(status)

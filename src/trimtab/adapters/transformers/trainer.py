@@ -1,9 +1,4 @@
-"""What is read from a Transformers ``Trainer``: its arguments, wrappers and checkpoints.
-
-What a callback can do only with a ``Trainer`` in hand: see its loss, smooth labels, retry.
-
-The loss of each optimiser step of a ``Trainer``, which it keeps to itself.
-"""
+"""What is read from a Transformers ``Trainer``: its arguments, wrappers, checkpoints and losses."""
 
 from __future__ import annotations
 

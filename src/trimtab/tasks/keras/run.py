@@ -12,9 +12,9 @@ from typing import Any, cast
 
 import numpy as np
 
-from trimtab.adapters.keras.actuators import Hands, Value, find_hyperparameters
+from trimtab.adapters.keras.actuators import ModelPatches, Value, find_actuators
 from trimtab.adapters.keras.statistics import GradientStatistics
-from trimtab.adapters.keras.variables import Takeover, array_of, backend_name, own_buffers
+from trimtab.adapters.keras.variables import AttributePatch, array_of, backend_name, own_buffers
 from trimtab.adapters.window import window_metrics
 from trimtab.core.errors import AdapterError, MissingDependencyError
 from trimtab.core.metrics import Metrics
@@ -102,7 +102,7 @@ class KerasRun:
     """
 
     def __init__(self, setup: KerasSetup) -> None:
-        """Build the optimiser and lay hands on what is steered; nothing is trained yet.
+        """Build the optimiser and patch what is steered; nothing is trained yet.
 
         Raises:
             AdapterError: A default names what the setup does not have.
@@ -112,7 +112,7 @@ class KerasRun:
         self.measure_selection = False
         self.setup = setup
         self.optimizer.build(self.model.trainable_variables)
-        self._places = self._lay_hands()
+        self._places = self._patch_model()
         self._written: dict[str, float] = {}
         self._gradients, self._apply, self._outputs = self._compiled()
         self._statistics = GradientStatistics()
@@ -167,21 +167,21 @@ class KerasRun:
         state = [*self.model.trainable_variables, *own_buffers(self.model)]
         return [*state, *self.optimizer.variables]
 
-    def _lay_hands(self) -> dict[str, list[Value]]:
+    def _patch_model(self) -> dict[str, list[Value]]:
         names = [name for name in self.setup.defaults if name not in ("lr", "batch_size")]
         if not names:
             return {}
-        _, actuators = find_hyperparameters(
+        _, actuators = find_actuators(
             names,
             optimizer=self.optimizer,
             model=self.model,
             losses=self.setup.loss,
             learning_rate=1.0,
         )
-        places = {a.item.kind: a.values for a in actuators if a is not None}
+        places = {a.item.kind: list(a.places) for a in actuators if a is not None}
         everything = [value for values in places.values() for value in values]
-        _, supplies = Hands(self.model, self.optimizer, everything).make()
-        Takeover(self.optimizer, supplies)
+        _, supplies = ModelPatches(self.model, self.optimizer, everything).make()
+        AttributePatch(self.optimizer, supplies)
         return places
 
     def _write(self, values: Mapping[str, float]) -> None:

@@ -1,0 +1,160 @@
+"""The keywords by which every adapter is told how to steer: their defaults and what they mean."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, TypedDict, TypeVar
+
+from trimtab.adapters.actuators import Steerable, entries_of
+from trimtab.core.decision import RunInfo
+from trimtab.core.errors import SpecError
+from trimtab.core.hyperparameters import Hyperparameter
+from trimtab.core.protocols import Controller
+from trimtab.core.spec import ControlSpec
+
+
+class RunKeywords(TypedDict, total=False):
+    """The keywords that `RunOptions` has a default for, for those who check types."""
+
+    decisions: int
+    policy: Any
+    monitor: str
+    mode: str
+    keep_best: bool
+    snapshots: str
+    seed: int
+    store: str | None
+    log_to: str | Iterable[str] | None
+    watch_only: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How one run is steered, in every framework.
+
+    Attributes:
+        hyperparameters: Names, `Hyperparameter` objects, or values of the user's own.
+        reference: A name, a function of progress, or a schedule of the framework's; None for the
+            one that is there.
+        decisions: Number of decisions.
+        policy: Name or path of a policy, a `Controller`, or None to switch it off.
+        monitor: Key of the watched value in what validation gives.
+        mode: ``"min"`` or ``"max"``: which way it gets better.
+        keep_best: Whether the weights that were best on validation are put back at the end.
+        snapshots: ``"memory"`` (the device), ``"cpu"``, ``"disk"`` or ``"none"``.
+        seed: Of the policy.
+        store: Database URL or SQLite file for the record; None keeps none.
+        log_to: Trackers that are told as well: a folder for TensorBoard, ``mlflow:URI``,
+            ``wandb:PROJECT``, or several of them; None tells none.
+        watch_only: Follow the reference, propose and record, but never change anything.
+    """
+
+    hyperparameters: Iterable[Steerable]
+    reference: Any
+    decisions: int = 20
+    policy: Any = "trimtab-1"
+    monitor: str = "loss"
+    mode: str = "min"
+    keep_best: bool = True
+    snapshots: str = "cpu"
+    seed: int = 0
+    store: str | None = None
+    log_to: str | Iterable[str] | None = None
+    watch_only: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "hyperparameters", entries_of(self.hyperparameters))
+
+    @property
+    def moves(self) -> bool:
+        """Whether values besides the reference may ever change."""
+        is_off = self.policy is None or self.policy in ("reference", "zero")
+        return not self.watch_only and not is_off
+
+    def controller(self, items: list[Hyperparameter]) -> tuple[ControlSpec, Controller]:
+        """Return what is steered, and who chooses.
+
+        Raises:
+            UnknownNameError: No policy has that name.
+            PolicyFileError: The policy's file cannot be read as one.
+        """
+        from trimtab.defaults import controller_for
+
+        return controller_for(self.policy, items, decisions=self.decisions)
+
+    def needs_snapshots(self, controller: Controller) -> bool:
+        """Return whether the run may ever go back to its best state."""
+        return not self.watch_only and (self.keep_best or controller.guarded)
+
+    def run_info(
+        self, spec: ControlSpec, *, task: str, total_steps: int, policy: str, reference: str
+    ) -> RunInfo:
+        """Return what the record says of the run, these options among it."""
+        return RunInfo(
+            task=task,
+            spec=spec,
+            total_steps=total_steps,
+            policy=policy,
+            reference=reference,
+            seed=self.seed,
+            monitor=self.monitor,
+            mode=self.mode,
+            watch_only=self.watch_only,
+            log_to=self.log_to,
+        )
+
+
+def check_total_steps(total_steps: Any, told: str = "how often the optimiser will step") -> int:
+    """Return the number of optimiser steps.
+
+    Args:
+        total_steps: What the user gave.
+        told: What is to be announced, in words.
+
+    Raises:
+        SpecError: It is not a whole number of at least 1.
+    """
+    whole = isinstance(total_steps, int | float) and not isinstance(total_steps, bool)
+    if not whole or not math.isfinite(total_steps) or total_steps < 1 or total_steps % 1:
+        raise SpecError(
+            f"total_steps: {total_steps!r} is not a whole number of at least 1; announce {told}"
+        )
+    return int(total_steps)
+
+
+_Class = TypeVar("_Class", bound=type)
+OPTIONAL = tuple(
+    parameter
+    for parameter in inspect.signature(RunOptions).parameters.values()
+    if parameter.default is not parameter.empty
+)
+"""The keywords of `RunOptions` that have a default."""
+
+
+def takes_run_keywords(cls: _Class) -> _Class:
+    """Let ``**options`` of a class read as the keywords that it stands for.
+
+    In the signature and in the docstring they stand like the class's own, so that ``help`` and
+    editors show them.
+    """
+    init: Any = cls.__init__  # type: ignore[misc]
+    signature = inspect.signature(init)
+    own = [item for item in signature.parameters.values() if item.kind is not item.VAR_KEYWORD]
+    init.__signature__ = signature.replace(parameters=[*own, *OPTIONAL])
+    cls.__doc__ = with_keywords(cls.__doc__ or "")
+    return cls
+
+
+def with_keywords(docstring: str) -> str:
+    """Return a docstring in which each keyword stands in the place of ``**options``."""
+    told = inspect.getdoc(RunOptions) or ""
+    lines = told[told.index("    decisions:") :].splitlines()
+    line = re.search(r"^( *)    \*\*options:.*$", docstring, re.M)
+    if line is None:
+        return docstring
+    keywords = "\n".join(line[1] + told for told in lines)
+    return docstring[: line.start()] + keywords + docstring[line.end() :]

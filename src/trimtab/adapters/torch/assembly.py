@@ -1,0 +1,114 @@
+"""A steered PyTorch run, put together: the same for a loop of one's own and for trainers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from trimtab.adapters.options import RunOptions
+from trimtab.adapters.steering import SteeredRun
+from trimtab.adapters.torch.actuators import Place, find_actuators, wants_depth
+from trimtab.adapters.torch.depth import DepthRates
+from trimtab.adapters.torch.distributed import Processes, RankZeroController, RankZeroValidation
+from trimtab.adapters.torch.proofs import Proofs
+from trimtab.adapters.torch.schedules import Rates
+from trimtab.adapters.torch.snapshots import Snapshots
+from trimtab.adapters.torch.state import left_as_it_was
+from trimtab.adapters.torch.steering import Stepper, TorchDriver
+from trimtab.adapters.validation import Validates, Validation
+
+
+def steer(
+    options: RunOptions,
+    *,
+    stepper: Stepper,
+    model: nn.Module,
+    rates: Rates,
+    total_steps: int,
+    validate: Callable[[], float | Mapping[str, float]],
+    processes: Processes,
+    clipping: Place | None,
+    smoothing: Place | None = None,
+    loss_fn: nn.Module | None = None,
+    layers: Sequence[nn.Module] | None = None,
+) -> TorchDriver:
+    """Return what drives a run that has not begun.
+
+    Where several processes train together, the first one validates, decides and records.
+
+    Args:
+        options: What the user asked for.
+        stepper: The inner optimiser and its gradient scaler.
+        model: The inner model, without wrappers for several processes.
+        rates: Writes the learning rates.
+        total_steps: Optimiser steps of the run.
+        validate: Returns a loss, or a dict of floats.
+        processes: Who trains together.
+        clipping: Where the clipping norm is kept; None if nothing is clipped.
+        smoothing: Where a trainer keeps label smoothing, or None.
+        loss_fn: Where label smoothing is kept, if not inside the model.
+        layers: Modules from the input to the output, where depth is steered.
+
+    Raises:
+        AdapterError: Something cannot be steered as it is.
+        SpecError: A number or a start value is out of range.
+        UnknownNameError: A policy, hyperparameter or place has no such name.
+        PolicyFileError: The policy's file cannot be read as one.
+    """
+    optimizer, wanted = stepper.optimizer, options.hyperparameters
+    validation: Validates = Validation(
+        validate, lambda: left_as_it_was(model), monitor=options.monitor, mode=options.mode
+    )
+    depth = DepthRates(optimizer, model, layers) if wants_depth(wanted) else None
+    items, actuators = find_actuators(
+        wanted,
+        optimizer=optimizer,
+        model=model,
+        learning_rate=rates.starts[rates.lead],
+        loss_fn=loss_fn,
+        clipping=clipping,
+        smoothing=smoothing,
+        depth=depth,
+        cycled=rates.cycled,
+    )
+    spec, policy = options.controller(items)
+    if processes.count > 1:
+        policy = RankZeroController(policy, spec, processes)
+        validation = RankZeroValidation(validation, processes)
+    if not processes.is_main_process:
+        options = replace(options, store=None, log_to=None)
+    info = options.run_info(
+        spec,
+        task=type(model).__name__,
+        total_steps=total_steps,
+        policy=policy.name,
+        reference=_name_of(options.reference),
+    )
+    run = SteeredRun(
+        info,
+        policy,
+        actuators=actuators,
+        validation=validation,
+        snapshots=Snapshots(
+            options.snapshots,
+            needed=options.needs_snapshots(policy),
+            model=model,
+            optimizer=optimizer,
+            scaler=stepper.scaler,
+            clock=(rates.snapshot, rates.restore),
+        ),
+        keep_best=options.keep_best,
+        store=options.store,
+    )
+    proofs = Proofs(actuators, optimizer, depth)
+    return TorchDriver(run, stepper=stepper, rates=rates, proofs=proofs, depth=depth)
+
+
+def _name_of(reference: Any) -> str:
+    """Return what the record calls a reference; None stands for a trainer's own scheduler."""
+    if reference is None or isinstance(reference, str):
+        return reference or "trainer"
+    return str(getattr(reference, "__name__", type(reference).__name__))
