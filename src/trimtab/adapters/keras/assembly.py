@@ -11,11 +11,12 @@ import numpy as np
 from trimtab.adapters.keras.actuators import Actuator, Hands, find_hyperparameters
 from trimtab.adapters.keras.proofs import MOST_TRIES, FitProof, prove_in_loop
 from trimtab.adapters.keras.schedules import KerasRates, inner_optimizer
-from trimtab.adapters.keras.snapshots import Snapshots
+from trimtab.adapters.keras.snapshots import TrainingState
 from trimtab.adapters.keras.state import left_as_it_was, load_random_state, random_state
 from trimtab.adapters.keras.steering import KerasDriver
 from trimtab.adapters.keras.values import SteeredValue
 from trimtab.adapters.keras.variables import array_of, backend_name, synchronise
+from trimtab.adapters.snapshots import Snapshots
 from trimtab.adapters.steering import SteeredRun
 from trimtab.adapters.validation import Validation
 from trimtab.core.decision import RunInfo
@@ -128,6 +129,7 @@ class SteeredModel:
         self.run = SteeredRun(
             info,
             policy,
+            multipliers=self._rates.multipliers,
             actuators=self._actuators,
             validation=Validation(
                 self._at_start_smoothing(validate),
@@ -138,10 +140,8 @@ class SteeredModel:
             ),
             snapshots=Snapshots(
                 options.snapshots,
+                TrainingState(model, optimizer, self._rates.is_steered_variable),
                 needed=not options.watch_only and (options.keep_best or policy.guarded),
-                model=model,
-                optimizer=optimizer,
-                is_steered=self._rates.is_steered_variable,
             ),
             keep_best=options.keep_best,
             store=options.store,

@@ -327,7 +327,7 @@ class TrimtabCallback(Callback):
         self._live.after_update()
 
     def _count_retries(self, count: int) -> None:
-        self._live.run.memory_retries = count
+        self._live.run.record_memory_retries(count)
 
     def _gradients_are_finite(self) -> bool:
         gradients = [w.grad for g in self._groups() for w in g["params"] if w.grad is not None]

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from trimtab.adapters.snapshots import Snapshots
 from trimtab.adapters.steering import SteeredRun
 from trimtab.adapters.torch.actuators import Actuator, entries_of, find_actuators, wants_depth
 from trimtab.adapters.torch.checks import (
@@ -23,7 +24,7 @@ from trimtab.adapters.torch.distributed import Processes, RankZeroController, Ra
 from trimtab.adapters.torch.memory import MicroBatches
 from trimtab.adapters.torch.proofs import Proofs
 from trimtab.adapters.torch.schedules import Rates, make_rates
-from trimtab.adapters.torch.snapshots import Snapshots
+from trimtab.adapters.torch.snapshots import TrainingState
 from trimtab.adapters.torch.state import left_as_it_was
 from trimtab.adapters.torch.steering import Stepper, TorchDriver
 from trimtab.adapters.torch.values import SteeredValue
@@ -166,6 +167,7 @@ class TorchController:
                 log_to=log_to if processes.is_main_process else None,
             ),
             chooser,
+            multipliers=rates.multipliers,
             actuators=actuators,
             validation=validation,
             snapshots=kept,
@@ -277,7 +279,7 @@ class TorchController:
         if self._processes.count > 1:
             return done(batch, 1.0)
         loss = self._memory.run(batch, done)
-        self._run.memory_retries = self._memory.retries
+        self._run.record_memory_retries(self._memory.retries)
         return loss
 
     def close(self) -> Summary:
@@ -335,14 +337,9 @@ class TorchController:
         )
 
     def _snapshots(self, place: str, rates: Rates, *, needed: bool) -> Snapshots:
-        return Snapshots(
-            place,
-            needed=needed,
-            model=self.model,
-            optimizer=self.optimizer,
-            scaler=self._stepper.scaler,
-            clock=(rates.snapshot, rates.restore),
-        )
+        clock = rates.snapshot, rates.restore
+        source = TrainingState(self.model, self.optimizer, self._stepper.scaler, clock)
+        return Snapshots(place, source, needed=needed)
 
     # Resuming.
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from trimtab.adapters.snapshots import Snapshots
 from trimtab.adapters.steering import SteeredRun
 from trimtab.adapters.torch.actuators import Place, find_actuators, wants_depth
 from trimtab.adapters.torch.checks import check_model, check_optimizer, check_total_steps
@@ -16,7 +17,7 @@ from trimtab.adapters.torch.depth import DepthRates
 from trimtab.adapters.torch.distributed import Processes, RankZeroController, RankZeroValidation
 from trimtab.adapters.torch.proofs import Proofs
 from trimtab.adapters.torch.schedules import FollowedRates
-from trimtab.adapters.torch.snapshots import Snapshots
+from trimtab.adapters.torch.snapshots import TrainingState
 from trimtab.adapters.torch.state import left_as_it_was
 from trimtab.adapters.torch.steering import Stepper, TorchDriver
 from trimtab.adapters.torch.values import SteeredValue
@@ -136,15 +137,13 @@ def steer(
     run = SteeredRun(
         info,
         policy,
+        multipliers=rates.multipliers,
         actuators=actuators,
         validation=validation,
         snapshots=Snapshots(
             options.snapshots,
+            TrainingState(model, optimizer, scaler, (rates.snapshot, rates.restore)),
             needed=not options.watch_only and (options.keep_best or policy.guarded),
-            model=model,
-            optimizer=optimizer,
-            scaler=scaler,
-            clock=(rates.snapshot, rates.restore),
         ),
         keep_best=options.keep_best,
         store=options.store if processes.is_main_process else None,

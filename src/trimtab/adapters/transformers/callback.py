@@ -233,7 +233,7 @@ class TrimtabCallback(transformers.TrainerCallback, ExportableState):
         self._clips_here |= self._stand_in.finish(kwargs["model"])
         loss = self._processes.mean(self._loss.step())
         if self._attached is not None:
-            self._live.run.memory_retries = self._attached.memory.retries
+            self._live.run.record_memory_retries(self._attached.memory.retries)
         if self._live.measures_gradients and scaler is not None:
             unscale(scaler, optimizer)
         if not self._live.before_update(loss) and scaler is None:
