@@ -42,7 +42,7 @@ def in_keras(name: str, variant: str, policy: Any) -> dict[str, Any]:
     import keras
 
     from trimtab.adapters.keras import TrimtabCallback
-    from trimtab.adapters.keras import snapshots as keras_snapshots
+    from trimtab.adapters.snapshots import Snapshots
     from trimtab.adapters.validation import Validation
 
     task: Any = make_task(name, variant=variant)
@@ -78,8 +78,8 @@ def in_keras(name: str, variant: str, policy: Any) -> dict[str, Any]:
         TrimtabCallback(validate=dict, policy=policy),
         events=("on_train_batch_end",),
         apart=(
-            (keras_snapshots.Snapshots, "keep", "snapshots"),
-            (keras_snapshots.Snapshots, "restore", "snapshots"),
+            (Snapshots, "keep", "snapshots"),
+            (Snapshots, "restore", "snapshots"),
             (Validation, "later", "validation"),
         ),
     )
@@ -94,7 +94,7 @@ def in_transformers(name: str, variant: str, policy: Any) -> dict[str, Any]:
     import torch
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-    from trimtab.adapters.torch import snapshots as torch_snapshots
+    from trimtab.adapters.snapshots import Snapshots
     from trimtab.adapters.transformers import TrimtabCallback
     from trimtab.adapters.validation import Validation
 
@@ -155,8 +155,8 @@ def in_transformers(name: str, variant: str, policy: Any) -> dict[str, Any]:
         TrimtabCallback(validate=dict, policy=policy),
         events=("on_step_begin", "on_pre_optimizer_step", "on_optimizer_step", "on_step_end"),
         apart=(
-            (torch_snapshots.Snapshots, "keep", "snapshots"),
-            (torch_snapshots.Snapshots, "restore", "snapshots"),
+            (Snapshots, "keep", "snapshots"),
+            (Snapshots, "restore", "snapshots"),
             (Validation, "later", "validation"),
             (torch.nn.utils, "clip_grad_norm_", "clipping"),
         ),

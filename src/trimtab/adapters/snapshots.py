@@ -1,4 +1,4 @@
-"""Where the best state is kept, in every framework: on the device, in main memory or on disk."""
+"""The best state of a run, kept on the device, in main memory or on disk, in every framework."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from safetensors import SafetensorError
 
+from trimtab.adapters.memory import is_out_of_memory
 from trimtab.core.errors import unknown_name
 from trimtab.core.notices import tell
 
@@ -20,41 +21,43 @@ PLACES: tuple[str, ...] = ("memory", "cpu", "disk", "none")
 _logger = logging.getLogger("trimtab")
 
 
-class Snapshots(Protocol):
-    """Keeps the best state of a model and its optimiser, one at a time."""
+class SnapshotSource(Protocol):
+    """What of a model and its optimiser is kept, and how a framework copies and files it."""
 
-    @property
-    def kept(self) -> bool:
-        """Whether there is a state to go back to."""
+    def expected_bytes(self) -> int:
+        """Return how large a snapshot will be, before there is one."""
         ...
 
-    @property
-    def bytes(self) -> int:
-        """Size of one snapshot, as far as it is known."""
+    def collect(self) -> tuple[dict[str, Any], Any]:
+        """Return the live arrays by name, and plain values beside them."""
         ...
 
-    def announce(self) -> None:
-        """Say in the log how large a snapshot is, and where it goes."""
+    def put_back(self, arrays: dict[str, Any], plain: Any) -> None:
+        """Put back what was collected, from copies of the arrays."""
         ...
 
-    def keep(self) -> None:
-        """Keep the state as it is now in place of the one kept before."""
+    def size(self, array: Any) -> int:
+        """Return an array's bytes."""
         ...
 
-    def restore(self) -> None:
-        """Put the kept state back; without one, nothing happens."""
+    def copy(self, live: dict[str, Any], before: dict[str, Any], place: str) -> dict[str, Any]:
+        """Return copies of arrays, in the memory of those that were kept before if they fit."""
         ...
 
-    def close(self) -> None:
-        """Let go of the kept state and remove what is on disk."""
+    def save(self, live: dict[str, Any], path: Path) -> None:
+        """Write arrays as a safetensors file."""
         ...
 
-    def state_dict(self) -> Any:
-        """Return the kept state as arrays in main memory and plain values, or None."""
+    def load(self, path: Path) -> dict[str, Any]:
+        """Read what `save` wrote."""
         ...
 
-    def load_state_dict(self, state: Any) -> None:
-        """Take over what `state_dict` returned."""
+    def pack(self, arrays: dict[str, Any], plain: Any) -> Any:
+        """Return a kept state as arrays in main memory and plain values, for a state file."""
+        ...
+
+    def unpack(self, state: Any) -> tuple[dict[str, Any], Any]:
+        """Return the arrays and plain values of what `pack` returned."""
         ...
 
 
@@ -62,54 +65,45 @@ def _nothing() -> None:
     return None
 
 
-class KeptArrays:
-    """The arrays of one state, in memory or in a file of a temporary folder.
+class Snapshots:
+    """One kept state at a time.
 
     Args:
-        place: ``"memory"`` (the device), ``"cpu"``, ``"disk"`` (safetensors) or ``"none"``.
+        place: ``"memory"`` (the device), ``"cpu"``, ``"disk"`` (safetensors in a temporary folder)
+            or ``"none"``.
+        source: What is kept.
         needed: False if nobody will ever go back; then nothing is kept.
-        copy: Returns copies for memory of arrays by name, given those kept before and this object,
-            whose place it may change.
-        save: Writes arrays by name to a path.
-        load: Reads them.
         folder: Where ``"disk"`` makes its temporary folder; None for the system's.
 
     Attributes:
-        place: Where copies go; a full disk turns ``"disk"`` into ``"cpu"``.
-        bytes: Size of one snapshot, as far as it is known.
+        place: Where copies go; a full disk or device turns it into ``"cpu"``.
+        bytes: Size of one snapshot: expected before the first one, measured afterwards.
 
     Raises:
         UnknownNameError: There is no such place.
     """
 
     def __init__(
-        self,
-        place: str,
-        *,
-        needed: bool,
-        copy: Callable[[dict[str, Any], dict[str, Any], KeptArrays], dict[str, Any]],
-        save: Callable[[dict[str, Any], Path], None],
-        load: Callable[[Path], dict[str, Any]],
-        folder: str | None = None,
+        self, place: str, source: SnapshotSource, *, needed: bool = True, folder: str | None = None
     ) -> None:
         if place not in PLACES:
             raise unknown_name("place for snapshots", str(place), PLACES)
         self.place = place if needed else "none"
-        self.bytes = 0
-        self._copy, self._save, self._read = copy, save, load
-        self._folder = folder
+        self.bytes = 0 if self.place == "none" else source.expected_bytes()
+        self._source, self._folder = source, folder
+        self._arrays: dict[str, Any] | None = None  # in memory
+        self._plain: Any = None
+        self._on_disk: Path | None = None
         self._directory: Path | None = None
         self._remove: Callable[[], Any] = _nothing
-        self._on_disk: Path | None = None
-        self._in_memory: dict[str, Any] | None = None
 
     @property
-    def there(self) -> bool:
-        """Whether a state is kept."""
-        return self._in_memory is not None or self._on_disk is not None
+    def kept(self) -> bool:
+        """Whether there is a state to go back to."""
+        return self._arrays is not None or self._on_disk is not None
 
     def announce(self) -> None:
-        """Say in the log how large a snapshot is, and where it goes."""
+        """Say in the log how large a snapshot will be, and where it goes."""
         if self.place == "none":
             _logger.info("no snapshots: a run that diverges cannot go back to its best weights")
             return
@@ -120,8 +114,37 @@ class KeptArrays:
             where[self.place],
         )
 
-    def keep(self, live: dict[str, Any]) -> None:
-        """Keep copies of these arrays in place of those kept before."""
+    def keep(self) -> None:
+        """Keep the state as it is now in place of the one kept before."""
+        if self.place != "none":
+            self._take(*self._source.collect())
+
+    def restore(self) -> None:
+        """Put the kept state back; without one, nothing happens."""
+        if self.kept:
+            self._source.put_back(self._load(), self._plain)
+
+    def close(self) -> None:
+        """Let go of the kept state and remove what is on disk."""
+        self._arrays = self._plain = self._on_disk = None
+        self._remove()
+        self._directory = None
+
+    def state_dict(self) -> Any:
+        """Return the kept state as arrays in main memory and plain values, or None."""
+        return self._source.pack(self._load(), self._plain) if self.kept else None
+
+    def load_state_dict(self, state: Any) -> None:
+        """Take over what `state_dict` returned.
+
+        Raises:
+            AdapterError: It is of another model or optimiser.
+        """
+        if state is not None and self.place != "none":
+            self._take(*self._source.unpack(state))
+
+    def _take(self, live: dict[str, Any], plain: Any) -> None:
+        self.bytes = sum(map(self._source.size, live.values()))
         if self.place == "disk":
             try:
                 self._write(live)
@@ -132,21 +155,19 @@ class KeptArrays:
                     f"folder ({error}); they stay in main memory instead, so free the disk or set "
                     "TMPDIR"
                 )
-            else:
-                return
-        self._in_memory = self._copy(live, self._in_memory or {}, self)
+        if self.place != "disk":
+            self._arrays = self._copied(live)
+        self._plain = plain
 
-    def load(self) -> dict[str, Any]:
-        """Return the kept arrays; empty if there are none."""
-        if self._on_disk is not None:
-            return dict(self._read(self._on_disk))
-        return self._in_memory or {}
-
-    def close(self) -> None:
-        """Let go of the arrays and remove what is on disk."""
-        self._in_memory = self._on_disk = None
-        self._remove()
-        self._directory = None
+    def _copied(self, live: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return self._source.copy(live, self._arrays or {}, self.place)
+        except Exception as error:
+            if self.place != "memory" or not is_out_of_memory(error):
+                raise
+            self.place = "cpu"
+            tell("snapshots: the device has no room for them; they go to main memory instead")
+            return self._source.copy(live, self._arrays or {}, self.place)
 
     def _write(self, live: dict[str, Any]) -> None:
         if self._directory is None:
@@ -156,9 +177,14 @@ class KeptArrays:
         path = self._directory / "best.safetensors"
         partial = path.with_suffix(".partial")
         try:
-            self._save(live, partial)
+            self._source.save(live, partial)
             partial.replace(path)
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
         self._on_disk = path
+
+    def _load(self) -> dict[str, Any]:
+        if self._on_disk is not None:
+            return self._source.load(self._on_disk)
+        return self._arrays or {}

@@ -32,11 +32,6 @@ class Driver(Protocol):
     """The framework's side of a run."""
 
     @property
-    def multipliers(self) -> np.ndarray:
-        """(T,) float64, reference of the learning rate over its start; it may change in place."""
-        ...
-
-    @property
     def steps(self) -> int:
         """Steps of the open window that are done; 0 if none is open."""
         ...
@@ -46,8 +41,8 @@ class Driver(Protocol):
 
         Args:
             multiplier: Of the reference, from now on.
-            state: What `state_dict` returned, to go on in the middle of a window; None at its
-                beginning.
+            state: None where a window begins; what `state_dict` returned, where a run goes on in
+                the middle of one with the learning rates of another process.
         """
         ...
 
@@ -57,10 +52,6 @@ class Driver(Protocol):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the open window and the learning rates."""
-        ...
-
-    def load_rates(self, state: Mapping[str, Any]) -> None:
-        """Take over the learning rates of `state_dict`."""
         ...
 
 
@@ -85,6 +76,8 @@ class SteeredRun:
     Args:
         info: What is known of the run; its spec says what is steered.
         policy: Who chooses.
+        multipliers: (T,) float64, reference of the learning rate over its start; it may change in
+            place.
         actuators: Writes each hyperparameter of the spec; None where the driver does.
         validation: Validates the model.
         snapshots: Where the best state is kept.
@@ -112,6 +105,7 @@ class SteeredRun:
         info: RunInfo,
         policy: Controller,
         *,
+        multipliers: np.ndarray,
         actuators: Sequence[Actuator | None],
         validation: Validates,
         snapshots: Snapshots,
@@ -126,6 +120,7 @@ class SteeredRun:
         self.guarded = policy.guarded and not info.watch_only
         self.window_steps, self.after_last_decision = 0, False
         self._info, self._policy, self._store = info, policy, store
+        self._multipliers = multipliers
         self._actuators, self._validation = actuators, validation
         self._keep_best = keep_best and not info.watch_only
         self.restore, self._after_end = _restoring(snapshots, after_restore), after_end
@@ -148,13 +143,8 @@ class SteeredRun:
             raise AdapterError("the run has not begun; begin training, or enter the with block")
         return self.session
 
-    @property
-    def memory_retries(self) -> int:
-        """How often a batch was done again because memory ran out; kept in the summary."""
-        return 0 if self.session is None else self.session.summary.memory_retries
-
-    @memory_retries.setter
-    def memory_retries(self, count: int) -> None:
+    def record_memory_retries(self, count: int) -> None:
+        """Keep in the summary how often a batch was done again because memory ran out."""
         if self.session is not None:
             self.session.summary.memory_retries = count
 
@@ -270,7 +260,6 @@ class SteeredRun:
         session.spec = self.spec
         session.load_state_dict(state["session"])
         self.session = session
-        self.driver.load_rates(state)
         items = self.spec.hyperparameters
         for item, actuator, starts in zip(items, self._actuators, state["actuators"], strict=True):
             if actuator is not None:
@@ -301,19 +290,18 @@ class SteeredRun:
     def _open(self, run: int | None = None) -> Session:
         from trimtab.defaults import recorder_for
 
-        multipliers = self.driver.multipliers
         session = Session(
             self.spec,
             self._policy,
             total_steps=self._info.total_steps,
-            reference=multipliers,
+            reference=self._multipliers,
             keep=self.snapshots.keep,
             restore=self.restore,
             recorder=recorder_for(self._store, self._info, run=run),
             watch_only=self._info.watch_only,
             seed=self._info.seed,
         )
-        session.reference = multipliers  # shared: it may learn of rates as they come
+        session.reference = self._multipliers  # shared: it may learn of rates as they come
         return session
 
     def _decide(self, metrics: Metrics, measured: Mapping[str, float], problem: str) -> None:

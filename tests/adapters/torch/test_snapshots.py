@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from trimtab.adapters.torch.snapshots import Snapshots, optimizer_state_bytes
+from trimtab.adapters.snapshots import Snapshots
+from trimtab.adapters.torch.snapshots import TrainingState, optimizer_state_bytes
 from trimtab.core.errors import TrimtabWarning, UnknownNameError
 
 PLACES = ["memory", "cpu", "disk"]
@@ -55,7 +56,7 @@ def everything(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[torch
 def test_a_restored_run_goes_on_as_from_the_first_time(equal, kind, place):
     model, optimizer = parts(kind)
     train(model, optimizer)
-    snapshots = Snapshots(place, model=model, optimizer=optimizer)
+    snapshots = Snapshots(place, TrainingState(model, optimizer))
     snapshots.keep()
     train(model, optimizer)
     expected = everything(model, optimizer)
@@ -69,7 +70,7 @@ def test_a_restored_run_goes_on_as_from_the_first_time(equal, kind, place):
 @pytest.mark.parametrize("place", PLACES)
 def test_a_state_that_was_not_there_yet_is_gone_again(place):
     model, optimizer = parts()
-    snapshots = Snapshots(place, model=model, optimizer=optimizer)
+    snapshots = Snapshots(place, TrainingState(model, optimizer))
     snapshots.keep()
     train(model, optimizer)
     snapshots.restore()
@@ -80,7 +81,7 @@ def test_a_state_that_was_not_there_yet_is_gone_again(place):
 def test_tensors_are_filled_in_place():
     model, optimizer = parts()
     train(model, optimizer)
-    snapshots = Snapshots("cpu", model=model, optimizer=optimizer)
+    snapshots = Snapshots("cpu", TrainingState(model, optimizer))
     snapshots.keep()
     held = optimizer.state[model[0].weight]["exp_avg"]
     train(model, optimizer)
@@ -92,7 +93,7 @@ def test_tensors_are_filled_in_place():
 def test_steered_entries_of_a_group_stay_and_the_others_go_back():
     model, optimizer = parts()
     optimizer.param_groups[0]["estimate"] = 3.0  # as Prodigy keeps its own
-    snapshots = Snapshots("cpu", model=model, optimizer=optimizer)
+    snapshots = Snapshots("cpu", TrainingState(model, optimizer))
     snapshots.keep()
     optimizer.param_groups[0].update(lr=7.0, weight_decay=0.7, betas=(0.1, 0.2), estimate=9.0)
     snapshots.restore()
@@ -106,7 +107,7 @@ def test_weights_outside_the_model_are_kept_too():
     model, _ = parts()
     extra = nn.Parameter(torch.ones(4))
     optimizer = torch.optim.SGD([*model.parameters(), extra], lr=0.1)
-    snapshots = Snapshots("cpu", model=model, optimizer=optimizer)
+    snapshots = Snapshots("cpu", TrainingState(model, optimizer))
     snapshots.keep()
     with torch.no_grad():
         extra.zero_()
@@ -120,7 +121,7 @@ def test_the_size_said_first_is_the_size_taken(kind):
     torch.manual_seed(0)
     model = nn.Linear(300, 200)
     optimizer = OPTIMIZERS[kind](model.parameters())
-    snapshots = Snapshots("cpu", model=model, optimizer=optimizer)
+    snapshots = Snapshots("cpu", TrainingState(model, optimizer))
     said = snapshots.bytes
     model(torch.randn(4, 300)).square().mean().backward()
     optimizer.step()
@@ -180,7 +181,7 @@ def test_a_full_disk_is_told_once_and_main_memory_takes_over(loop):
 def test_a_folder_that_cannot_be_made_falls_back_too():
     model, optimizer = parts()
     missing = "/nowhere/at/all"
-    snapshots = Snapshots("disk", model=model, optimizer=optimizer, folder=missing)
+    snapshots = Snapshots("disk", TrainingState(model, optimizer), folder=missing)
     with pytest.warns(TrimtabWarning, match="could not be written"):
         snapshots.keep()
 
@@ -190,7 +191,7 @@ def test_a_folder_that_cannot_be_made_falls_back_too():
 
 def test_the_temporary_folder_is_gone_at_the_end(tmp_path: Path):
     model, optimizer = parts()
-    snapshots = Snapshots("disk", model=model, optimizer=optimizer, folder=str(tmp_path))
+    snapshots = Snapshots("disk", TrainingState(model, optimizer), folder=str(tmp_path))
     snapshots.keep()
     files = [path.name for path in tmp_path.rglob("*") if path.is_file()]
     snapshots.close()
@@ -203,12 +204,12 @@ def test_the_temporary_folder_is_gone_at_the_end(tmp_path: Path):
 def test_a_kept_state_moves_to_another_process(tmp_path, equal, place):
     model, optimizer = parts()
     train(model, optimizer)
-    snapshots = Snapshots(place, model=model, optimizer=optimizer)
+    snapshots = Snapshots(place, TrainingState(model, optimizer))
     snapshots.keep()
     expected = everything(model, optimizer)
     torch.save(snapshots.state_dict(), tmp_path / "state.pt")
     fresh, other = parts()
-    again = Snapshots(place, model=fresh, optimizer=other)
+    again = Snapshots(place, TrainingState(fresh, other))
     again.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     again.restore()
 

@@ -11,11 +11,12 @@ from trimtab.adapters.actuators import Actuator
 from trimtab.adapters.keras.actuators import ModelPatches, find_actuators, unread
 from trimtab.adapters.keras.proofs import MOST_TRIES, FitProof, prove_in_loop
 from trimtab.adapters.keras.schedules import KerasRates, inner_optimizer
-from trimtab.adapters.keras.snapshots import Snapshots
+from trimtab.adapters.keras.snapshots import TrainingState
 from trimtab.adapters.keras.state import left_as_it_was, load_random_state, random_state
 from trimtab.adapters.keras.steering import KerasDriver
 from trimtab.adapters.keras.variables import array_of, backend_name, synchronise
 from trimtab.adapters.options import RunOptions
+from trimtab.adapters.snapshots import Snapshots
 from trimtab.adapters.steering import SteeredRun
 from trimtab.adapters.validation import Validation
 from trimtab.core.errors import AdapterError
@@ -80,6 +81,7 @@ class SteeredModel:
         self.run = SteeredRun(
             info,
             policy,
+            multipliers=self._rates.multipliers,
             actuators=self._actuators,
             validation=Validation(
                 self._at_start_smoothing(validate),
@@ -90,10 +92,8 @@ class SteeredModel:
             ),
             snapshots=Snapshots(
                 options.snapshots,
+                TrainingState(model, optimizer, self._rates.is_steered_variable),
                 needed=options.needs_snapshots(policy),
-                model=model,
-                optimizer=optimizer,
-                is_steered=self._rates.is_steered_variable,
             ),
             keep_best=options.keep_best,
             store=options.store,

@@ -7,8 +7,6 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from trimtab.adapters.keras.schedules import KerasRates
 from trimtab.adapters.steering import SteeredRun
 from trimtab.adapters.window import window_metrics
@@ -93,18 +91,16 @@ class KerasDriver:
     # What the run asks and tells.
 
     @property
-    def multipliers(self) -> np.ndarray:
-        """(T,) float64, reference of the learning rate over its start."""
-        return self._rates.multipliers
-
-    @property
     def steps(self) -> int:
         """Steps of the open window that are done."""
         return len(self._losses)
 
     def begin_window(self, multiplier: float, state: Mapping[str, Any] | None) -> None:
         """Write the learning rate of the coming steps."""
-        self._losses = [] if state is None else list(state["losses"])
+        self._losses = []
+        if state is not None:
+            self._losses += state["losses"]
+            self._rates.resume(float(state["rates"]["start"]), int(state["rates"]["first"]))
         self._rates.begin(self.run.session_now.steps_done + self.steps, multiplier)
 
     def validated(self, monitored: float, step: int) -> None:
@@ -114,10 +110,6 @@ class KerasDriver:
         """Return the open window and the learning rates: plain values."""
         rates = {"start": self._rates.start, "first": self._rates.first}
         return {"rates": rates, "losses": list(self._losses)}
-
-    def load_rates(self, state: Mapping[str, Any]) -> None:
-        """Take over the learning rates of `state_dict`."""
-        self._rates.resume(float(state["rates"]["start"]), int(state["rates"]["first"]))
 
     def _record_free_steps(self, steps: int, lost: bool) -> None:
         """Count steps that no decision follows: after the last one, or after giving up."""

@@ -275,7 +275,7 @@ class TrimtabCallback(Callback):
         self._training.driver.after_update()
 
     def _count_retries(self, count: int) -> None:
-        self._training.run.memory_retries = count
+        self._training.run.record_memory_retries(count)
 
     def _gradients_are_finite(self) -> bool:
         gradients = [w.grad for g in self._groups() for w in g["params"] if w.grad is not None]

@@ -9,13 +9,14 @@ from typing import Any
 from torch import nn
 
 from trimtab.adapters.options import RunOptions
+from trimtab.adapters.snapshots import Snapshots
 from trimtab.adapters.steering import SteeredRun
 from trimtab.adapters.torch.actuators import Place, find_actuators, wants_depth
 from trimtab.adapters.torch.depth import DepthRates
 from trimtab.adapters.torch.distributed import Processes, RankZeroController, RankZeroValidation
 from trimtab.adapters.torch.proofs import Proofs
 from trimtab.adapters.torch.schedules import Rates
-from trimtab.adapters.torch.snapshots import Snapshots
+from trimtab.adapters.torch.snapshots import TrainingState
 from trimtab.adapters.torch.state import left_as_it_was
 from trimtab.adapters.torch.steering import Stepper, TorchDriver
 from trimtab.adapters.validation import Validates, Validation
@@ -90,15 +91,13 @@ def steer(
     run = SteeredRun(
         info,
         policy,
+        multipliers=rates.multipliers,
         actuators=actuators,
         validation=validation,
         snapshots=Snapshots(
             options.snapshots,
+            TrainingState(model, optimizer, stepper.scaler, (rates.snapshot, rates.restore)),
             needed=options.needs_snapshots(policy),
-            model=model,
-            optimizer=optimizer,
-            scaler=stepper.scaler,
-            clock=(rates.snapshot, rates.restore),
         ),
         keep_best=options.keep_best,
         store=options.store,

@@ -221,7 +221,7 @@ class TorchController:
         if self._processes.count > 1:
             return done(batch, 1.0)
         loss = self._memory.run(batch, done)
-        self._run.memory_retries = self._memory.retries
+        self._run.record_memory_retries(self._memory.retries)
         return loss
 
     def close(self) -> Summary:

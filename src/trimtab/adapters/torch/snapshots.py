@@ -1,4 +1,4 @@
-"""Copies of the best state of a PyTorch run, on the device, in main memory or on disk."""
+"""What of a PyTorch run is kept as its best state: weights, buffers, and the optimiser's memory."""
 
 from __future__ import annotations
 
@@ -11,9 +11,6 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-
-from trimtab.adapters.snapshots import KeptArrays
-from trimtab.core.notices import tell
 
 # Entries of a parameter group that belong to whoever schedules or steers them, not to a snapshot.
 _STEERED = frozenset(
@@ -39,118 +36,28 @@ class _Elsewhere:
         self.device = device
 
 
-class Snapshots:
-    """One kept state at a time: trainable weights, all buffers, optimiser, scaler, scheduler.
+class TrainingState:
+    """Trainable weights, all buffers, optimiser, scaler and scheduler of a PyTorch run.
 
     Learning rates, momenta, betas and weight decay are left out: they belong to the reference and
     the actuators, which go on. A tensor is copied back in place, so nothing that holds it breaks.
 
     Args:
-        place: ``"memory"`` (the device), ``"cpu"``, ``"disk"`` (safetensors in a temporary folder)
-            or ``"none"``.
-        needed: False if nobody will ever go back; then nothing is kept.
         model: Whose trainable weights and buffers are kept.
         optimizer: Whose state, and weights outside the model, are kept.
         scaler: A ``torch.amp.GradScaler``, or None.
         clock: Two functions, taking the state of an adopted scheduler and putting it back.
-        folder: Where ``"disk"`` makes its temporary folder; None for the system's.
-
-    Raises:
-        UnknownNameError: There is no such place.
     """
 
     def __init__(
         self,
-        place: str,
-        *,
-        needed: bool = True,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         scaler: Any = None,
         clock: tuple[Callable[[], Any], Callable[[Any], None]] | None = None,
-        folder: str | None = None,
     ) -> None:
-        self._model, self._optimizer, self._scaler = model, optimizer, scaler
-        self._clock = clock
-        self._plain: dict[str, Any] | None = None
-        self._arrays = KeptArrays(
-            place, needed=needed, copy=_copied, save=_save, load=load_file, folder=folder
-        )
-        if self.place != "none":
-            self._arrays.bytes = self._expected_bytes()
-
-    @property
-    def place(self) -> str:
-        """Where copies go; a full disk turns ``"disk"`` into ``"cpu"``."""
-        return self._arrays.place
-
-    @property
-    def bytes(self) -> int:
-        """Size of one snapshot: expected before the first one, measured afterwards."""
-        return self._arrays.bytes
-
-    @property
-    def kept(self) -> bool:
-        """Whether there is a state to go back to."""
-        return self._plain is not None
-
-    def announce(self) -> None:
-        """Say in the log how large a snapshot will be, and where it goes."""
-        self._arrays.announce()
-
-    @torch.no_grad()
-    def keep(self) -> None:
-        """Keep the state as it is now in place of the one kept before."""
-        if self.place == "none":
-            return
-        live, plain = self._collect()
-        self._arrays.bytes = sum(item.numel() * item.element_size() for item in live.values())
-        self._arrays.keep(live)
-        self._plain = plain
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        """Put the kept state back; without one, nothing happens."""
-        if self._plain is None:
-            return
-        kept = self._load()
-        self._put_weights(kept)
-        self._put_buffers(kept)
-        self._put_optimizer(kept)
-        if self._scaler is not None and self._plain["scaler"]:
-            self._scaler.load_state_dict(copy.deepcopy(self._plain["scaler"]))
-        if self._clock is not None:
-            self._clock[1](self._plain["clock"])
-
-    def close(self) -> None:
-        """Let go of the kept state and remove what is on disk."""
-        self._plain = None
-        self._arrays.close()
-
-    def state_dict(self) -> dict[str, Any] | None:
-        """Return the kept state as tensors in main memory and plain values, or None."""
-        if self._plain is None:
-            return None
-        tensors = {name: tensor.cpu().clone() for name, tensor in self._load().items()}
-        plain = copy.deepcopy(self._plain)
-        for state in plain["optimizer"]:
-            for key, value in state.items():
-                if isinstance(value, _Elsewhere):
-                    state[key] = {"device": value.device}
-        return {"tensors": tensors, "plain": plain}
-
-    @torch.no_grad()
-    def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
-        """Take over what `state_dict` returned."""
-        if state is None or self.place == "none":
-            return
-        plain = copy.deepcopy(dict(state["plain"]))
-        for kept in plain["optimizer"]:
-            for key, value in kept.items():
-                if isinstance(value, dict) and set(value) == {"device"}:
-                    kept[key] = _Elsewhere(value["device"])
-        self._arrays.keep(dict(state["tensors"]))
-        self._plain = plain
+        self._model, self._optimizer = model, optimizer
+        self._scaler, self._clock = scaler, clock
 
     # What there is.
 
@@ -171,7 +78,8 @@ class Snapshots:
     def _stateful(self) -> list[torch.Tensor]:
         return [weight for group in self._optimizer.param_groups for weight in group["params"]]
 
-    def _collect(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    def collect(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """Return the live tensors by name, and plain values beside them."""
         tensors = {name: weight.detach() for name, weight in self._weights()}
         for name, buffer in self._model.named_buffers():
             tensors[f"buffer.{name}"] = buffer.detach()
@@ -196,17 +104,74 @@ class Snapshots:
             "clock": None if self._clock is None else self._clock[0](),
         }
 
-    def _expected_bytes(self) -> int:
-        weights = sum(weight.numel() * weight.element_size() for _, weight in self._weights())
-        buffers = sum(item.numel() * item.element_size() for item in self._model.buffers())
-        return weights + buffers + optimizer_state_bytes(self._optimizer)
+    def size(self, array: torch.Tensor) -> int:
+        """Return a tensor's bytes."""
+        return array.numel() * array.element_size()
 
-    def _load(self) -> dict[str, torch.Tensor]:
-        if torch.cuda.is_available() and torch.cuda.is_initialized():
-            torch.cuda.synchronize()
-        return self._arrays.load()
+    def expected_bytes(self) -> int:
+        """Return how large a snapshot will be, before the optimiser has its state."""
+        kept = [*(weight for _, weight in self._weights()), *self._model.buffers()]
+        return sum(map(self.size, kept)) + optimizer_state_bytes(self._optimizer)
+
+    # Copies.
+
+    @torch.no_grad()
+    def copy(
+        self, live: dict[str, torch.Tensor], before: dict[str, torch.Tensor], place: str
+    ) -> dict[str, torch.Tensor]:
+        """Return copies, in the memory of those that were kept before if they fit."""
+        kept: dict[str, torch.Tensor] = {}
+        for name, tensor in live.items():
+            room = before.get(name)
+            if room is None or not _fits(room, tensor, place):
+                room = _room_for(tensor, place)
+            # In stream order, so that the next step cannot write before it is read.
+            room.copy_(tensor, non_blocking=True)
+            kept[name] = room
+        return kept
+
+    def save(self, live: dict[str, torch.Tensor], path: Path) -> None:
+        """Write tensors as a safetensors file."""
+        # Clones: safetensors refuses tensors that share memory, such as tied buffers.
+        flat = {name: one.detach().cpu().contiguous().clone() for name, one in live.items()}
+        save_file(flat, path)
+
+    def load(self, path: Path) -> dict[str, torch.Tensor]:
+        """Read what `save` wrote."""
+        return load_file(path)
+
+    def pack(self, arrays: dict[str, torch.Tensor], plain: dict[str, Any]) -> dict[str, Any]:
+        """Return a kept state as tensors in main memory and plain values."""
+        _wait_for_copies()
+        plain = copy.deepcopy(plain)
+        for state in plain["optimizer"]:
+            for key, value in state.items():
+                if isinstance(value, _Elsewhere):
+                    state[key] = {"device": value.device}
+        return {"tensors": {k: one.cpu().clone() for k, one in arrays.items()}, "plain": plain}
+
+    def unpack(self, state: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """Return the tensors and plain values of what `pack` returned."""
+        plain = copy.deepcopy(dict(state["plain"]))
+        for kept in plain["optimizer"]:
+            for key, value in kept.items():
+                if isinstance(value, dict) and set(value) == {"device"}:
+                    kept[key] = _Elsewhere(value["device"])
+        return dict(state["tensors"]), plain
 
     # Putting back.
+
+    @torch.no_grad()
+    def put_back(self, arrays: dict[str, torch.Tensor], plain: dict[str, Any]) -> None:
+        """Put back what was collected."""
+        _wait_for_copies()
+        self._put_weights(arrays)
+        self._put_buffers(arrays)
+        self._put_optimizer(arrays, plain)
+        if self._scaler is not None and plain["scaler"]:
+            self._scaler.load_state_dict(copy.deepcopy(plain["scaler"]))
+        if self._clock is not None:
+            self._clock[1](plain["clock"])
 
     def _put_weights(self, kept: dict[str, torch.Tensor]) -> None:
         for name, weight in self._weights():
@@ -224,10 +189,9 @@ class Snapshots:
                 owner, _, leaf = name.rpartition(".")
                 setattr(self._model.get_submodule(owner), leaf, value.to(buffer.device).clone())
 
-    def _put_optimizer(self, kept: dict[str, torch.Tensor]) -> None:
-        assert self._plain is not None
+    def _put_optimizer(self, kept: dict[str, torch.Tensor], plain: dict[str, Any]) -> None:
+        states = plain["optimizer"]
         for index, weight in enumerate(self._stateful()):
-            states = self._plain["optimizer"]
             wanted = states[index] if index < len(states) else {}
             if not wanted:
                 self._optimizer.state.pop(weight, None)
@@ -244,24 +208,13 @@ class Snapshots:
                     target.copy_(source)
                 else:
                     state[key] = source.to(value.device, copy=True)
-        for group, settings in zip(
-            self._optimizer.param_groups, self._plain["groups"], strict=False
-        ):
+        for group, settings in zip(self._optimizer.param_groups, plain["groups"], strict=False):
             group.update(copy.deepcopy(settings))
 
 
-def _copied(
-    live: dict[str, torch.Tensor], before: dict[str, torch.Tensor], arrays: KeptArrays
-) -> dict[str, torch.Tensor]:
-    kept: dict[str, torch.Tensor] = {}
-    for name, tensor in live.items():
-        room = before.get(name)
-        if room is None or not _fits(room, tensor, arrays.place):
-            room = _room_for(tensor, arrays)
-        # In stream order, so that the next step cannot write before it is read.
-        room.copy_(tensor, non_blocking=True)
-        kept[name] = room
-    return kept
+def _wait_for_copies() -> None:
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def _fits(room: torch.Tensor, tensor: torch.Tensor, place: str) -> bool:
@@ -269,20 +222,11 @@ def _fits(room: torch.Tensor, tensor: torch.Tensor, place: str) -> bool:
     return on_device and room.shape == tensor.shape and room.dtype == tensor.dtype
 
 
-def _room_for(tensor: torch.Tensor, arrays: KeptArrays) -> torch.Tensor:
-    if arrays.place == "memory":
-        try:
-            return torch.empty_like(tensor, memory_format=torch.preserve_format)
-        except torch.cuda.OutOfMemoryError:
-            arrays.place = "cpu"
-            tell("snapshots: the device has no room for them; they go to main memory instead")
+def _room_for(tensor: torch.Tensor, place: str) -> torch.Tensor:
+    if place == "memory":
+        return torch.empty_like(tensor, memory_format=torch.preserve_format)
     pinned = tensor.device.type == "cuda"
     return torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=pinned)
-
-
-def _save(live: dict[str, torch.Tensor], path: Path) -> None:
-    # Clones: safetensors refuses tensors that share memory, such as tied buffers.
-    save_file({name: item.detach().cpu().contiguous().clone() for name, item in live.items()}, path)
 
 
 def optimizer_state_bytes(optimizer: torch.optim.Optimizer) -> int:

@@ -126,7 +126,6 @@ class TorchDriver:
 
     Attributes:
         run: The run.
-        multipliers: (T,) float64, reference of the learning rate over its start.
         statistics: What the open window tells; it says which steps are ordinary.
         at_window_start: Whether the coming step is the first after a decision.
     """
@@ -235,18 +234,18 @@ class TorchDriver:
     # What the run asks and tells.
 
     @property
-    def multipliers(self) -> np.ndarray:
-        """(T,) float64, reference of the leading group's learning rate over its peak."""
-        return self._rates.multipliers
-
-    @property
     def steps(self) -> int:
         """Steps of the open window that are done."""
         return 0 if self.run.after_last_decision else self.statistics.steps
 
     def begin_window(self, multiplier: float, state: Mapping[str, Any] | None) -> None:
         """Write the learning rates of the coming steps, and look for the trainable weights."""
-        session, position = self.run.session_now, 0 if state is None else int(state["position"])
+        session, position = self.run.session_now, 0
+        self.statistics.begin(max(self.run.window_steps, 1))
+        if state is not None:
+            position = int(state["position"])
+            self._rates.load_state_dict(state["rates"])
+            self.statistics.load_state_dict(state["statistics"])
         self._stepper.look_again()
         self._cut_short, self.at_window_start = False, position == 0
         if session.steps_done < session.total_steps:
@@ -254,9 +253,6 @@ class TorchDriver:
             if not self._rates.intact():
                 optimizer = type(self._stepper.optimizer).__name__
                 self.run.warn("lr not taken", _NOT_TAKEN.format(optimizer=optimizer))
-        self.statistics.begin(max(self.run.window_steps, 1))
-        if state is not None:
-            self.statistics.load_state_dict(state["statistics"])
 
     def validated(self, monitored: float, step: int) -> None:
         """Let a scheduler that goes by the metric step, and tell the session what is ahead."""
@@ -275,10 +271,6 @@ class TorchDriver:
             "position": self.steps,
             "statistics": self.statistics.state_dict(),
         }
-
-    def load_rates(self, state: Mapping[str, Any]) -> None:
-        """Take over the learning rates of `state_dict`."""
-        self._rates.load_state_dict(state["rates"])
 
     def _before_free_step(self, loss: torch.Tensor | float) -> bool:
         """Take in a step that no decision follows: after the last one, or after giving up."""

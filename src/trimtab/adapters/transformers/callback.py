@@ -193,7 +193,7 @@ class TrimtabCallback(transformers.TrainerCallback, ExportableState):
         self._clips_here |= self._stand_in.finish(kwargs["model"])
         loss = self._training.processes.mean(self._loss.step())
         if self._attached is not None:
-            self._training.run.memory_retries = self._attached.memory.retries
+            self._training.run.record_memory_retries(self._attached.memory.retries)
         if self._training.driver.measures_gradients and scaler is not None:
             unscale(scaler, optimizer)
         if not self._training.driver.before_update(loss) and scaler is None:
