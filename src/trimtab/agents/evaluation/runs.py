@@ -136,7 +136,7 @@ def _plain_rows(
 
 
 def _rows(
-    group: EvaluationGroup, prepared: Prepared, method: str, *columns: np.ndarray
+    group: EvaluationGroup, prepared: Prepared, method: str, *columns: Any
 ) -> list[dict[str, Any]]:
     """Return a row a run: what was run, and of it the figures of `_FIGURES`, in that order."""
     return [

@@ -165,7 +165,7 @@ class FrozenTrunkTask(TorchTask):
 
     def _features(self, images: np.ndarray | Sequence[np.ndarray]) -> list[np.ndarray]:
         """Return the outputs of the trunk's ``_stages``; see `trunk_outputs`."""
-        return trunk_outputs(self._network, np.stack(images), self._stages)
+        return trunk_outputs(self._network, np.stack(list(images)), self._stages)
 
 
 class TailTask(FrozenTrunkTask):

@@ -367,9 +367,8 @@ class Quadratics:
             )
 
         moments = state.moments
-        statistics = [zero] * 5  # from alpha_earlier to halves
-        steps, finite = zero.astype(np.int32), xp.isfinite(draw.floor)
-        begin = _Window(moments, moments, moments, *statistics, steps, finite)
+        ends = (zero.astype(np.int32), xp.isfinite(draw.floor))  # steps, finite
+        begin = _Window(*(moments,) * 3, *(zero,) * 5, *ends)
         window = self._loop(max_steps, turn, begin)
         clock = (first_step + window.steps) * xp.ones(1, np.int32)
         metrics = self._metrics(draw, window, alpha_at, (first_step, count, half), values)
