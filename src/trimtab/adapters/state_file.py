@@ -1,16 +1,19 @@
 """The state of a steered run as one safetensors file, whatever its arrays are; nothing is pickled.
 
-A framework says how its arrays are written and what their bytes are; all else stands here.
+A framework says how its arrays are written and what their bytes are, and adds its own random state
+to that of Python and NumPy; all else stands here.
 """
 
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from trimtab.core.nested_state import ArrayBytes, StateForm
@@ -87,3 +90,28 @@ class StateFile:
 
     def _bytes(self, arrays: Mapping[str, Any]) -> Iterator[tuple[str, ArrayBytes]]:
         return ((name, self.bytes_of(array)) for name, array in arrays.items())
+
+
+def random_state() -> dict[str, Any]:
+    """Return the state of the two global generators of this process."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 - the user's
+    version, numbers, gauss_next = random.getstate()
+    return {
+        "python": [version, list(numbers), gauss_next],
+        "numpy": [str(kind), np.asarray(keys).tolist(), position, has_gauss, gauss],
+    }
+
+
+def restore_random_state(state: Mapping[str, Any]) -> None:
+    """Put back what `random_state` returned, or what earlier versions kept of a Keras run."""
+    version, numbers, gauss_next = _in_order(state["python"])
+    random.setstate((version, tuple(map(int, numbers)), gauss_next))
+    kind, keys, position, has_gauss, gauss = _in_order(state["numpy"])
+    np.random.set_state(  # noqa: NPY002 - the user's
+        (kind, np.asarray(keys, np.uint32), position, has_gauss, gauss)
+    )
+
+
+def _in_order(kept: Any) -> list[Any]:
+    # Version 0.1 wrote mappings for Keras, whose entries stand in this very order.
+    return list(kept.values() if isinstance(kept, Mapping) else kept)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from trimtab.adapters.memory import is_out_of_memory
+from trimtab.adapters.snapshots import is_out_of_memory
 from trimtab.adapters.torch.memory import MicroBatches, parts_of
 from trimtab.core.errors import TrimtabWarning
 

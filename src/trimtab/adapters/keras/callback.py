@@ -15,13 +15,13 @@ from trimtab.adapters.keras.proofs import FitProof
 from trimtab.adapters.keras.state import before, evaluation, fingerprint, read_state, write_state
 from trimtab.adapters.keras.statistics import StepLosses
 from trimtab.adapters.keras.variables import backend_name, synchronise
-from trimtab.adapters.memory import is_out_of_memory
 from trimtab.adapters.options import (
     RunKeywords,
     RunOptions,
     check_total_steps,
     takes_run_keywords,
 )
+from trimtab.adapters.snapshots import is_out_of_memory
 from trimtab.core.decision import Summary
 from trimtab.core.errors import AdapterError
 from trimtab.core.spec import ControlSpec, window_ends

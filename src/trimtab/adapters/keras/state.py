@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from trimtab.adapters import random_state as shared
+from trimtab.adapters import state_file as shared
 from trimtab.adapters.keras.variables import (
     array_of,
     backend_name,

@@ -9,7 +9,7 @@ from typing import Any
 
 from trimtab.adapters.keras.schedules import KerasRates
 from trimtab.adapters.steering import SteeredRun
-from trimtab.adapters.window import window_metrics
+from trimtab.core.metrics import window_metrics
 
 
 class KerasDriver:

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch.utils.checkpoint import checkpoint
 
-from trimtab.adapters.memory import is_out_of_memory
+from trimtab.adapters.snapshots import is_out_of_memory
 from trimtab.adapters.torch.actuators import Place
 from trimtab.adapters.torch.memory import parts_of
 from trimtab.adapters.torch.state import random_state, restore_random_state

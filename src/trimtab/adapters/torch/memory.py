@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from trimtab.adapters.memory import is_out_of_memory
+from trimtab.adapters.snapshots import is_out_of_memory
 from trimtab.adapters.torch.state import random_state, restore_random_state
 from trimtab.core.notices import tell
 

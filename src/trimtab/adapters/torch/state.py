@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from trimtab.adapters import random_state as shared
+from trimtab.adapters import state_file as shared
 from trimtab.adapters.state_file import StateFile
 from trimtab.core.errors import AdapterError
 from trimtab.core.nested_state import ArrayBytes, StateForm

@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from trimtab.adapters.window import window_metrics
 from trimtab.core.errors import SpecError
-from trimtab.core.metrics import Metrics
+from trimtab.core.metrics import Metrics, window_metrics
 
 SAMPLED_ENTRIES = 32_768
 """So many entries, or up to twice as many, are looked at; a smaller model is seen whole."""

@@ -15,9 +15,8 @@ import numpy as np
 from trimtab.adapters.keras.actuators import ModelPatches, Value, find_actuators
 from trimtab.adapters.keras.statistics import GradientStatistics
 from trimtab.adapters.keras.variables import AttributePatch, array_of, backend_name, own_buffers
-from trimtab.adapters.window import window_metrics
 from trimtab.core.errors import AdapterError, MissingDependencyError
-from trimtab.core.metrics import Metrics
+from trimtab.core.metrics import Metrics, window_metrics
 from trimtab.tasks.data.batches import ShuffledBatches
 from trimtab.tasks.data.splits import SPLITS
 from trimtab.tasks.windows import checked_split, validated, values_by_step
