@@ -124,7 +124,7 @@ def recorder_for(
         trackers = check_log_to(info.log_to)
     recorder: Any = None
     if store is not None:
-        from trimtab.records.store.recorder import StoreRecorder
+        from trimtab.records.store.store import StoreRecorder
 
         recorder = StoreRecorder(store, info, run=run)
     if not trackers:

@@ -406,10 +406,10 @@ def test_debug_shows_the_traceback():
 
 
 def test_a_locked_store_is_refused_before_training(trimtab, monkeypatch):
-    from trimtab.records.store import database, recorder
+    from trimtab.records.store import database, store
 
     trimtab("run", "tiny:make", "--policy", "none")
-    for module in (database, recorder):
+    for module in (database, store):
         monkeypatch.setattr(module, "BUSY_SECONDS", 0.05)
     held = sqlite3.connect("trimtab.db", isolation_level=None)
     held.execute("BEGIN IMMEDIATE")
@@ -440,7 +440,7 @@ def test_a_store_that_cannot_be_written_is_refused_before_training(trimtab, stor
 
 @pytest.mark.filterwarnings("default")
 def test_a_full_disk_in_the_middle_stops_nothing_and_loses_nothing(trimtab, monkeypatch):
-    from trimtab.records.store.recorder import StoreRecorder
+    from trimtab.records.store.store import StoreRecorder
 
     keep = StoreRecorder.decision
 
@@ -463,7 +463,7 @@ def test_a_file_size_limit_leaves_the_record_in_a_file_that_is_named():
     script = (
         "import resource, signal, sys\n"
         "from trimtab import cli\n"
-        "from trimtab.records.store.recorder import StoreRecorder\n"
+        "from trimtab.records.store.store import StoreRecorder\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "keep = StoreRecorder.decision\n"
         "def limited(self, decision):\n"

@@ -223,7 +223,7 @@ def _write_about(path: Path, found: Comparison, policy: str, jobs: int) -> None:
     """Write what a table of results needs beside the Parquet file, which holds no time."""
     from trimtab.controllers.learned import read_policy_header
     from trimtab.records.store.encoding import to_json
-    from trimtab.records.store.rows import command_line, machine
+    from trimtab.records.store.provenance import command_line, machine
 
     about = {
         "command": command_line(),

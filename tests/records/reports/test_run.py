@@ -21,7 +21,7 @@ from trimtab.defaults import controller_for
 from trimtab.records.reports import page as report
 from trimtab.records.reports import run_charts as chart_data
 from trimtab.records.reports import run_charts as charts
-from trimtab.records.store.recorder import StoreRecorder
+from trimtab.records.store.store import StoreRecorder
 from trimtab.records.store.rows import RunRecord
 from trimtab.records.store.store import load_run
 from trimtab.tasks.run import RunSettings, run_task

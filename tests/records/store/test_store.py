@@ -23,9 +23,8 @@ from trimtab.core.hyperparameters import hyperparameter
 from trimtab.core.metrics import Metrics
 from trimtab.core.session import Session
 from trimtab.core.spec import ControlSpec
-from trimtab.records.store import database, recorder
-from trimtab.records.store.recorder import StoreRecorder
-from trimtab.records.store.store import Store, load_run
+from trimtab.records.store import database, store
+from trimtab.records.store.store import Store, StoreRecorder, load_run
 
 SPEC = ControlSpec(
     hyperparameters=(hyperparameter("lr", 1e-5), hyperparameter("momentum", 0.9)), decisions=6
@@ -56,8 +55,8 @@ def drive(keeper: Recorder | None, *, until: int = 60, status: str | None = None
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait for a locked database only briefly."""
     monkeypatch.setattr(database, "BUSY_SECONDS", 0.05)
-    monkeypatch.setattr(recorder, "BUSY_SECONDS", 0.05)
-    monkeypatch.setattr(recorder, "_BUSY_SECONDS_IN_A_RUN", 0.01)
+    monkeypatch.setattr(store, "BUSY_SECONDS", 0.05)
+    monkeypatch.setattr(store, "_BUSY_SECONDS_IN_A_RUN", 0.01)
 
 
 def keep_all(keeper: Recorder, decisions: list[Decision], summary: Summary | None = None) -> None:
