@@ -62,7 +62,7 @@ def write_report_of(
         MissingDependencyError: The extra ``report`` is not installed.
     """
     from trimtab.core.errors import SpecError
-    from trimtab.records.reports.page import write_picture, write_report
+    from trimtab.records.reports.run import write_picture, write_report
     from trimtab.records.store.store import load_run
 
     if store is None:
