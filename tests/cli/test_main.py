@@ -127,7 +127,7 @@ def test_run_without_json_ends_with_the_command_for_its_report(trimtab):
 
 
 def test_the_last_line_of_a_run_counts_the_short_windows_that_were_undone(capsys):
-    from trimtab.cli import run as cli_running
+    from trimtab.cli.run import _print_result
     from trimtab.core.guard import Reason
 
     def printed(*bits: int) -> str:
@@ -136,7 +136,7 @@ def test_the_last_line_of_a_run_counts_the_short_windows_that_were_undone(capsys
             best={}, test={}, run=None, decisions=decisions, rollbacks=1, diverged=False,
             spent_steps=60, spent=1.0, seconds=2.0,
         )  # fmt: skip
-        cli_running._print_result(result, None)
+        _print_result(result, None)
         return capsys.readouterr().out
 
     last = "1 rolled back, 1.00 whole runs"
@@ -573,7 +573,7 @@ def test_a_demo_run_that_fails_is_told_in_one_line():
 def test_a_demo_run_that_is_ended_while_a_library_closes_something_logs_no_traceback():
     script = """
 import logging, os, queue, signal
-from trimtab.cli import demo as cli_demo
+from trimtab.cli import demo, options
 from trimtab.cli.run import Request
 
 def closed_in_the_middle(*_, **__):
@@ -584,9 +584,9 @@ def closed_in_the_middle(*_, **__):
         logging.getLogger("pool").error("Exception closing connection", exc_info=True)
         raise
 
-cli_demo.execute = closed_in_the_middle
-cli_demo.find_task = lambda *_: None
-cli_demo._work("steered", Request(task=""), queue.Queue())
+demo.execute = closed_in_the_middle
+options.find_task = lambda *_: None
+demo._work("steered", Request(task=""), queue.Queue())
 """
     ended = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=TIMEOUT, check=False
