@@ -23,7 +23,7 @@ import numpy as np
 
 from benchmarks.commands import called
 from benchmarks.rewards import write
-from trimtab.records.store.rows import machine
+from trimtab.records.store.provenance import machine
 
 __all__ = ["COUNTS", "METHODS", "NAMES", "chart", "main", "measured", "plan_for", "table"]
 

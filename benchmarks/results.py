@@ -32,8 +32,8 @@ from benchmarks.result_tables import (
     tasks_table,
 )
 from trimtab.core.errors import SpecError
+from trimtab.records.reports.comparison_charts import compute_picture
 from trimtab.records.reports.page import draw
-from trimtab.records.reports.regret_chart import compute_picture
 from trimtab.search.comparison.compare import Comparison
 from trimtab.search.comparison.cost import cost_answer
 from trimtab.search.comparison.figures import comparison_figures

@@ -28,7 +28,7 @@ from trimtab.core.hyperparameters import hyperparameter
 from trimtab.core.metrics import Metrics
 from trimtab.core.registry import make_task
 from trimtab.core.spec import ACTION_KINDS, ControlSpec
-from trimtab.records.store.recorder import StoreRecorder
+from trimtab.records.store.store import StoreRecorder
 from trimtab.testing import check_agent, check_controller, check_store, check_task
 
 ONE = ControlSpec()

@@ -140,7 +140,7 @@ def recorder_for(
 
 def _store_recorder(store: str, info: RunInfo, run: int | None) -> Recorder:
     """Return a recorder of the store that is registered for an address, or of any database."""
-    from trimtab.records.store.recorder import StoreRecorder
+    from trimtab.records.store.store import StoreRecorder
     from trimtab.records.trackers.fan_out import Recorders
 
     scheme = store.partition("://")[0].partition("+")[0] if "://" in store else _USUAL_STORE

@@ -51,9 +51,9 @@ def test_plans_steer_as_many_as_they_say_and_the_tasks_of_one_share_a_shape():
 
 
 def test_the_page_shows_no_path_of_the_machine(tmp_path, monkeypatch):
-    from trimtab.records.reports import page as report
+    from trimtab.records.reports import page as frame
 
-    monkeypatch.setattr(report, "draw", lambda *given: None)
+    monkeypatch.setattr(frame, "draw", lambda *given: None)
     monkeypatch.setattr(many, "measured", lambda *given: figures(0.0))
     page, picture = tmp_path / "page.md", tmp_path / "p.png"
     page.write_text("<!-- results --><!-- end of results -->")

@@ -68,8 +68,7 @@ def test_lines_that_no_store_took_are_exported(trimtab):
     trimtab("run", "tiny:make", "--policy", "random", "--store", "kept.db")
     trimtab("export", "1", "--store", "kept.db", "--out", "from-store")
     from trimtab.records.store.encoding import to_json
-    from trimtab.records.store.recorder import _as_text
-    from trimtab.records.store.store import Store
+    from trimtab.records.store.store import Store, _as_text
 
     with Store("kept.db") as store:
         (head,) = store.rows(_select("runs"))

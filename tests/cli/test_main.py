@@ -127,7 +127,7 @@ def test_run_without_json_ends_with_the_command_for_its_report(trimtab):
 
 
 def test_the_last_line_of_a_run_counts_the_short_windows_that_were_undone(capsys):
-    from trimtab.cli import run as cli_running
+    from trimtab.cli.run import _print_result
     from trimtab.core.guard import Reason
 
     def printed(*bits: int) -> str:
@@ -136,7 +136,7 @@ def test_the_last_line_of_a_run_counts_the_short_windows_that_were_undone(capsys
             best={}, test={}, run=None, decisions=decisions, rollbacks=1, diverged=False,
             spent_steps=60, spent=1.0, seconds=2.0,
         )  # fmt: skip
-        cli_running._print_result(result, None)
+        _print_result(result, None)
         return capsys.readouterr().out
 
     last = "1 rolled back, 1.00 whole runs"
@@ -406,10 +406,10 @@ def test_debug_shows_the_traceback():
 
 
 def test_a_locked_store_is_refused_before_training(trimtab, monkeypatch):
-    from trimtab.records.store import database, recorder
+    from trimtab.records.store import database, store
 
     trimtab("run", "tiny:make", "--policy", "none")
-    for module in (database, recorder):
+    for module in (database, store):
         monkeypatch.setattr(module, "BUSY_SECONDS", 0.05)
     held = sqlite3.connect("trimtab.db", isolation_level=None)
     held.execute("BEGIN IMMEDIATE")
@@ -440,7 +440,7 @@ def test_a_store_that_cannot_be_written_is_refused_before_training(trimtab, stor
 
 @pytest.mark.filterwarnings("default")
 def test_a_full_disk_in_the_middle_stops_nothing_and_loses_nothing(trimtab, monkeypatch):
-    from trimtab.records.store.recorder import StoreRecorder
+    from trimtab.records.store.store import StoreRecorder
 
     keep = StoreRecorder.decision
 
@@ -463,7 +463,7 @@ def test_a_file_size_limit_leaves_the_record_in_a_file_that_is_named():
     script = (
         "import resource, signal, sys\n"
         "from trimtab import cli\n"
-        "from trimtab.records.store.recorder import StoreRecorder\n"
+        "from trimtab.records.store.store import StoreRecorder\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "keep = StoreRecorder.decision\n"
         "def limited(self, decision):\n"
@@ -573,7 +573,7 @@ def test_a_demo_run_that_fails_is_told_in_one_line():
 def test_a_demo_run_that_is_ended_while_a_library_closes_something_logs_no_traceback():
     script = """
 import logging, os, queue, signal
-from trimtab.cli import demo as cli_demo
+from trimtab.cli import demo, options
 from trimtab.cli.run import Request
 
 def closed_in_the_middle(*_, **__):
@@ -584,9 +584,9 @@ def closed_in_the_middle(*_, **__):
         logging.getLogger("pool").error("Exception closing connection", exc_info=True)
         raise
 
-cli_demo.execute = closed_in_the_middle
-cli_demo.find_task = lambda *_: None
-cli_demo._work("steered", Request(task=""), queue.Queue())
+demo.execute = closed_in_the_middle
+options.find_task = lambda *_: None
+demo._work("steered", Request(task=""), queue.Queue())
 """
     ended = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=TIMEOUT, check=False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -11,18 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trimtab.cli.output import (
-    JSON_HELP,
-    folder,
-    is_given,
-    make_folder_importable,
-    names,
-    number,
-    print_json,
-    print_table,
-    say,
-    say_fewer_decisions,
-)
+from trimtab.cli import options, output
+from trimtab.core.errors import MissingDependencyError, SpecError, StoreError
+from trimtab.core.registry import names as registered
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,9 +27,8 @@ _USUAL_SEEDS = 5
 _HIGHEST_SEED = 2**31  # what every library of the tasks takes
 
 
-def methods(as_json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False) -> None:
+def methods(as_json: options.AsJson = False) -> None:
     """List the ways to choose hyperparameters, with their budgets in whole runs."""
-    from trimtab.core.registry import names as registered
     from trimtab.search.methods.base import find_method
 
     rows: list[dict[str, Any]] = []
@@ -56,9 +47,9 @@ def methods(as_json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = F
             }
         )
     if as_json:
-        print_json(rows)
+        output.print_json(rows)
         return
-    print_table(
+    output.print_table(
         ("method", "what it is", "whole runs", "needs"),
         [
             (
@@ -108,7 +99,7 @@ def compare(
         str | None,
         typer.Option(help="What is steered and searched, separated by commas; else lr."),
     ] = None,
-    policy: Annotated[str, typer.Option(help="A policy's name, or a policy file.")] = "trimtab-1",
+    policy: options.Policy = options.DEFAULT_POLICY,
     decisions: Annotated[int, typer.Option(help="How often every run is validated.")] = 20,
     pool: Annotated[
         int | None,
@@ -116,17 +107,11 @@ def compare(
     ] = None,
     jobs: Annotated[int, typer.Option(help="Processes side by side, one thread each.")] = 2,
     out: Annotated[
-        Path,
-        typer.Option(
-            help="Folder of the results; an unfinished one goes on.",
-            parser=folder,
-            metavar="<path>",
-        ),
+        Path, options.folder_option("Folder of the results; an unfinished one goes on.")
     ] = Path("comparison"),
-    as_json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Compare methods at equal compute: one table, one Parquet file, one report."""
-    from trimtab.core.errors import StoreError
     from trimtab.defaults import policy_path
     from trimtab.search.comparison.compare import compare as run
     from trimtab.search.comparison.cost import cost_answer
@@ -136,7 +121,7 @@ def compare(
     from trimtab.search.comparison.table import result_rows, write_parquet
 
     _require_table()
-    make_folder_importable(task or ())
+    options.make_folder_importable(task or ())
     path = policy_path(policy).resolve()
     windows, file = decision_schedule_of(path, decisions), policy_of(path)
     if suite is not None:
@@ -160,9 +145,9 @@ def compare(
     identity = fingerprint(name for plan in plans for name in plan.tasks)
 
     def begun(task_plans: Sequence[TaskPlan]) -> None:
-        if is_given(context, "decisions"):
+        if options.is_given(context, "decisions"):
             runs = [(one.name, one.plan.windows.spec(), one.task.total_steps) for one in task_plans]
-            say_fewer_decisions(decisions, runs)
+            output.say_fewer_decisions(decisions, runs)
 
     with _progress() as tell:
         found = run(plans, out, identity, jobs=jobs, begun=begun, progress=tell)
@@ -179,12 +164,12 @@ def compare(
         ) from error
     for name, figure in figures["tasks"].items():
         if figure["pool"] and figure["median"] != figure["median"]:  # nan
-            say(f"{name}: no n*, no regret: no run of its pool has a finite test loss")
+            output.say(f"{name}: no n*, no regret: no run of its pool has a finite test loss")
     for one in found.skipped:
-        say(f"left out: {one.method} on {one.task}: {one.reason}")
+        output.say(f"left out: {one.method} on {one.task}: {one.reason}")
     if as_json:
         left_out = [one._asdict() for one in found.skipped]
-        print_json({"rows": result_rows(found), "figures": figures, "left_out": left_out})
+        output.print_json({"rows": result_rows(found), "figures": figures, "left_out": left_out})
         return
     _print_figures(figures)
     if figures["cost"]:
@@ -197,8 +182,6 @@ def compare(
 def _require_table() -> None:
     """Refuse, before anything runs, what would be missing at the end."""
     from importlib.util import find_spec
-
-    from trimtab.core.errors import MissingDependencyError
 
     if find_spec("pyarrow") is None:
         raise MissingDependencyError(
@@ -221,7 +204,7 @@ def _write_about(path: Path, found: Comparison, policy: str, jobs: int) -> None:
     """Write what a table of results needs beside the Parquet file, which holds no time."""
     from trimtab.controllers.learned import read_policy_header
     from trimtab.records.store.encoding import to_json
-    from trimtab.records.store.rows import command_line, machine
+    from trimtab.records.store.provenance import command_line, machine
 
     about = {
         "command": command_line(),
@@ -236,8 +219,6 @@ def _write_about(path: Path, found: Comparison, policy: str, jobs: int) -> None:
 
 
 def _refuse_beside_suite(options: dict[str, Any]) -> None:
-    from trimtab.core.errors import SpecError
-
     given = [name for name, value in options.items() if value is not None and value != []]
     if given:
         raise SpecError(f"--suite: it fixes what {given[0]} says as well; give one of the two")
@@ -253,7 +234,6 @@ def _plan(
     variant: str | None,
     pool: int | None,
 ) -> Plan:
-    from trimtab.core.errors import SpecError
     from trimtab.search.comparison.plan import Plan
     from trimtab.search.methods.base import parse_methods
 
@@ -274,7 +254,7 @@ def _plan(
         seeds=tuple(range(seed, seed + seeds)),
         variant=variant,
         starts=None if starts is None else _factors(starts),
-        hyperparameters=tuple(names("lr" if hyperparameters is None else hyperparameters)),
+        hyperparameters=tuple(options.names("lr" if hyperparameters is None else hyperparameters)),
         pool=pool,
     )
 
@@ -286,12 +266,8 @@ def _with(plan: Plan, windows: Any, policy: tuple[str, str]) -> Plan:
 
 
 def _factors(text: str) -> tuple[float, ...]:
-    import math
-
-    from trimtab.core.errors import SpecError
-
     factors = []
-    for part in names(text):
+    for part in options.names(text):
         try:
             factor = float(part)
         except ValueError:
@@ -308,25 +284,10 @@ def _factors(text: str) -> tuple[float, ...]:
 def _progress() -> Iterator[Callable[[Update], None]]:
     """Show how far a comparison is, and how long it may take still."""
     if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-        )
-
-        columns = (
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.description}"),
-        )
-        with Progress(*columns, console=Console(stderr=True)) as bar:
-            shown = bar.add_task("preparing …", total=None)
+        with output.progress_bar() as bar:
+            shown = bar.add_task("", total=None, note="preparing …")
             yield lambda update: bar.update(
-                shown, completed=update.done, total=update.total, description=update.label
+                shown, completed=update.done, total=update.total, note=update.label
             )
         return
     begun = time.monotonic()
@@ -335,11 +296,11 @@ def _progress() -> Iterator[Callable[[Update], None]]:
     def tell(update: Update) -> None:
         first.append(update.done)
         new = update.done - first[0]
-        left = "–"
+        seconds = math.nan
         if new:
             seconds = (time.monotonic() - begun) / new * (update.total - update.done)
-            left = f"{int(seconds // 60)}:{int(seconds % 60):02d}"
-        say(f"{update.done}/{update.total} {update.label} | {left} left")
+        left = output.clock(seconds)
+        output.say(f"{update.done}/{update.total} {update.label} | {left} left")
 
     yield tell
 
@@ -348,7 +309,6 @@ def _write_report(
     path: Path, found: Comparison, figures: dict[str, Any], identity: Any
 ) -> Path | None:
     """Write the report, unless what it is drawn with is not installed."""
-    from trimtab.core.errors import MissingDependencyError
     from trimtab.records.reports.comparison import write_comparison_report
     from trimtab.search.comparison.table import result_rows
 
@@ -356,7 +316,7 @@ def _write_report(
     try:
         write_comparison_report(path, result_rows(found), figures, identity, skipped)
     except MissingDependencyError as error:
-        say(f"no report: {error}")
+        output.say(f"no report: {error}")
         return None
     return path
 
@@ -366,16 +326,16 @@ def _print_figures(figures: dict[str, Any]) -> None:
         figures["methods"],
         key=lambda label: (figures["regret"].get(label) or {"value": float("inf")})["value"],
     )
-    print_table(
+    output.print_table(
         ("method", "whole runs", "regret", "n*", "P(trimtab is better)", "seconds"),
         [
             (
                 label,
-                number(figures["spent"][label]),
+                output.number(figures["spent"][label]),
                 _with_interval(figures["regret"].get(label)),
                 _with_interval(figures["n_star"].get(label)),
                 _with_interval(figures["probability_of_improvement"].get(label)),
-                number(figures["seconds"][label]),
+                output.number(figures["seconds"][label]),
             )
             for label in order
         ],

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from trimtab.cli.output import folder, print_json, say
+from trimtab.cli import options, output
 from trimtab.core.errors import SpecError, unknown_name
 
 
@@ -29,36 +29,9 @@ def prepare_jax() -> None:
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 
-def _bar(description: str) -> Any:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    return Progress(
-        TextColumn(description),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-        console=Console(stderr=True),
-    )
-
-
 def learn(
     config: Annotated[Path, typer.Option(help="TOML file with every setting.")],
-    out: Annotated[
-        Path,
-        typer.Option(
-            help="Folder for checkpoints, curves and the policy.", parser=folder, metavar="<path>"
-        ),
-    ],
+    out: Annotated[Path, options.folder_option("Folder for checkpoints, curves and the policy.")],
     minutes: Annotated[float | None, typer.Option(help="Stop after this many minutes.")] = None,
     resume: Annotated[bool, typer.Option(help="Continue what is in --out.")] = False,
     initial: Annotated[
@@ -72,7 +45,7 @@ def learn(
             "looked at by --resume."
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Meta-train a policy on simulated fine-tuning runs."""
     if minutes is not None and not minutes > 0:
@@ -93,7 +66,7 @@ def learn(
         require_checkpoint(Path(place))
     _check_folder(out)
     last: dict[str, Any] = {}
-    with _bar(f"learning {settings.name}") as bar:
+    with output.progress_bar(f"learning {settings.name}") as bar:
         task = bar.add_task("", total=settings.iterations, note="compiling")
 
         def show(progress: Progress) -> None:
@@ -115,7 +88,7 @@ def learn(
             on_progress=show,
         )
     if as_json:
-        print_json({"policy": str(path), **last})
+        output.print_json({"policy": str(path), **last})
     else:
         print(f"wrote {path}")
 
@@ -157,10 +130,8 @@ def evaluate(
         str, typer.Option(help="What is steered, by commas, lr first; 'all': all of the ring's.")
     ] = "lr",
     jobs: Annotated[int, typer.Option(help="Cores to use; 0: all.")] = 0,
-    out: Annotated[
-        Path, typer.Option(help="Folder for the rows.", parser=folder, metavar="<path>")
-    ] = Path("evaluation"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    out: Annotated[Path, options.folder_option("Folder for the rows.")] = Path("evaluation"),
+    as_json: options.AsJson = False,
 ) -> None:
     """Find out what a policy is worth on simulated tasks that it never trained on."""
     if jobs < 0:
@@ -181,7 +152,7 @@ def evaluate(
     loaded = read_policy(policy_path(policy))
     _check_evaluation(ring or ["a"], tasks, seed, steered, out)
     found: dict[str, Any] = {}
-    with _bar("evaluating") as bar:
+    with output.progress_bar("evaluating") as bar:
         for name in ring or ["a"]:
             task = bar.add_task("", total=tasks, note=f"ring {name}")
 
@@ -193,7 +164,7 @@ def evaluate(
     for name, figures in found.items():
         _say_untold(name, figures)
     if as_json:
-        print_json({"rings": found})
+        output.print_json({"rings": found})
         return
     for name, figures in found.items():
         _print_ring(name, figures)
@@ -203,7 +174,7 @@ def _say_untold(name: str, figures: dict[str, Any]) -> None:
     """Say of how many tasks some figures are not, if of any."""
     if "untold" in figures:
         number = round(figures["untold"]["value"] * figures["tasks"])
-        say(
+        output.say(
             f"ring {name}: n*, regret and harm are told without {number} of {figures['tasks']} "
             "tasks: no run of their pool has a finite test loss"
         )

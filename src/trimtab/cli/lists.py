@@ -9,22 +9,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trimtab.cli.output import (
-    JSON_HELP,
-    STORE_HELP,
-    find_task,
-    number,
-    one_thread,
-    print_json,
-    print_table,
-    say,
-    store_or_none,
+from trimtab.cli import options, output
+from trimtab.core.errors import (
+    MissingDependencyError,
+    SpecError,
+    TrimtabError,
+    UnknownNameError,
+    unknown_name,
 )
+from trimtab.core.protocols import Task
+from trimtab.core.registry import names
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from trimtab.core.protocols import Task
 
 # A whole run of the reference schedule, 21 validations included, on two idle cores.
 _SECONDS_AT_MOST = {"tiny": 5.0, "small": 20.0, "default": 60.0}
@@ -40,12 +38,10 @@ def tasks(
     time: Annotated[
         bool, typer.Option("--time", help="Run each once without a policy and take the time.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """List the tasks, with what they measure and the licence of their data."""
-    from trimtab.core.registry import names
-
-    one_thread()
+    options.one_thread()
     rows = [
         row
         for name in wanted or names("task")
@@ -54,11 +50,11 @@ def tasks(
     if not wanted and variant is not None and all(row.get("needs") for row in rows):
         _require_variant(variant, names("task"))
     if as_json:
-        print_json(rows)
+        output.print_json(rows)
         return
     timings = ("seconds_here", "seconds_at_most") if time else ()
     columns = ["task", *(["variant"] if variant else []), "kind", "metric", "seconds", "licence"]
-    print_table(
+    output.print_table(
         [*columns, *(["seconds here", "at most"] if time else [])],
         [
             (
@@ -66,9 +62,9 @@ def tasks(
                 *([row.get("variant") or "–"] if variant else []),
                 row.get("needs") or row["kind"],
                 row["metric"] or "–",
-                number(row["seconds"]),
+                output.number(row["seconds"]),
                 row["licence"] or "–",
-                *(number(row.get(key)) for key in timings),
+                *(output.number(row.get(key)) for key in timings),
             )
             for row in rows
         ],
@@ -82,14 +78,12 @@ def _rows_of(
 
     A task without that variant is passed over, unless it was asked for by name.
     """
-    from trimtab.core.errors import MissingDependencyError, SpecError, UnknownNameError
-
     try:
         for one in _variants_of(name) if variant == "all" else [variant]:
-            found = find_task(name, one)
+            found = options.find_task(name, one)
             row = _describe(found) | {"name": name}
             if is_timed:
-                say(f"timing {name}{'' if one is None else f' {one}'} …")
+                output.say(f"timing {name}{'' if one is None else f' {one}'} …")
                 row["seconds_here"] = _seconds_of(found)
                 row["seconds_at_most"] = _SECONDS_AT_MOST.get(_size_of(row))
             yield row
@@ -107,8 +101,6 @@ def _require_variant(variant: str, tasks: Iterable[str]) -> None:
     Raises:
         UnknownNameError: It is such a one.
     """
-    from trimtab.core.errors import MissingDependencyError, UnknownNameError, unknown_name
-
     known = {"all", *_SECONDS_AT_MOST}
     for name in tasks:
         with suppress(MissingDependencyError, UnknownNameError):
@@ -119,7 +111,7 @@ def _require_variant(variant: str, tasks: Iterable[str]) -> None:
 
 def _variants_of(name: str) -> list[str | None]:
     """Return the variants of a task, or None in a list if it comes in one size."""
-    return list(_describe(find_task(name, None)).get("variants") or [None])
+    return list(_describe(options.find_task(name, None)).get("variants") or [None])
 
 
 def _size_of(row: Mapping[str, Any]) -> str:
@@ -152,7 +144,7 @@ def _seconds_of(task: Task) -> float:
     return run_task(task, controller, spec).seconds
 
 
-def policies(as_json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False) -> None:
+def policies(as_json: options.AsJson = False) -> None:
     """List the policies that are installed, each with its card."""
     from trimtab.controllers.learned import read_policy_header
     from trimtab.core.errors import TrimtabError
@@ -165,7 +157,7 @@ def policies(as_json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = 
             path = policy_path(name)
             header = read_policy_header(path)
         except TrimtabError as error:  # of another package; the rest is listed all the same
-            say(f"{name}: {error}")
+            output.say(f"{name}: {error}")
             continue
         card = path.with_suffix(".md")
         rows.append(
@@ -181,18 +173,18 @@ def policies(as_json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = 
             }
         )
     if as_json:
-        print_json(rows)
+        output.print_json(rows)
         return
     if not rows:
-        say("no policy ships with this installation; train one with trimtab learn")
-    print_table(
+        output.say("no policy ships with this installation; train one with trimtab learn")
+    output.print_table(
         ("policy", "trained on", "contract", "kB", "card"),
         [
             (
                 row["name"] + (" (default)" if row["default"] else ""),
                 ", ".join(row["trained_on"]),
                 row["spec_hash"],
-                number(row["bytes"] / 1000),
+                output.number(row["bytes"] / 1000),
                 row["card"] or "–",
             )
             for row in rows
@@ -201,25 +193,23 @@ def policies(as_json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = 
 
 
 def doctor(
-    store: Annotated[
-        str, typer.Option(help=STORE_HELP, envvar="TRIMTAB_STORE")
-    ] = "sqlite:///trimtab.db",
-    as_json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
+    store: options.Store = options.DEFAULT_STORE,
+    as_json: options.AsJson = False,
 ) -> None:
     """Say what this installation has: versions, extras, threads, store, policy."""
     report: dict[str, Any] = {
         "versions": _versions(),
         "extras": _extras(),
         "threads": _threads(),
-        "store": _store_state(store_or_none(store)),
+        "store": _store_state(options.store_or_none(store)),
         "policy": _default_policy(),
     }
     if as_json:
-        print_json(report)
+        output.print_json(report)
         return
     for heading in ("versions", "threads", "store", "policy"):
-        print_table((heading, ""), report[heading].items())
-    print_table(
+        output.print_table((heading, ""), report[heading].items())
+    output.print_table(
         ("extra", "state"),
         [
             (name, "complete" if not missing else f"lacks {', '.join(missing)}")
@@ -280,7 +270,6 @@ def _threads() -> dict[str, Any]:
 
 
 def _store_state(store: str | None) -> dict[str, Any]:
-    from trimtab.core.errors import TrimtabError
     from trimtab.records.store.database import file_of, shown, store_url
     from trimtab.records.store.store import Store
 
@@ -306,7 +295,6 @@ def _default_policy() -> dict[str, Any]:
     import warnings
 
     from trimtab.controllers.learned import read_policy_header
-    from trimtab.core.errors import TrimtabError
     from trimtab.defaults import DEFAULT_POLICY, policy_path
 
     try:

@@ -16,29 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from trimtab.cli import (
-    compare as cli_comparing,
-)
-from trimtab.cli import (
-    demo as cli_demo,
-)
-from trimtab.cli import (
-    learn as cli_learning,
-)
-from trimtab.cli import (
-    lists as cli_lists,
-)
-from trimtab.cli import report as cli_exporting
-from trimtab.cli import (
-    report as cli_reporting,
-)
-from trimtab.cli import report as cli_watching
-from trimtab.cli import (
-    run as cli_running,
-)
-from trimtab.cli import (
-    tune as cli_tuning,
-)
+from trimtab.cli import compare, demo, learn, lists, report, run, tune
 from trimtab.core.errors import (
     PolicyFileError,
     SpecError,
@@ -57,22 +35,22 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
-app.command("run", short_help="Fine-tune once, steered or not.")(cli_running.run)
-app.command("compare", short_help="Compare methods at equal compute.")(cli_comparing.compare)
-app.command("tune", short_help="Spend the budget of several runs.")(cli_tuning.tune)
-app.command("studies", short_help="List the studies of a store.")(cli_tuning.studies)
-app.command("resume", short_help="Go on with a study.")(cli_tuning.resume)
-app.command("watch", short_help="Show a study while it goes on.")(cli_watching.watch)
-app.command("gc", short_help="Remove snapshots that nothing needs.")(cli_tuning.gc)
-app.command("report", short_help="Write the report of a run or study.")(cli_reporting.report)
-app.command("export", short_help="Write a run's schedule as plain code.")(cli_exporting.export)
-app.command("demo", short_help="Fine-tune twice from a wrong start.")(cli_demo.demo)
-app.command("tasks", short_help="List tasks, metrics and licences.")(cli_lists.tasks)
-app.command("methods", short_help="List the ways to choose hyperparameters.")(cli_comparing.methods)
-app.command("policies", short_help="List the policies that ship with trimtab.")(cli_lists.policies)
-app.command("doctor", short_help="Say what this installation has.")(cli_lists.doctor)
-app.command("learn", short_help="Meta-train a policy on simulated runs.")(cli_learning.learn)
-app.command("evaluate", short_help="Find out what a policy is worth.")(cli_learning.evaluate)
+app.command("run", short_help="Fine-tune once, steered or not.")(run.run)
+app.command("compare", short_help="Compare methods at equal compute.")(compare.compare)
+app.command("tune", short_help="Spend the budget of several runs.")(tune.tune)
+app.command("studies", short_help="List the studies of a store.")(tune.studies)
+app.command("resume", short_help="Go on with a study.")(tune.resume)
+app.command("watch", short_help="Show a study while it goes on.")(report.watch)
+app.command("gc", short_help="Remove snapshots that nothing needs.")(tune.gc)
+app.command("report", short_help="Write the report of a run or study.")(report.report)
+app.command("export", short_help="Write a run's schedule as plain code.")(report.export)
+app.command("demo", short_help="Fine-tune twice from a wrong start.")(demo.demo)
+app.command("tasks", short_help="List tasks, metrics and licences.")(lists.tasks)
+app.command("methods", short_help="List the ways to choose hyperparameters.")(compare.methods)
+app.command("policies", short_help="List the policies that ship with trimtab.")(lists.policies)
+app.command("doctor", short_help="Say what this installation has.")(lists.doctor)
+app.command("learn", short_help="Meta-train a policy on simulated runs.")(learn.learn)
+app.command("evaluate", short_help="Find out what a policy is worth.")(learn.evaluate)
 
 # Typer brings its own copy of Click in newer versions, so the class is found by its name.
 _ClickError = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")

@@ -1,27 +1,32 @@
-"""What commands print, and how they read what was typed."""
+"""What commands print: tables, JSON, and runs as they go on.
+
+A run that goes on is a live panel on a terminal, and plain lines everywhere else.
+"""
 
 from __future__ import annotations
 
+import itertools
 import math
-import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import typer
 
-from trimtab.core.errors import SpecError, unknown_name
-from trimtab.core.hyperparameters import Hyperparameter, resolve_hyperparameters
+from trimtab.core.decision import Progress
+from trimtab.core.protocols import Task
+from trimtab.core.spec import ControlSpec, window_ends
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import Group
+    from rich.live import Live
+    from rich.panel import Panel
+    from rich.progress import Progress as Bar
 
-    from trimtab.core.protocols import Task
-    from trimtab.core.spec import ControlSpec
 
-JSON_HELP = "Print one JSON document on standard output; progress goes to standard error."
-STORE_HELP = "Database URL or SQLite file of the record; none keeps no record."
+_BLOCKS = "▁▂▃▄▅▆▇█"
+_STYLES = ("cyan", "magenta", "green", "yellow")
 
 
 def print_json(document: Any) -> None:
@@ -38,26 +43,12 @@ def say(words: str) -> None:
     typer.echo(words, err=True)
 
 
-def folder(given: str | Path) -> Path:
-    """Return the folder that was typed; an option's ``parser=``.
-
-    An empty text, which a script's unset variable leaves, is not taken for the working folder.
-
-    Raises:
-        typer.BadParameter: It is empty.
-
-    >>> folder("results").name
-    'results'
-    """
-    if not str(given).strip():
-        raise typer.BadParameter(f"{given!r} names no folder; name one, or . for the working one")
-    return Path(given)
-
-
-def is_given(context: typer.Context, option: str) -> bool:
-    """Return whether an option was typed, rather than left at its default."""
-    source = context.get_parameter_source(option)
-    return source is not None and source.name != "DEFAULT"
+def say_notice(task: Task) -> str:
+    """Say on standard error what a task's data asks to be told, and return it; empty if nothing."""
+    notice = str(getattr(task, "notice", ""))
+    if notice:
+        say(notice)
+    return notice
 
 
 def say_fewer_decisions(asked: int, runs: Iterable[tuple[str, ControlSpec, int]]) -> None:
@@ -67,8 +58,6 @@ def say_fewer_decisions(asked: int, runs: Iterable[tuple[str, ControlSpec, int]]
         asked: How many these are.
         runs: Name, spec and optimiser steps of each.
     """
-    from trimtab.core.spec import window_ends
-
     fewer: dict[str, None] = {}
     for name, spec, steps in runs:
         count = len(window_ends(spec, steps))
@@ -83,21 +72,18 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: st
     """Print a table on standard output, its texts as they are."""
     from rich import box
     from rich.console import Console
+    from rich.table import Table
     from rich.text import Text
 
-    table: Table = _empty_table(title, box.SIMPLE_HEAD)
+    table = Table(
+        title=title or None, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold"
+    )
     for name in columns:
         table.add_column(name, overflow="fold")
     for row in rows:
         table.add_row(*(Text(str(item)) for item in row))
     width = None if sys.stdout.isatty() else 160
     Console(width=width, highlight=False).print(table)
-
-
-def _empty_table(title: str, style: Any) -> Table:
-    from rich.table import Table
-
-    return Table(title=title or None, title_justify="left", box=style, title_style="bold")
 
 
 def number(value: Any) -> str:
@@ -114,116 +100,201 @@ def number(value: Any) -> str:
     return f"{float(value):.4g}" if size < 1000 else f"{float(value):.0f}"
 
 
-def names(text: str) -> list[str]:
-    """Return the names in a comma-separated list.
+def clock(seconds: float) -> str:
+    """Return a length of time in minutes and seconds.
 
-    >>> names("lr, weight_decay")
-    ['lr', 'weight_decay']
+    >>> clock(125.0), clock(float("nan"))
+    ('2:05', '–')
     """
-    return [part.strip() for part in text.split(",") if part.strip()]
+    if not math.isfinite(seconds):
+        return "–"
+    return f"{int(seconds // 60)}:{int(seconds % 60):02d}"
 
 
-def store_or_none(store: str) -> str | None:
-    """Return the store that was asked for; None for the word none."""
-    return None if store.strip().lower() == "none" else store
+def progress_bar(description: str = "") -> Bar:
+    """Return a bar on standard error, whose tasks have a field ``note``; use it in a ``with``."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    return Progress(
+        TextColumn(description),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=Console(stderr=True),
+    )
 
 
-def assignments(texts: Iterable[str]) -> dict[str, float]:
-    """Return name -> value of what was typed as ``lr=1e-5`` or ``lr=1e-5,momentum=0.9``.
+def sparkline(values: list[float], width: int = 40) -> str:
+    """Return the last ``width`` values as a line of blocks, the lowest the lowest; nan is ``×``.
 
-    Raises:
-        SpecError: A part is no assignment, its value no number, or a name is given twice.
+    >>> sparkline([3.0, 2.0, float("nan"), 1.0])
+    '█▄×▁'
     """
-    found: dict[str, float] = {}
-    for part in (part for text in texts for part in names(text)):
-        name, equals, value = (piece.strip() for piece in part.partition("="))
-        if not (name and equals):
-            raise SpecError(f"--start: {part!r} is no assignment; write it as lr=1e-5")
-        if name in found:
-            raise SpecError(f"--start: {name} is given twice; give it once")
-        try:
-            found[name] = float(value)
-        except ValueError as error:
-            raise SpecError(f"--start: {name}={value!r} is no number; write lr=1e-5") from error
-    return found
+    shown = values[-width:]
+    finite = [value for value in shown if math.isfinite(value)]
+    low, high = (min(finite), max(finite)) if finite else (0.0, 0.0)
+    scale = (len(_BLOCKS) - 1) / (high - low) if high > low else 0.0
+    return "".join(
+        _BLOCKS[int((value - low) * scale)] if math.isfinite(value) else "×" for value in shown
+    )
 
 
-def make_folder_importable(references: Iterable[str]) -> None:
-    """Let modules in the working folder be imported if a task is named as ``module:factory``."""
-    folder = os.getcwd()  # noqa: PTH109 - sys.path holds text
-    if folder not in sys.path and any(":" in reference for reference in references):
-        sys.path.insert(0, folder)
+def seconds_left(told: Sequence[Progress]) -> float:
+    """Return how many seconds the rest takes, by least squares over the last windows.
 
-
-def find_task(reference: str, variant: str | None) -> Task:
-    """Return a registered task or one from ``module:factory``; the working folder is importable.
-
-    Raises:
-        UnknownNameError: There is no such task.
-        SpecError: It takes no such variant, or makes no task.
-        MissingDependencyError: It needs a package that is not installed.
-    """
-    from trimtab.core.registry import make_task
-
-    make_folder_importable([reference])
-    return make_task(reference, variant=variant, default_member=0)
-
-
-def start_values(
-    task: Task, steered: Sequence[str], start: Mapping[str, float], scale: float | None
-) -> tuple[tuple[Hyperparameter, ...], dict[str, float]]:
-    """Return the steered hyperparameters at their starts, and the values of those held elsewhere.
+    A window takes a time of its own, for its validation, and a time for each of its steps; short
+    windows come first, so the mean pace of the run so far would promise far too much.
 
     Args:
-        task: What is run.
-        steered: Names of the hyperparameters to steer.
-        start: Start by name; one that is not steered is held at its value.
-        scale: Factor between the task's tuned learning rate (else its default) and the start.
-
-    Raises:
-        SpecError: A start is not allowed, or the scale contradicts it.
-        UnknownNameError: The task has no such hyperparameter.
+        told: What the run has told so far, in order; nan before its first window.
     """
-    offered = {item.name: item for item in task.hyperparameters}
-    for name in start:
-        if name not in offered:
-            raise unknown_name("hyperparameter", name, offered)
-    values = dict(start)
-    if scale is not None:
-        values["lr"] = _scaled_start(task, offered, start, scale)
-    chosen = resolve_hyperparameters(steered, offered)
-    begun = {name: offered[name].starting_at(value) for name, value in values.items()}
-    held = {
-        name: item.default
-        for name, item in begun.items()
-        if name not in {one.name for one in chosen}
-    }
-    return tuple(begun.get(item.name, item) for item in chosen), held
+    pairs = list(itertools.pairwise(told))[-8:]
+    if not pairs:
+        return math.nan
+    now = told[-1]
+    steps = np.array([later.step - sooner.step for sooner, later in pairs], np.float64)
+    seconds = np.array([later.seconds - sooner.seconds for sooner, later in pairs])
+    left = now.total_steps - now.step
+    windows = max(now.total_windows - len(told) + 1, 0)
+    if np.ptp(steps) < 0.5 * steps.mean():
+        return float(seconds.mean() / steps.mean() * left)
+    design = np.stack([steps, np.ones_like(steps)], axis=1)
+    pace, apiece = np.linalg.lstsq(design, seconds, rcond=None)[0]
+    return max(float(max(pace, 0.0) * left + max(apiece, 0.0) * windows), 0.0)
 
 
-def _scaled_start(
-    task: Task, offered: Mapping[str, Hyperparameter], start: Mapping[str, float], scale: float
-) -> float:
-    if "lr" in start:
-        raise SpecError("--start-scale and --start lr= both set the learning rate; give one")
-    if "lr" not in offered:
-        raise SpecError(f"--start-scale: task {task.name} has no lr to scale; use --start")
-    if not (math.isfinite(scale) and scale > 0):
-        raise SpecError(f"--start-scale: {scale!r} is not a positive number; 0.01 is 100 too small")
-    tuned = getattr(task, "tuned_lr", None)
-    return scale * float(offered["lr"].default if tuned is None else tuned)
+def _moves(progress: Progress) -> str:
+    """Return in words what the last decision did, and why it is not what was proposed."""
+    decision = progress.decision
+    if decision is None:
+        return "done"
+    parts = [f"{name} {number(value)}" for name, value in decision.applied.items()]
+    text = f"decision {decision.index + 1}: " + ", ".join(parts)
+    return f"{text} ({decision.why()})" if decision.why() else text
 
 
-def one_thread() -> None:
-    """Let numerical libraries loaded from now on use one thread, unless the user said otherwise.
+def _scores(measured: Mapping[str, float], watched: str) -> list[tuple[str, float]]:
+    others = [(k, v) for k, v in measured.items() if k not in (watched, "examples")]
+    return [(watched, measured.get(watched, math.nan)), *others[:3]]
 
-    Two PyTorch threads beside another busy process were measured 10 to 60 times slower than one.
+
+class Display:
+    """Shows runs side by side on standard error while they go on; use it in a ``with`` block.
+
+    Args:
+        names: What each run is called, in order, with the metric that it watches.
+        title: Line above them on a terminal.
     """
-    for variable in (
-        "OMP_NUM_THREADS",
-        "MKL_NUM_THREADS",
-        "OPENBLAS_NUM_THREADS",
-        "TF_NUM_INTRAOP_THREADS",
-        "TF_NUM_INTEROP_THREADS",
-    ):
-        os.environ.setdefault(variable, "1")
+
+    def __init__(self, names: Mapping[str, str], title: str = "") -> None:
+        self._watched = dict(names)
+        self._title = title
+        self._told: dict[str, list[Progress]] = {name: [] for name in names}
+        self._live: Live | None = None
+
+    def __enter__(self) -> Display:
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.live import Live
+
+            console = Console(stderr=True, highlight=False)
+            self._live = Live(self._render(), console=console, refresh_per_second=4)
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.update(self._render())
+            self._live.stop()
+
+    def update(self, name: str, progress: Progress) -> None:
+        """Show where a run stands."""
+        self._told[name].append(progress)
+        if self._live is not None:
+            self._live.update(self._render())
+        else:
+            say(self._line(name, progress))
+
+    def _line(self, name: str, progress: Progress) -> str:
+        label = f"{name}: " if len(self._watched) > 1 else ""
+        scores = _scores(progress.measured, self._watched[name])
+        train = float(progress.metrics.train_loss)
+        told = [f"train {number(train)}"] if math.isfinite(train) else []
+        told += [f"{key} {number(value)}" for key, value in scores]
+        told += [f"{key} now {number(value)}" for key, value in progress.values.items()]
+        left = clock(seconds_left(self._told[name]))
+        return (
+            f"{label}step {progress.step}/{progress.total_steps}  {'  '.join(told)}  "
+            f"| {_moves(progress)} | {left} left"
+        )
+
+    def _render(self) -> Group:
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        panels = [
+            self._panel(name, _STYLES[index % len(_STYLES)])
+            for index, name in enumerate(self._watched)
+        ]
+        body: Any = panels[0]
+        if len(panels) > 1:
+            body = Table.grid(expand=True)
+            for _ in panels:
+                body.add_column(ratio=1)
+            body.add_row(*panels)
+        return Group(*([Text(self._title, style="bold")] if self._title else []), body)
+
+    def _panel(self, name: str, style: str) -> Panel:
+        from rich.console import Group
+        from rich.panel import Panel
+        from rich.progress_bar import ProgressBar
+        from rich.text import Text
+
+        told = self._told[name]
+        progress = told[-1] if told else None
+        lines: list[Any] = [Text("preparing …", style="dim")]
+        if progress is not None:
+            best = progress.best.get(self._watched[name], math.nan)
+            scores = _scores(progress.measured, self._watched[name])
+            lines = [
+                Text.assemble(
+                    *(
+                        part
+                        for key, value in scores
+                        for part in ((f"{key} ", "dim"), (f"{number(value)}   ", "bold"))
+                    )
+                ),
+                Text(sparkline([float(item.metrics.val_loss) for item in told]), style=style),
+                Text(f"best {number(best)} at step {number(progress.best.get('step'))}", "dim"),
+                *(
+                    Text.assemble((f"{key} ", "dim"), (number(value), "bold"))
+                    for key, value in progress.values.items()
+                ),
+                Text(_moves(progress), style="dim"),
+                Text(
+                    f"step {progress.step} of {progress.total_steps} · "
+                    f"{clock(seconds_left(told))} left",
+                    style="dim",
+                ),
+                # Last, for it ends no line of its own.
+                ProgressBar(
+                    progress.total_steps,
+                    progress.step,
+                    complete_style=style,
+                    finished_style=style,
+                ),
+            ]
+        return Panel(
+            Group(*lines), title=Text(name, style="bold"), title_align="left", border_style=style
+        )

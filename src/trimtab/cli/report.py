@@ -1,20 +1,19 @@
-"""`trimtab report`: a run or a study as one HTML file that needs no network.
-
-`trimtab export`: a run's schedule as plain numbers and code that replay it without trimtab.
-
-`trimtab watch`: a study while it goes on, as a local page that only reads.
-"""
+"""`trimtab report`, `export` and `watch`: what was recorded, to be looked at or replayed."""
 
 from __future__ import annotations
 
 import os
 import platform
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trimtab.cli.output import JSON_HELP, STORE_HELP, folder, names, print_json, say, store_or_none
+from trimtab.cli import options, output
+from trimtab.core.errors import SpecError, unknown_name
+
+if TYPE_CHECKING:
+    from trimtab.records.store.rows import RunRecord
 
 
 def report(
@@ -32,27 +31,26 @@ def report(
     png: Annotated[
         Path | None, typer.Option(help="Write the charts as a picture too, .png or .svg.")
     ] = None,
-    store: Annotated[
-        str, typer.Option(help=STORE_HELP, envvar="TRIMTAB_STORE")
-    ] = "sqlite:///trimtab.db",
-    as_json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
+    store: options.Store = options.DEFAULT_STORE,
+    as_json: options.AsJson = False,
 ) -> None:
     """Write the report of a run or a study: one HTML file that opens without a network."""
-    opened = store_or_none(store)
+    words = "none keeps no record to report on; name the store of the run"
+    opened = options.required_store(store, words)
     figures: dict[str, Any] = {}
-    if opened is not None and _is_study(run, opened):
+    if _is_study(run, opened):
         path, figures = _write_study_report(run, against, opened, out, png)
     else:
         path = write_report_of(run, against, opened, out, png)
     if as_json:
         picture = None if png is None else str(png.resolve())
-        print_json({"report": str(path), "picture": picture} | figures)
+        output.print_json({"report": str(path), "picture": picture} | figures)
     else:
         typer.echo(f"wrote {path}")
 
 
 def write_report_of(
-    run: str, against: str | None, store: str | None, out: Path | None, png: Path | None = None
+    run: str, against: str | None, store: str, out: Path | None, png: Path | None = None
 ) -> Path:
     """Write the report of a run and return where it lies.
 
@@ -61,16 +59,12 @@ def write_report_of(
         SpecError: The report cannot be written there.
         MissingDependencyError: The extra ``report`` is not installed.
     """
-    from trimtab.core.errors import SpecError
-    from trimtab.records.reports.page import write_picture, write_report
+    from trimtab.records.reports.run import write_picture, write_report
     from trimtab.records.store.store import load_run
 
-    if store is None:
-        raise SpecError("--store: none keeps no record to report on; name the store of the run")
     record = load_run(run, store)
     other = None if against is None else load_run(against, store)
-    name = Path(run).stem if record.id is None or run.endswith(".jsonl") else f"run-{record.id}"
-    path = out or Path(f"trimtab-{name}.html")
+    path = out or Path(f"trimtab-{_name_of(run, record)}.html")
     _require_folders(path, png)
     write_report(path, record, other)
     if png is not None:
@@ -78,12 +72,13 @@ def write_report_of(
     return path.resolve()
 
 
+def _name_of(run: str, record: RunRecord) -> str:
+    """Return what files of a run are called: after its number, or the file it was read from."""
+    return Path(run).stem if record.id is None or run.endswith(".jsonl") else f"run-{record.id}"
+
+
 def _is_study(name: str, store: str) -> bool:
     """Whether a name means a study: it can be no run's, or no run has that number."""
-    from sqlalchemy import select
-
-    from trimtab.core.errors import unknown_name
-    from trimtab.records.store.models import studies
     from trimtab.records.store.store import Store
 
     if name.strip() == "latest" or Path(name).suffix == ".jsonl":
@@ -91,7 +86,7 @@ def _is_study(name: str, store: str) -> bool:
     with Store(store) as opened:
         if name.strip().isdigit() and int(name) in opened.run_ids():
             return False
-        known = [row["name"] for row in opened.rows(select(studies.c.name))]
+        known = opened.study_names()
     if name not in known and not name.strip().isdigit():
         raise unknown_name("run or study", name, ["latest", *known])
     return name in known
@@ -107,7 +102,6 @@ def _write_study_report(
         StoreError: The study cannot be read.
         MissingDependencyError: The extra ``report`` is not installed.
     """
-    from trimtab.core.errors import SpecError
     from trimtab.records.reports.study import (
         read_study_report,
         study_figures,
@@ -127,8 +121,6 @@ def _write_study_report(
 
 
 def _require_folders(*paths: Path | None) -> None:
-    from trimtab.core.errors import SpecError
-
     for wanted in paths:
         if wanted is not None and not wanted.resolve().parent.is_dir():
             raise SpecError(f"{wanted}: its folder does not exist; create it, or write elsewhere")
@@ -140,61 +132,50 @@ def export(
         str, typer.Option(help="Any of json, torch, keras, transformers, optax, by commas.")
     ] = "json",
     out: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of the files; trimtab-run-N without it.", parser=folder, metavar="<path>"
-        ),
+        Path | None, options.folder_option("Folder of the files; trimtab-run-N without it.")
     ] = None,
     all_steps: Annotated[
         bool, typer.Option("--all-steps", help="Keep the steps that were undone as well.")
     ] = False,
-    store: Annotated[
-        str, typer.Option(help=STORE_HELP, envvar="TRIMTAB_STORE")
-    ] = "sqlite:///trimtab.db",
-    as_json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
+    store: options.Store = options.DEFAULT_STORE,
+    as_json: options.AsJson = False,
 ) -> None:
     """Write a run's schedule as files that replay it without trimtab."""
-    from trimtab.core.errors import SpecError
     from trimtab.records.export.export import export_run
     from trimtab.records.store.store import load_run
 
-    kept = store_or_none(store)
-    if kept is None:
-        raise SpecError("--store: none keeps no record to export; name the store of the run")
-    record = load_run(run, kept)
-    name = Path(run).stem if record.id is None or run.endswith(".jsonl") else f"run-{record.id}"
+    words = "none keeps no record to export; name the store of the run"
+    record = load_run(run, options.required_store(store, words))
+    name = _name_of(run, record)
     into = out or Path(f"trimtab-{name}" if not name.startswith("trimtab-") else name)
-    paths = export_run(record, names(to), into, all_steps=all_steps)
+    paths = export_run(record, options.names(to), into, all_steps=all_steps)
     if as_json:
-        print_json({"files": {target: str(path.resolve()) for target, path in paths.items()}})
+        output.print_json(
+            {"files": {target: str(path.resolve()) for target, path in paths.items()}}
+        )
     else:
         for path in paths.values():
             typer.echo(f"wrote {path}")
 
 
 def watch(
-    study: Annotated[str, typer.Argument(help="Name of a study (trimtab studies).")],
-    store: Annotated[
-        str,
-        typer.Option(help="Database URL or SQLite file of the studies.", envvar="TRIMTAB_STORE"),
-    ] = "sqlite:///trimtab.db",
+    study: options.StudyName,
+    store: options.StudyStore = options.DEFAULT_STORE,
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1; 0 takes one that is free.")] = 0,
     browser: Annotated[
         bool, typer.Option("--browser/--no-browser", help="Open the page in a browser.")
     ] = True,
-    as_json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Show a study while it goes on, on a page of this machine that only reads; Ctrl-C ends it."""
-    from trimtab.core.errors import SpecError
     from trimtab.records.reports.watch import WatchServer
 
-    opened = store_or_none(store)
-    if opened is None:
-        raise SpecError("--store: none keeps no study to watch; name the store of the study")
+    words = "none keeps no study to watch; name the store of the study"
+    opened = options.required_store(store, words)
     try:
         with WatchServer(study, opened, port) as server:
             if as_json:
-                print_json({"study": study, "url": server.url})
+                output.print_json({"study": study, "url": server.url})
             else:
                 typer.echo(f"{study}: {server.url} (Ctrl-C ends)")
             if browser and not as_json and _has_screen():
@@ -203,7 +184,7 @@ def watch(
                 webbrowser.open(server.url)
             server.serve_forever(poll_interval=0.2)
     except KeyboardInterrupt:
-        say("trimtab: no longer watching")
+        output.say("trimtab: no longer watching")
 
 
 def _has_screen() -> bool:

@@ -7,29 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trimtab.cli.output import (
-    JSON_HELP,
-    STORE_HELP,
-    assignments,
-    find_task,
-    is_given,
-    names,
-    number,
-    one_thread,
-    print_json,
-    print_table,
-    say,
-    say_fewer_decisions,
-    start_values,
-    store_or_none,
-)
+from trimtab.cli import options, output
+from trimtab.core.decision import Progress, RunInfo
+from trimtab.core.errors import SpecError
+from trimtab.core.guard import count_undone
+from trimtab.core.protocols import Controller, Task
+from trimtab.core.references import reference_multipliers
+from trimtab.core.spec import ControlSpec, window_ends
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from trimtab.core.decision import Progress
-    from trimtab.core.protocols import Task
-    from trimtab.core.spec import ControlSpec
     from trimtab.tasks.run import RunResult
 
 
@@ -66,9 +54,26 @@ class Request:
     log_to: tuple[str, ...] = ()
 
 
-def watched_metric(task: Task) -> str:
-    """Return the key of the metric that the task watches."""
-    return str(task.monitor)
+def prepared(request: Request, task: Task) -> tuple[ControlSpec, Controller, dict[str, float]]:
+    """Return what a request's run is steered by, and the values that are held in it.
+
+    Everything that can be wrong with the request is found here, before any training.
+
+    Raises:
+        TrimtabError: The request cannot be run.
+    """
+    from trimtab.defaults import controller_for
+
+    if request.seed < 0:
+        raise SpecError(f"--seed: {request.seed} is below 0; give a whole number from 0")
+    items, held = options.start_values(
+        task, request.hyperparameters, request.start, request.start_scale
+    )
+    policy = None if request.policy.lower() == "none" else request.policy
+    spec, controller = controller_for(policy, items, decisions=request.decisions)
+    window_ends(spec, task.total_steps)
+    reference_multipliers(request.reference, task.total_steps)
+    return spec, controller, held
 
 
 def execute(
@@ -78,7 +83,7 @@ def execute(
     begun: Callable[[ControlSpec], None] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> RunResult:
-    """Run a request; everything that can be wrong with it is found before any training.
+    """Run a request.
 
     Args:
         request: What was asked for.
@@ -89,20 +94,10 @@ def execute(
     Raises:
         TrimtabError: The request cannot be run, or the store cannot be opened.
     """
-    from trimtab.core.decision import RunInfo
-    from trimtab.core.errors import SpecError
-    from trimtab.core.references import reference_multipliers
-    from trimtab.core.spec import window_ends
-    from trimtab.defaults import controller_for, recorder_for
+    from trimtab.defaults import recorder_for
     from trimtab.tasks.run import RunSettings, run_task
 
-    if request.seed < 0:
-        raise SpecError(f"--seed: {request.seed} is below 0; give a whole number from 0")
-    items, held = start_values(task, request.hyperparameters, request.start, request.start_scale)
-    policy = None if request.policy.lower() == "none" else request.policy
-    spec, controller = controller_for(policy, items, decisions=request.decisions)
-    window_ends(spec, task.total_steps)
-    reference_multipliers(request.reference, task.total_steps)
+    spec, controller, held = prepared(request, task)
     notice = getattr(task, "notice", "")
     info = RunInfo(
         task=task.name,
@@ -121,10 +116,7 @@ def execute(
     )
     recorder = recorder_for(request.store, info, awaits_figures=True)
     settings = RunSettings(
-        seed=request.seed,
-        reference=request.reference,
-        watch_only=request.watch_only,
-        held=held,
+        seed=request.seed, reference=request.reference, watch_only=request.watch_only, held=held
     )
     if begun is not None:
         begun(spec)
@@ -133,32 +125,23 @@ def execute(
 
 def run(
     context: typer.Context,
-    task: Annotated[str, typer.Argument(help="A task's name (trimtab tasks) or module:factory.")],
-    variant: Annotated[
-        str | None, typer.Option(help="Size of the task: tiny, small or default.")
-    ] = None,
+    task: options.TaskName,
+    variant: options.Variant = None,
     policy: Annotated[
         str, typer.Option(help="A policy's or controller's name, a policy file, or none.")
-    ] = "trimtab-1",
-    hyperparameters: Annotated[
-        str, typer.Option(help="What is steered, separated by commas.")
-    ] = "lr",
+    ] = options.DEFAULT_POLICY,
+    hyperparameters: options.Steered = "lr",
     start: Annotated[
         list[str] | None,
         typer.Option(help="Start values, such as lr=1e-5; may be repeated."),
     ] = None,
-    start_scale: Annotated[
-        float | None,
-        typer.Option(help="Start at this factor times the task's tuned learning rate."),
-    ] = None,
+    start_scale: options.StartScale = None,
     decisions: Annotated[int, typer.Option(help="How often the policy decides.")] = 20,
     reference: Annotated[
         str, typer.Option(help="warmup-linear, cosine, one-cycle or constant.")
     ] = "warmup-linear",
     seed: Annotated[int, typer.Option(help="Moves initialisation and data order.")] = 0,
-    store: Annotated[
-        str, typer.Option(help=STORE_HELP, envvar="TRIMTAB_STORE")
-    ] = "sqlite:///trimtab.db",
+    store: options.Store = options.DEFAULT_STORE,
     watch_only: Annotated[
         bool, typer.Option("--watch-only", help="Propose and record, but change nothing.")
     ] = False,
@@ -168,64 +151,62 @@ def run(
             help="Tell a tracker: a TensorBoard folder, mlflow:URI or wandb:PROJECT; repeatable."
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Fine-tune once, steered by a policy or by its reference schedule alone."""
-    one_thread()
-    found = find_task(task, variant)
+    options.one_thread()
+    found = options.find_task(task, variant)
     request = Request(
         task=task,
         variant=variant,
         policy=policy,
-        hyperparameters=tuple(names(hyperparameters)),
-        start=assignments(start or []),
+        hyperparameters=tuple(options.names(hyperparameters)),
+        start=options.assignments(start or []),
         start_scale=start_scale,
         decisions=decisions,
         reference=reference,
         seed=seed,
-        store=store_or_none(store),
+        store=options.store_or_none(store),
         watch_only=watch_only,
         log_to=tuple(log_to or ()),
     )
-    result = _executed_in_sight(request, found, is_rhythm_given=is_given(context, "decisions"))
+    result = _executed_in_sight(
+        request, found, is_rhythm_given=options.is_given(context, "decisions")
+    )
     if as_json:
-        print_json(result.to_dict())
+        output.print_json(result.to_dict())
     else:
         _print_result(result, request.store)
 
 
 def _executed_in_sight(request: Request, task: Task, *, is_rhythm_given: bool) -> RunResult:
     """Run a request with a display of how it goes; leave with status 130 when interrupted."""
-    from trimtab.cli.display import Display
-
-    if notice := getattr(task, "notice", ""):
-        say(str(notice))
+    output.say_notice(task)
     name = f"{task.name} · {request.policy}"
 
     def begun(spec: ControlSpec) -> None:
         if is_rhythm_given:
-            say_fewer_decisions(request.decisions, [(request.task, spec, task.total_steps)])
+            output.say_fewer_decisions(request.decisions, [(request.task, spec, task.total_steps)])
 
     try:
-        with Display({name: watched_metric(task)}) as display:
+        with output.Display({name: str(task.monitor)}) as display:
             return execute(
                 request, task, begun=begun, progress=lambda now: display.update(name, now)
             )
     except KeyboardInterrupt:
         kept = "" if request.store is None else "; trimtab report latest shows what had run"
-        say(f"trimtab: interrupted{kept}")
+        output.say(f"trimtab: interrupted{kept}")
         raise typer.Exit(130) from None
 
 
 def _print_result(result: RunResult, store: str | None) -> None:
-    from trimtab.core.guard import count_undone
-
+    step = output.number(result.best.get("step"))
     rows: list[tuple[Any, ...]] = [
-        (name, number(result.best.get(name)), number(result.test.get(name)))
+        (name, output.number(result.best.get(name)), output.number(result.test.get(name)))
         for name in dict.fromkeys([*result.best, *result.test])
         if name not in ("step", "examples")
     ]
-    print_table(("metric", "validation", "test"), rows, f"Best weights, of step {_step(result)}")
+    output.print_table(("metric", "validation", "test"), rows, f"Best weights, of step {step}")
     undone = count_undone(item.reason for item in result.decisions)
     lost = f", {undone} short window{'s' * (undone > 1)} undone" if undone else ""
     lost += f", {result.rollbacks} rolled back" if result.rollbacks else ""
@@ -235,9 +216,4 @@ def _print_result(result: RunResult, store: str | None) -> None:
         f"{result.seconds:.1f} s"
     )
     if result.run is not None:
-        where = "" if store in (None, "sqlite:///trimtab.db") else f" --store {store}"
-        typer.echo(f"trimtab report {result.run}{where}")
-
-
-def _step(result: RunResult) -> str:
-    return number(result.best.get("step"))
+        typer.echo(f"trimtab report {result.run}{options.store_again(store)}")

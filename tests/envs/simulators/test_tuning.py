@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from trimtab.cli.output import start_values
+from trimtab.cli.options import start_values
 from trimtab.controllers.fixed import ReferenceController
 from trimtab.core.spec import ControlSpec
 from trimtab.envs.simulators import tasks, tuning

@@ -51,7 +51,7 @@ def test_a_report_without_steered_runs_has_no_cost(tmp_path):
 
 
 def test_no_name_stands_on_the_larger_name_of_the_steered_run():
-    from trimtab.records.reports.regret_chart import _HEIGHT, _NAME_HEIGHT, _names
+    from trimtab.records.reports.comparison_charts import _HEIGHT, _NAME_HEIGHT, _names
 
     points = [
         {"name": label, "label": label, "method": label, "kind": kind, "charge": 1.0}

@@ -18,12 +18,16 @@ from trimtab.core.decision import RunInfo
 from trimtab.core.errors import MissingDependencyError, SpecError
 from trimtab.core.guard import Reason
 from trimtab.defaults import controller_for
-from trimtab.records.reports import page as report
-from trimtab.records.reports import run_charts as chart_data
-from trimtab.records.reports import run_charts as charts
-from trimtab.records.store.recorder import StoreRecorder
+from trimtab.records.reports.page import require_report_extra
+from trimtab.records.reports.run import report_html, write_picture, write_report
+from trimtab.records.reports.run_charts import (
+    hyperparameter_path,
+    label_of,
+    move_points,
+    reference_path,
+)
 from trimtab.records.store.rows import RunRecord
-from trimtab.records.store.store import load_run
+from trimtab.records.store.store import StoreRecorder, load_run
 from trimtab.tasks.run import RunSettings, run_task
 
 SPITE = "<script>alert(1)</script>\"'&"
@@ -56,14 +60,14 @@ def rows_of(chart: dict) -> list[dict]:
 
 
 def test_the_page_is_whole_and_about_a_megabyte(pair):
-    page = report.report_html(*pair)
+    page = report_html(*pair)
     assert page.startswith("<!doctype html>")
     assert 500_000 < len(page) < 1_500_000
     assert "vegaEmbed" in page
 
 
 def test_nothing_in_the_page_points_to_the_network(pair):
-    page = report.report_html(*pair)
+    page = report_html(*pair)
     own = re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)  # the charts' library
     loaded = re.findall(r"""(?:src|href|action)\s*=\s*["']([^"']*)|url\(([^)]*)\)""", own)
     assert [first or second for first, second in loaded] == ["data:,"]
@@ -73,18 +77,18 @@ def test_nothing_in_the_page_points_to_the_network(pair):
 
 
 def test_every_name_that_a_user_chose_is_escaped(pair):
-    page = report.report_html(*pair)
+    page = report_html(*pair)
     assert SPITE not in page
     assert "alert(1)" in page
     assert "<script>alert" not in page
     assert page.count("<script") == page.count("</script>") == 4
     other = replace(pair[0], head={**pair[0].head, "policy": SPITE, "command": SPITE})
-    assert "<script>alert" not in report.report_html(pair[0], other)
+    assert "<script>alert" not in report_html(pair[0], other)
 
 
 def test_the_charts_hold_the_numbers_of_the_record(pair):
     record = pair[0]
-    loss, lr, momentum, accuracy = specifications(report.report_html(record))
+    loss, lr, momentum, accuracy = specifications(report_html(record))
     measured = [item.measured["loss"] for item in record.decisions]
     drawn = {row["loss"] for row in rows_of(loss) if row.get("split") == "validation"}
     assert {value for value in measured if math.isfinite(value)} <= drawn
@@ -98,21 +102,21 @@ def test_the_charts_hold_the_numbers_of_the_record(pair):
 
 def test_windows_undone_are_counted_where_there_are_any(pair):
     record = pair[0]
-    assert "windows undone" not in report.report_html(record)
+    assert "windows undone" not in report_html(record)
     bits = {"lr": int(Reason.UNDONE | Reason.BOUNDS)}
     some = [
         replace(item, reasons=bits) if k < 3 else item for k, item in enumerate(record.decisions)
     ]
-    shown = report.report_html(replace(record, decisions=some))
+    shown = report_html(replace(record, decisions=some))
     assert "short windows undone" in shown
     assert re.search(r'short windows undone</div>\s*<div class="value">3</div>', shown)
-    beside = report.report_html(record, replace(pair[1], decisions=some))  # only the other has any
+    beside = report_html(record, replace(pair[1], decisions=some))  # only the other has any
     card = r'short windows undone</div>\s*<div class="value">0</div>\s*<div class="beside">[^<]* 3<'
     assert re.search(card, beside)
 
 
 def test_each_decision_carries_its_reason(pair):
-    points = chart_data.move_points(pair[0], "random", "lr")
+    points = move_points(pair[0], "random", "lr")
     assert len(points) == len(pair[0].decisions)
     assert any("rolled back to the best weights; learning rate cut" in row["why"] for row in points)
     assert {row["kind"] for row in points} <= {
@@ -123,53 +127,53 @@ def test_each_decision_carries_its_reason(pair):
 
 
 def test_the_reference_under_a_path_is_that_of_the_start(pair):
-    values = [row["value"] for row in chart_data.reference_path(pair[0], "lr")]
+    values = [row["value"] for row in reference_path(pair[0], "lr")]
     assert values == pytest.approx([row["value"] for row in _path(pair[1])])
 
 
 def _path(record: RunRecord) -> list[dict]:
-    return chart_data.hyperparameter_path(record, "reference", "lr")
+    return hyperparameter_path(record, "reference", "lr")
 
 
 def test_a_schedule_without_a_name_is_worked_out_from_what_was_applied(pair):
     nameless = replace(pair[0], head={**pair[0].head, "reference": "my scheduler"})
-    named = [row["value"] for row in chart_data.reference_path(pair[0], "lr")]
-    found = [row["value"] for row in chart_data.reference_path(nameless, "lr")]
+    named = [row["value"] for row in reference_path(pair[0], "lr")]
+    found = [row["value"] for row in reference_path(nameless, "lr")]
     assert found == pytest.approx(named)
 
 
 def test_a_run_that_never_finished_has_its_path_up_to_the_last_decision(pair):
     broken = replace(pair[0], figures={}, schedule={}, status="interrupted")
-    rebuilt = [row["value"] for row in chart_data.hyperparameter_path(broken, "r", "lr")]
+    rebuilt = [row["value"] for row in hyperparameter_path(broken, "r", "lr")]
     steps = pair[0].decisions[-1].step + 1
     assert rebuilt[: steps - 1] == pytest.approx(pair[0].schedule["lr"][: steps - 1])
-    page = report.report_html(broken)
+    page = report_html(broken)
     assert 'class="badge interrupted"' in page
 
 
 def test_a_run_without_any_decision_still_has_a_page(pair):
     empty = replace(pair[0], decisions=(), figures={}, schedule={}, status="failed")
-    assert "none yet" in report.report_html(empty)
+    assert "none yet" in report_html(empty)
 
 
 def test_long_schedules_are_thinned_without_losing_a_jump():
     values = [1.0] * 5000 + [0.1] * 5000
     record = RunRecord(1, "finished", {"policy": "x"}, schedule={"lr": values})
-    rows = chart_data.hyperparameter_path(record, "x", "lr")
+    rows = hyperparameter_path(record, "x", "lr")
     assert len(rows) < 1000
     jump = [row["step"] for row in rows if 4990 < row["step"] < 5010]
     assert {4999, 5000} <= set(jump)
 
 
 def test_two_runs_of_one_policy_are_told_apart(pair):
-    assert chart_data.label_of(pair[0], pair[0]) == "random (run 1)"
-    assert chart_data.label_of(pair[0], pair[1]) == "random"
+    assert label_of(pair[0], pair[0]) == "random (run 1)"
+    assert label_of(pair[0], pair[1]) == "random"
 
 
 @pytest.mark.parametrize(("ending", "begins"), [(".png", b"\x89PNG"), (".svg", b"<svg")])
 def test_the_charts_are_drawn_as_a_picture(pair, tmp_path, ending, begins):
     path = tmp_path / f"charts{ending}"
-    report.write_picture(path, *pair)
+    write_picture(path, *pair)
     data = path.read_bytes()
     assert data.startswith(begins)
     if ending == ".png":
@@ -183,18 +187,18 @@ def test_the_charts_are_drawn_as_a_picture(pair, tmp_path, ending, begins):
 
 def test_a_picture_of_another_kind_is_refused(pair, tmp_path):
     with pytest.raises(SpecError, match=r"a picture ends in \.png or \.svg, not '\.gif'"):
-        report.write_picture(tmp_path / "x.gif", pair[0])
+        write_picture(tmp_path / "x.gif", pair[0])
 
 
 def test_a_report_that_cannot_be_written_says_so(pair, tmp_path):
     with pytest.raises(SpecError, match="cannot be written"):
-        report.write_report(tmp_path, pair[0])
+        write_report(tmp_path, pair[0])
 
 
 def test_without_the_extra_it_says_what_to_install(pair, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'trimtab\[report\]'"):
-        charts.require_report_extra()
+        require_report_extra()
 
 
 # In a browser.
@@ -242,7 +246,7 @@ def asked_of_the_network(log: Path) -> list[str]:
 @pytest.mark.framework
 def test_the_report_opens_in_a_browser_with_all_its_charts_drawn(pair, tmp_path):
     page = tmp_path / "report.html"
-    report.write_report(page, *pair)
+    write_report(page, *pair)
     dom = chromium(page, "--dump-dom", f"--log-net-log={tmp_path / 'net.json'}")
     assert 'data-drawn="4"' in dom
     assert len(re.findall(r"<svg[^>]*class=\"marks\"", dom)) == 4
@@ -257,7 +261,7 @@ def test_the_screenshot_shows_both_runs(pair, tmp_path):
     from PIL import Image
 
     page = tmp_path / "report.html"
-    report.write_report(page, *pair)
+    write_report(page, *pair)
     chromium(page, f"--screenshot={tmp_path / 'seen.png'}")
     pixels = np.asarray(Image.open(tmp_path / "seen.png").convert("RGB")).astype(int)
     charts_only = pixels[320:].reshape(-1, 3)

@@ -18,8 +18,7 @@ import pytest
 from tests.records.study_rows_made import SPITE, made_study
 from trimtab.cli.main import main
 from trimtab.core.errors import SpecError, UnknownNameError
-from trimtab.records.reports import importance as study_importance
-from trimtab.records.reports import study_view
+from trimtab.records.reports import importance, study_view
 from trimtab.records.reports.importance import importance_of
 from trimtab.records.reports.study import (
     StudyReport,
@@ -134,7 +133,7 @@ def test_the_time_left_is_what_is_left_at_the_speed_so_far(tmp_path: Path) -> No
 def test_the_choice_that_mattered_comes_first_by_ranks(
     made: StudyReport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(study_importance.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(importance.importlib.util, "find_spec", lambda _: None)
     found = importance_of(made.view)
     assert found.method.startswith("rank correlation")
     assert next(iter(found.shares)) == "lr"  # its best value lies in the middle

@@ -14,14 +14,12 @@ import pytest
 
 from tests.records.store.test_store import INFO, drive
 from trimtab.core.errors import SpecError, StoreError, UnknownNameError
-from trimtab.records.store import studies
-from trimtab.records.store import studies as processes
-from trimtab.records.store import transactions as patience
-from trimtab.records.store.recorder import StoreRecorder
+from trimtab.records.store import studies, transactions
+from trimtab.records.store.provenance import is_gone, process_token
 from trimtab.records.store.rows import run_row
 from trimtab.records.store.snapshots import is_snapshot_of, snapshot_folder, write_snapshot
-from trimtab.records.store.store import Store
-from trimtab.records.store.studies import Studies
+from trimtab.records.store.store import Store, StoreRecorder
+from trimtab.records.store.studies import Studies, status_now
 from trimtab.records.store.study_rows import StudyRecord, UnitRequest
 
 HERE = Path(__file__).parents[1]
@@ -194,12 +192,12 @@ def test_the_claims_of_a_killed_process_are_freed(store: str) -> None:
         other = subprocess.Popen([sys.executable, "-c", code, store], stdout=subprocess.PIPE)
         assert other.stdout is not None
         owner = other.stdout.readline().decode().strip()
-        assert not processes.is_gone(owner)
+        assert not is_gone(owner)
         assert opened.release_dead(study) == []
         other.kill()
         other.wait()
         other.stdout.close()
-        assert processes.is_gone(owner)
+        assert is_gone(owner)
         assert opened.release_dead(study) == [1]
         assert opened.release_dead(study) == []
         again = opened.claim(study, 1)
@@ -210,10 +208,24 @@ def test_the_claims_of_a_killed_process_are_freed(store: str) -> None:
 
 
 def test_a_number_that_the_system_gave_away_again_is_another_process() -> None:
-    host, pid, began, word = processes.process_token().rsplit(":", 3)
-    assert not processes.is_gone(f"{host}:{pid}:{began}:{word}")
-    assert processes.is_gone(f"{host}:{pid}:{int(began) + 1}:{word}")
-    assert not processes.is_gone(f"elsewhere:{pid}:{int(began) + 1}:{word}")
+    host, pid, began, word = process_token().rsplit(":", 3)
+    assert not is_gone(f"{host}:{pid}:{began}:{word}")
+    assert is_gone(f"{host}:{pid}:{int(began) + 1}:{word}")
+    assert not is_gone(f"elsewhere:{pid}:{int(began) + 1}:{word}")
+
+
+def test_a_study_runs_on_while_one_of_its_processes_may_be_alive(tmp_path: Path) -> None:
+    alive = process_token()
+    host, pid, began, word = alive.rsplit(":", 3)
+    ended = f"{host}:{pid}:{int(began) + 1}:{word}"
+    with Studies(tmp_path / "runs.db") as opened:
+        study = begun(opened)
+        assert status_now(study, [None]) == "running"
+        assert status_now(study, [ended, alive, None]) == "running"
+        assert status_now(study, [ended, "elsewhere:1:1:x"]) == "running"
+        assert status_now(study, [ended, None]) == "interrupted"
+        opened.set_status(study, "finished")
+        assert status_now(opened.study("s"), [ended]) == "finished"
 
 
 def test_runs_stand_in_a_tree(store: str) -> None:
@@ -281,8 +293,8 @@ def test_a_locked_database_is_waited_for(tmp_path: Path) -> None:
 def test_a_database_that_stays_locked_is_one_clear_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(patience, "PATIENCE_SECONDS", 0.1)
-    monkeypatch.setattr(patience, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(transactions, "BUDGET_SECONDS", 0.1)
+    monkeypatch.setattr(transactions, "LEAST_SECONDS", 0.0)
     with Studies(tmp_path / "runs.db") as opened:
         study = begun(opened)
         with opened._database._writer.connect() as connection:

@@ -32,7 +32,7 @@ from trimtab.core.metrics import Metrics
 from trimtab.core.spec import ControlSpec
 from trimtab.defaults import recorder_for
 from trimtab.records.store.store import load_run
-from trimtab.records.trackers import fields as wording
+from trimtab.records.trackers import fields
 from trimtab.records.trackers.fan_out import Recorders, check_log_to
 from trimtab.records.trackers.mlflow import _key
 
@@ -47,7 +47,7 @@ INFO = RunInfo(
 
 
 def decision(index: int = 0, **changes: Any) -> Decision:
-    fields: dict[str, Any] = {
+    shown: dict[str, Any] = {
         "index": index,
         "step": 2 * index,
         "progress": index / 3,
@@ -63,7 +63,7 @@ def decision(index: int = 0, **changes: Any) -> Decision:
         "terminated": False,
         "reward": 0.125,
     }
-    return Decision(**(fields | changes))
+    return Decision(**(shown | changes))
 
 
 def summary() -> Summary:
@@ -205,7 +205,7 @@ def test_without_trackers_a_store_is_all_there_is(tmp_path):
 
 
 def test_a_decision_is_told_in_finite_numbers_and_in_words():
-    numbers = wording.decision_numbers(decision(1))
+    numbers = fields.decision_numbers(decision(1))
     assert numbers == {
         "applied/lr": 2e-3,
         "proposed/lr": 4e-3,
@@ -216,22 +216,22 @@ def test_a_decision_is_told_in_finite_numbers_and_in_words():
         "decision/restored": 0.0,
     }
     words = "decision 2 at step 2: lr = 0.002 (asked for 0.004): held at its bound; it broke"
-    assert wording.explain(decision(1, note="it broke")) == words
+    assert fields.explain(decision(1, note="it broke")) == words
 
 
 def test_a_long_schedule_is_thinned_evenly_and_keeps_its_last_step():
     rows = [{"step": s, "lr": 1.0 / (s + 1)} for s in range(25_001)]
-    points = wording.schedule_points(Summary(schedule=rows))
+    points = fields.schedule_points(Summary(schedule=rows))
     steps = [step for step, _ in points]
-    assert len(steps) <= wording.MOST_POINTS + 1
+    assert len(steps) <= fields.MOST_POINTS + 1
     assert (steps[0], steps[1], steps[-1]) == (0, 3, 25_000)
     assert points[-1][1] == {"schedule/lr": 1.0 / 25_001}
-    assert wording.schedule_points(Summary()) == []
+    assert fields.schedule_points(Summary()) == []
 
 
 @given(st.text())
 def test_a_name_is_one_part_of_a_path(name):
-    safe = wording.safe_name(name)
+    safe = fields.safe_name(name)
     assert Path("root", safe).resolve().parent == Path("root").resolve()
     assert safe == Path(safe).name
     assert len(safe) <= 80

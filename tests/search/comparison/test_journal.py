@@ -203,7 +203,7 @@ def test_a_file_in_a_folder_of_any_depth_changes_the_fingerprint(package, path):
         "records/assets/report.css",
         "records/reports/page.py",
         "records/reports/assets/watch.js",
-        "records/export/source.py",
+        "records/export/schedule.py",
         "records/trackers/wandb.py",
         "cli/compare.py",
         "agents/training/ppo.py",

@@ -10,7 +10,7 @@ import pytest
 
 from trimtab.core.errors import StoreError
 from trimtab.core.registry import make_task
-from trimtab.records.store.transactions import PATIENCE_SECONDS, StoreWaitWarning, patience_with
+from trimtab.records.store.transactions import BUDGET_SECONDS, StoreWaitWarning, retry_budget
 from trimtab.search.engines.base import Done
 from trimtab.search.engines.local import InlineEngine
 from trimtab.search.study import coordinator
@@ -55,10 +55,10 @@ def test_a_worker_whose_store_failed_is_told_of_once_and_its_unit_done_again(
 
 
 def test_what_a_worker_waited_for_is_not_waited_for_once_more(tmp_path: Path) -> None:
-    patience = patience_with(f"sqlite:///{tmp_path / 'runs.db'}")
+    budget = retry_budget(f"sqlite:///{tmp_path / 'runs.db'}")
     with (
         pytest.warns(StoreWaitWarning, match="the disk is full"),
         pytest.raises(StoreError, match=r"the disk is full; what was done is kept.*resume s goes"),
     ):
         spent(tmp_path / "runs.db", failures=4)
-    assert patience.enter(0) < PATIENCE_SECONDS / 2
+    assert budget.enter(0) < BUDGET_SECONDS / 2

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trimtab.records.reports.comparison_charts import comparison_charts
-from trimtab.records.reports.page import page
-from trimtab.records.reports.run_charts import require_report_extra
-from trimtab.records.store.rows import command_line
-
-Row = Mapping[str, Any]
+from trimtab.records.reports import page
+from trimtab.records.reports.comparison_charts import Result, comparison_charts
+from trimtab.records.reports.page import figure, text
+from trimtab.records.store.provenance import command_line
 
 COST_HEADS: tuple[str, ...] = (
     "method",
@@ -27,7 +24,7 @@ COST_HEADS: tuple[str, ...] = (
 
 def write_comparison_report(
     path: Path,
-    rows: Sequence[Row],
+    rows: Sequence[Result],
     figures: Mapping[str, Any],
     about: Mapping[str, str],
     left_out: Iterable[tuple[str, str, str]] = (),
@@ -44,28 +41,17 @@ def write_comparison_report(
     Raises:
         MissingDependencyError: The extra ``report`` is not installed.
     """
-    require_report_extra()
+    page.require_report_extra()
     tasks = figures["tasks"]
     title = f"{len(figures['methods'])} methods on {len(tasks)} task{'s' * (len(tasks) != 1)}"
-    above = (
-        '<header><div class="mark">trimtab · comparison at equal compute</div>'
-        f"<h1>{_text(title)}</h1><p>{_text(', '.join(tasks))}.</p></header>"
-    )
+    above = page.header("comparison at equal compute", title, f"{', '.join(tasks)}.")
     below = (
         f"{_cost(figures)}<h2>Methods</h2>{_methods(figures)}<h2>Tasks</h2>{_tasks(figures)}"
         f"{_left_out(left_out)}<h2>The comparison</h2>{_about(about)}"
     )
-    path.write_text(page(title, above, comparison_charts(rows, figures), below), encoding="utf-8")
-
-
-def _text(value: Any) -> str:
-    return html.escape(str(value), quote=True)
-
-
-def _number(value: Any) -> str:
-    if value is None or not math.isfinite(value):
-        return "–"
-    return f"{value:.4g}"
+    path.write_text(
+        page.document(title, above, comparison_charts(rows, figures), below), encoding="utf-8"
+    )
 
 
 def _interval(found: Mapping[str, float] | None) -> str:
@@ -74,20 +60,13 @@ def _interval(found: Mapping[str, float] | None) -> str:
     return f"{found['value']:.2f} ({found['low']:.2f} … {found['high']:.2f})"
 
 
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def _table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a table whose first column is text and whose others are numbers; cells are HTML."""
-    first, *others = heads
-    columns = f"<th>{_text(first)}</th>" + "".join(
-        f'<th class="n">{_text(head)}</th>' for head in others
-    )
-    body = "".join(
-        f"<tr><td>{cells[0]}</td>" + "".join(f'<td class="n">{cell}</td>' for cell in cells[1:])
-        for cells in rows
-    )
-    return f'<div class="sheet"><table><thead><tr>{columns}</tr></thead>{body}</table></div>'
+    lines = (f"<tr>{page.cells(row[:1])}{page.cells(row[1:], 'n')}</tr>" for row in rows)
+    return page.table(page.heads(names[:1], names[1:]), lines)
 
 
-def cost_cells(row: Row) -> tuple[str, ...]:
+def cost_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     """Return what a method needs to end as well as one steered run, as words under `COST_HEADS`.
 
     Args:
@@ -122,9 +101,9 @@ def _cost(figures: Mapping[str, Any]) -> str:
     cost = figures.get("cost")
     if not cost:
         return ""
-    rows = [tuple(_text(word) for word in cost_cells(row)) for row in cost["methods"]]
+    rows = [tuple(text(word) for word in cost_cells(row)) for row in cost["methods"]]
     table = _table(COST_HEADS, rows) if rows else ""
-    return f"<h2>What one steered run costs, and saves</h2><p>{_text(cost['sentence'])}</p>{table}"
+    return f"<h2>What one steered run costs, and saves</h2><p>{text(cost['sentence'])}</p>{table}"
 
 
 def _methods(figures: Mapping[str, Any]) -> str:
@@ -132,18 +111,18 @@ def _methods(figures: Mapping[str, Any]) -> str:
         found = figures["regret"].get(label)
         return math.inf if found is None else float(found["value"])
 
-    heads = ("method", "whole runs", "regret", "n*", "at the cap", "trimtab is better", "seconds")
+    names = ("method", "whole runs", "regret", "n*", "at the cap", "trimtab is better", "seconds")
     return _table(
-        heads,
+        names,
         [
             (
-                _text(label),
-                _number(figures["spent"][label]),
+                text(label),
+                figure(figures["spent"][label]),
                 _interval(figures["regret"].get(label)),
                 _interval(figures["n_star"].get(label)),
-                _number(figures["capped"].get(label)),
+                figure(figures["capped"].get(label)),
                 _interval(figures["probability_of_improvement"].get(label)),
-                _number(figures["seconds"][label]),
+                figure(figures["seconds"][label]),
             )
             for label in sorted(figures["methods"], key=order)
         ],
@@ -151,17 +130,17 @@ def _methods(figures: Mapping[str, Any]) -> str:
 
 
 def _tasks(figures: Mapping[str, Any]) -> str:
-    heads = ("task", "metric", "tuned lr", "loss when tuned", "median loss", "pool", "flagged")
+    names = ("task", "metric", "tuned lr", "loss when tuned", "median loss", "pool", "flagged")
     return _table(
-        heads,
+        names,
         [
             (
-                _text(name),
-                _text(task["metric"]),
-                _number(task["tuned_lr"]),
-                _number(task["tuned"]),
-                _number(task["median"]),
-                _text(task["pool"]),
+                text(name),
+                text(task["metric"]),
+                figure(task["tuned_lr"]),
+                figure(task["tuned"]),
+                figure(task["median"]),
+                text(task["pool"]),
                 _flag(task),
             )
             for name, task in figures["tasks"].items()
@@ -176,14 +155,12 @@ def _flag(task: Mapping[str, Any]) -> str:
 
 
 def _left_out(left_out: Iterable[tuple[str, str, str]]) -> str:
-    rows = [tuple(_text(word) for word in one) for one in left_out]
+    rows = [tuple(text(word) for word in one) for one in left_out]
     if not rows:
         return ""
     return "<h2>Left out</h2>" + _table(("task", "method", "reason"), rows)
 
 
 def _about(about: Mapping[str, str]) -> str:
-    items = [("command", f"<code>{_text(command_line())}</code>")]
-    items += [(_text(name), f"<code>{_text(value)}</code>") for name, value in about.items()]
-    listed = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in items)
-    return f'<div class="sheet"><dl>{listed}</dl></div>'
+    rows = [("command", command_line()), *about.items()]
+    return page.details((name, page.code(value)) for name, value in rows)

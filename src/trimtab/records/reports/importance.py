@@ -73,7 +73,8 @@ def _differs(values: Sequence[Any]) -> bool:
     return len({str(value) for value in values if value is not None}) > 1
 
 
-def _is_numeric(values: Sequence[Any]) -> bool:
+def is_numeric(values: Sequence[Any]) -> bool:
+    """Whether a choice's values are finite numbers, but for runs that left it as it was."""
     return all(
         isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v)
         for v in values
@@ -89,7 +90,7 @@ def _explained(values: Sequence[Any], losses: Sequence[float]) -> float:
     spread = float(((y - y.mean()) ** 2).sum())
     if len(given) < _RANKS_FROM or spread == 0 or len(set(map(str, known))) < 2:
         return 0.0
-    if _is_numeric(known):
+    if is_numeric(known):
         # A square beside the rank itself, since the best value often lies in the middle.
         x = _ranks(np.array(known, float)) / len(known) - 0.5
         design = np.column_stack([np.ones_like(x), x, x**2])
@@ -151,7 +152,7 @@ def _law(values: Sequence[Any]) -> tuple[Any, Any]:
     from optuna.distributions import CategoricalDistribution, FloatDistribution
 
     known = [value for value in values if value is not None]
-    if not _is_numeric(known):
+    if not is_numeric(known):
         return CategoricalDistribution(sorted({str(value) for value in known})), str
     low, high = float(min(known)), float(max(known))
     return FloatDistribution(low, high, log=low > 0 and high > 10 * low), float

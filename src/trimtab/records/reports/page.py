@@ -1,64 +1,279 @@
-"""A run's report: one HTML file that holds all it shows, and asks the network for nothing."""
+"""What every report is made of: one page that asks the network for nothing, and how charts look.
+
+The page, its header, cards, tables and lists; the theme of all charts and what they share; the
+same charts as a picture.
+"""
 
 from __future__ import annotations
 
 import html
+import importlib.util
 import json
 import math
-import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from trimtab.core.errors import SpecError
-from trimtab.core.guard import count_undone
-from trimtab.records.reports.run_charts import (
-    THEMES,
-    charts_of,
-    figures_of,
-    label_of,
-    require_report_extra,
-    spelled,
-    steered_names,
-)
-from trimtab.records.store.rows import DecisionRecord, RunRecord
+from trimtab.core.errors import MissingDependencyError, SpecError
+
+Row = dict[str, Any]
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
 _POLICY += "script-src 'unsafe-inline' 'unsafe-eval'"  # Vega compiles its expressions
 _EXPORTS = "window.vegaEmbed = vegaEmbed;"
+_FONT = "Inter, 'Segoe UI', 'Helvetica Neue', Helvetica, 'Liberation Sans', Arial, sans-serif"
 
 
-def write_report(path: Path, record: RunRecord, other: RunRecord | None = None) -> None:
-    """Write a run's report to a file, replacing it.
+def _theme(ink: str, faint: str, grid: str, colours: list[str], best: str) -> dict[str, Any]:
+    return {
+        "background": None,
+        "font": _FONT,
+        "view": {"stroke": None},
+        "line": {"strokeJoin": "round", "strokeCap": "round"},
+        "range": {"category": colours},
+        "axis": {
+            "labelColor": faint,
+            "titleColor": faint,
+            "titleFontWeight": "normal",
+            "titleFontSize": 12,
+            "labelFontSize": 11,
+            "gridColor": grid,
+            "domain": False,
+            "ticks": False,
+            "labelPadding": 8,
+            "titlePadding": 10,
+        },
+        "axisX": {"grid": False, "domain": True, "domainColor": grid},
+        "legend": {
+            "labelColor": ink,
+            "labelFontSize": 12,
+            "labelLimit": 260,
+            "orient": "top",
+            "direction": "horizontal",
+            "title": None,
+            "symbolStrokeWidth": 2.5,
+            "symbolSize": 130,
+            "offset": 6,
+        },
+        "title": {
+            "color": ink,
+            "subtitleColor": faint,
+            "anchor": "start",
+            "fontSize": 15,
+            "subtitleFontSize": 12,
+            "fontWeight": 600,
+            "offset": 12,
+            "subtitlePadding": 5,
+        },
+        "style": {
+            "reference": {"color": faint, "strokeWidth": 1.5, "strokeDash": [1, 4]},
+            "best": {"color": best, "strokeWidth": 2.5},
+            "steered": {"color": colours[0]},
+            "faint": {"color": faint},
+        },
+    }
 
-    Args:
-        path: The HTML file.
-        record: The run.
-        other: A run to show beside it.
+
+THEMES: dict[str, dict[str, Any]] = {
+    "light": _theme("#1d2733", "#667383", "#e6eaef", ["#0b6e99", "#b0763a"], "#d1495b"),
+    "dark": _theme("#e8edf3", "#93a1b2", "#28323e", ["#58b6de", "#dba365"], "#ff7b8b"),
+}
+"""Vega configurations by name."""
+
+
+def require_report_extra() -> None:
+    """Check that the extra ``report`` is installed.
 
     Raises:
-        MissingDependencyError: The extra ``report`` is not installed.
-        SpecError: The file cannot be written.
+        MissingDependencyError: It is not.
     """
-    write_file(path, report_html(record, other).encode())
+    missing = [name for name in ("altair", "vl_convert") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingDependencyError(
+            f"a report needs {' and '.join(missing)}; run: pip install 'trimtab[report]'"
+        )
 
 
-def write_picture(path: Path, record: RunRecord, other: RunRecord | None = None) -> None:
-    """Write the charts of a report as one picture on white.
+# The page.
+
+
+def document(
+    title: str, above: str, charts: list[dict[str, Any]], below: str, *, style: str = ""
+) -> str:
+    """Return a page that holds all it shows: HTML above and below its charts.
 
     Args:
-        path: File that ends in ``.png`` or ``.svg``.
-        record: The run.
-        other: A run to show beside it.
-
-    Raises:
-        MissingDependencyError: The extra ``report`` is not installed.
-        SpecError: The ending is another one, or the file cannot be written.
+        title: Escaped here.
+        above: HTML before the charts.
+        charts: Vega-Lite specifications.
+        below: HTML after them.
+        style: Further rules of CSS.
     """
-    require_report_extra()
-    draw(path, sheet_of(charts_of(record, other)))
+    boxes = "".join(
+        f'<div class="chart"><div id="chart-{index}"></div></div>' for index in range(len(charts))
+    )
+    return "".join(
+        [
+            '<!doctype html><html lang="en"><head><meta charset="utf-8">',
+            f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            '<link rel="icon" href="data:,">',
+            f"<title>{text(title)}</title>",
+            f"<style>{asset('report.css')}{style}</style></head>",
+            f"<body><main>{above}",
+            f'<section class="charts">{boxes}</section>',
+            "<noscript><p>The charts need JavaScript; the table below does not.</p></noscript>",
+            below,
+            "<footer>Made by trimtab. This file holds all that it shows.</footer></main>",
+            _embedded("charts", charts),
+            _embedded("themes", THEMES),
+            f"<script>{_library()}</script><script>{asset('report.js')}</script></body></html>",
+        ]
+    )
+
+
+def asset(name: str) -> str:
+    """Return a script or a style sheet of the reports' pages."""
+    return (Path(__file__).with_name("assets") / name).read_text(encoding="utf-8")
+
+
+@cache
+def _library() -> str:
+    """Return Vega, Vega-Lite and Vega-Embed as one script, about 0.9 MB."""
+    import vl_convert
+
+    bundle: str = vl_convert.javascript_bundle(_EXPORTS, vl_version=_vega_lite())
+    return bundle.replace("</script", "<\\/script")
+
+
+def _embedded(name: str, value: Any) -> str:
+    data = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    for character, escaped in (("<", "\\u003c"), (">", "\\u003e"), ("&", "\\u0026")):
+        data = data.replace(character, escaped)
+    return f'<script type="application/json" id="{name}">{data}</script>'
+
+
+def text(value: Any) -> str:
+    """Return a text as HTML that shows it as it is."""
+    return html.escape(str(value), quote=True)
+
+
+def code(value: Any) -> str:
+    """Return a text as HTML that shows it as code."""
+    return f"<code>{text(value)}</code>"
+
+
+def figure(value: Any) -> str:
+    """Return a figure in four digits; a dash for what is no finite number."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        return "–"
+    return f"{value:.4g}"
+
+
+def header(mark: str, title: str, words: str, status: str = "") -> str:
+    """Return the head of a page; all is escaped here.
+
+    Args:
+        mark: What kind of report it is, and when its subject began.
+        title: Of the page.
+        words: The sentence below it.
+        status: Shown beside the title; none if empty.
+    """
+    badge = f'<span class="badge {text(status)}">{text(status)}</span>' if status else ""
+    return (
+        f'<header><div class="mark">trimtab · {text(mark)}</div><h1>{text(title)}{badge}</h1>'
+        f"<p>{text(words)}</p></header>"
+    )
+
+
+def cards(rows: Iterable[tuple[str, str, str]]) -> str:
+    """Return a row of cards, each a name, a value and what stands below it; all is escaped here."""
+    shown = (
+        f'<div class="figure"><div class="name">{text(name)}</div>'
+        f'<div class="value">{text(value)}</div><div class="beside">{text(beside)}</div></div>'
+        for name, value, beside in rows
+    )
+    return f'<section class="figures">{"".join(shown)}</section>'
+
+
+def cells(values: Iterable[str], kind: str | None = None, tag: str = "td") -> str:
+    """Return cells of a table, given as HTML.
+
+    Args:
+        values: One a cell.
+        kind: Class of the cells, ``"n"`` for numbers.
+        tag: ``"th"`` for heads.
+    """
+    opened = f"<{tag}>" if kind is None else f'<{tag} class="{kind}">'
+    return "".join(f"{opened}{value}</{tag}>" for value in values)
+
+
+def heads(words: Iterable[str], numbers: Iterable[str] = (), last: Iterable[str] = ()) -> str:
+    """Return the heads of columns of words, then of numbers, then of words; escaped here."""
+    first, middle, end = (map(text, names) for names in (words, numbers, last))
+    return cells(first, tag="th") + cells(middle, "n", "th") + cells(end, tag="th")
+
+
+def table(head: str, rows: Iterable[str]) -> str:
+    """Return a table of the cells of its head and of whole rows."""
+    body = "".join(rows) or f'<tr><td colspan="{head.count("<th")}">none yet</td></tr>'
+    return f'<div class="sheet"><table><thead><tr>{head}</tr></thead>{body}</table></div>'
+
+
+def details(rows: Iterable[tuple[str, str]]) -> str:
+    """Return a list of names, which are escaped here, and of what they mean as HTML."""
+    items = "".join(f"<dt>{text(name)}</dt><dd>{value}</dd>" for name, value in rows)
+    return f'<div class="sheet"><dl>{items}</dl></div>'
+
+
+# Charts.
+
+
+def specification(chart: Any, width: int | str = "container") -> dict[str, Any]:
+    """Return a chart of Altair as the plain data of Vega-Lite, without a theme, 300 pixels high.
+
+    Args:
+        chart: One that says its own height has it.
+        width: In pixels, or as wide as its container.
+    """
+    made: dict[str, Any] = chart.properties(width=width).to_dict()
+    made.pop("config", None)
+    return {"height": 300, **made}
+
+
+def inline(rows: Iterable[Mapping[str, Any]]) -> Any:
+    """Return rows as data that is part of a chart."""
+    import altair as alt
+
+    return alt.InlineData(values=[dict(row) for row in rows])
+
+
+def chart_title(words: str, subtitle: str | Sequence[str]) -> Any:
+    """Return a chart's title with what is said below it."""
+    import altair as alt
+
+    return alt.TitleParams(words, subtitle=subtitle)
+
+
+# Pictures and files.
+
+
+def sheet_of(charts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return all charts as one specification, two in a row."""
+    apart = dict.fromkeys(("color", "shape", "strokeDash"), "independent")
+    datasets: dict[str, Any] = {}
+    sized: list[dict[str, Any]] = []
+    for chart in charts:
+        datasets |= chart.get("datasets", {})
+        kept = {key: value for key, value in chart.items() if key not in ("$schema", "datasets")}
+        sized.append(kept | {"width": 460})
+    resolve = {"legend": apart, "scale": apart}
+    rows = [
+        {"hconcat": sized[at : at + 2], "spacing": 48, "resolve": resolve}
+        for at in range(0, len(sized), 2)
+    ]
+    return {"vconcat": rows, "spacing": 36, "resolve": resolve, "datasets": datasets}
 
 
 def draw(path: Path, chart: dict[str, Any]) -> None:
@@ -89,56 +304,16 @@ def draw(path: Path, chart: dict[str, Any]) -> None:
         write_file(path, vl_convert.vegalite_to_png(spec, _vega_lite(), scale=2, config=config))
 
 
-def report_html(record: RunRecord, other: RunRecord | None = None) -> str:
-    """Return the page; every name that a user chose is escaped.
+def _vega_lite() -> str:
+    """Return the version of Vega-Lite that the charts are written for, as vl-convert names it."""
+    import altair
+    import vl_convert
 
-    Raises:
-        MissingDependencyError: The extra ``report`` is not installed.
-    """
-    require_report_extra()
-    return page(
-        record.title,
-        f"{_header(record, other)}{_figures(record, other)}",
-        charts_of(record, other),
-        f"<h2>Decisions</h2>{decisions_table(record)}<h2>The run</h2>{_about(record, other)}",
-    )
-
-
-def page(
-    title: str, above: str, charts: list[dict[str, Any]], below: str, *, style: str = ""
-) -> str:
-    """Return a page that holds all it shows: HTML above and below its charts.
-
-    Args:
-        title: Escaped here.
-        above: HTML before the charts.
-        charts: Vega-Lite specifications.
-        below: HTML after them.
-        style: Further rules of CSS.
-    """
-    boxes = "".join(
-        f'<div class="chart"><div id="chart-{index}"></div></div>' for index in range(len(charts))
-    )
-    assets = Path(__file__).with_name("assets")
-    script = (assets / "report.js").read_text(encoding="utf-8")
-    return "".join(
-        [
-            '<!doctype html><html lang="en"><head><meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            '<link rel="icon" href="data:,">',
-            f"<title>{_text(title)}</title>",
-            f"<style>{(assets / 'report.css').read_text(encoding='utf-8')}{style}</style></head>",
-            f"<body><main>{above}",
-            f'<section class="charts">{boxes}</section>',
-            "<noscript><p>The charts need JavaScript; the table below does not.</p></noscript>",
-            below,
-            "<footer>Made by trimtab. This file holds all that it shows.</footer></main>",
-            _embedded("charts", charts),
-            _embedded("themes", THEMES),
-            f"<script>{_library()}</script><script>{script}</script></body></html>",
-        ]
-    )
+    wanted = altair.SCHEMA_VERSION.lstrip("v").split(".")
+    have: list[str] = vl_convert.get_vegalite_versions()
+    same = [version for version in have if version.split(".")[0] == wanted[0]]
+    exact = ".".join(wanted[:2])
+    return exact if exact in have else (same or have)[-1]
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -153,185 +328,3 @@ def write_file(path: Path, content: bytes) -> None:
         raise SpecError(
             f"{path} cannot be written ({error.strerror or error}); write elsewhere with --out"
         ) from error
-
-
-@cache
-def _library() -> str:
-    """Return Vega, Vega-Lite and Vega-Embed as one script, about 0.9 MB."""
-    import vl_convert
-
-    bundle: str = vl_convert.javascript_bundle(_EXPORTS, vl_version=_vega_lite())
-    return bundle.replace("</script", "<\\/script")
-
-
-def _vega_lite() -> str:
-    """Return the version of Vega-Lite that the charts are written for, as vl-convert names it."""
-    import altair
-    import vl_convert
-
-    wanted = altair.SCHEMA_VERSION.lstrip("v").split(".")
-    have: list[str] = vl_convert.get_vegalite_versions()
-    same = [version for version in have if version.split(".")[0] == wanted[0]]
-    exact = ".".join(wanted[:2])
-    return exact if exact in have else (same or have)[-1]
-
-
-def sheet_of(charts: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return all charts as one specification, two in a row."""
-    apart = dict.fromkeys(("color", "shape", "strokeDash"), "independent")
-    datasets: dict[str, Any] = {}
-    sized: list[dict[str, Any]] = []
-    for chart in charts:
-        datasets |= chart.get("datasets", {})
-        kept = {key: value for key, value in chart.items() if key not in ("$schema", "datasets")}
-        sized.append(kept | {"width": 460})
-    resolve = {"legend": apart, "scale": apart}
-    rows = [
-        {"hconcat": sized[at : at + 2], "spacing": 48, "resolve": resolve}
-        for at in range(0, len(sized), 2)
-    ]
-    return {"vconcat": rows, "spacing": 36, "resolve": resolve, "datasets": datasets}
-
-
-def _embedded(name: str, value: Any) -> str:
-    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
-    for character, code in (("<", "\\u003c"), (">", "\\u003e"), ("&", "\\u0026")):
-        text = text.replace(character, code)
-    return f'<script type="application/json" id="{name}">{text}</script>'
-
-
-def _text(value: Any) -> str:
-    return html.escape(str(value), quote=True)
-
-
-def _number(value: Any, digits: int = 4) -> str:
-    if not isinstance(value, int | float) or isinstance(value, bool) or math.isnan(value):
-        return "–"
-    if math.isinf(value):
-        return "∞" if value > 0 else "−∞"
-    if value == int(value) and abs(value) < 1e6:
-        return str(int(value))
-    if not 1e-3 <= abs(value) < 1e5:
-        return f"{value:.{max(digits - 2, 1)}e}".replace("e-0", "e-").replace("e+0", "e")
-    return f"{value:.{digits}g}"
-
-
-def _header(record: RunRecord, other: RunRecord | None) -> str:
-    head = record.head
-    variant = f" ({head['variant']})" if head["variant"] else ""
-    words = [f"{_text(head['policy'])} on the reference {_text(head['reference'])}"]
-    starts = ", ".join(f"{name} {_number(value)}" for name, value in head["start"].items())
-    scale = head["start_scale"]
-    factor = f", {_number(scale)} times the tuned one" if scale is not None else ""
-    words.append(f"from {_text(starts)}{factor}")
-    words.append(f"seed {head['seed']}")
-    words.append(f"{len(record.decisions)} decisions over {head['total_steps']} steps")
-    if head["watch_only"]:
-        words.append("watching only: nothing was changed")
-    if other is not None:
-        words.append(f"beside {_text(other.title)}")
-    began = time.strftime("%d %B %Y, %H:%M UTC", time.gmtime(head["started_at"]))
-    number = "" if record.id is None else f"run {record.id} · "
-    return (
-        f'<header><div class="mark">trimtab · {number}{began}</div>'
-        f"<h1>{_text(head['task'])}{_text(variant)}"
-        f'<span class="badge {_text(record.status)}">{_text(record.status)}</span></h1>'
-        f"<p>{'; '.join(words)}.</p></header>"
-    )
-
-
-def _figures(record: RunRecord, other: RunRecord | None) -> str:
-    """Return the row of cards: metrics of the best weights, then what the run cost."""
-    split = "test" if record.figures.get("test") else "validation"
-    beside = {} if other is None else figures_of(other)
-    cards = [
-        (f"{split} {spelled(name)}", _number(value), beside.get(name))
-        for name, value in figures_of(record).items()
-        if name not in ("examples", "step")
-    ][:4]
-    costs = (("steps", "spent_steps"), ("whole runs", "spent"), ("seconds", "seconds"))
-    for label, key in (*costs, ("rolled back", "rollbacks")):
-        if key in record.figures:
-            value = record.figures[key]
-            shown = f"{value:.1f}" if key == "seconds" else _number(value, 3)
-            cards.append((label, shown, None if other is None else other.figures.get(key)))
-    undone, others = (
-        None if each is None else count_undone(item.reasons for item in each.decisions)
-        for each in (record, other)
-    )
-    if undone or others:
-        cards.append(("short windows undone", _number(undone), others))
-    best = (record.figures.get("best") or {}).get("step")
-    if best is not None:
-        cards.append(("best at step", _number(best), None))
-    other_label = "" if other is None else label_of(other, record)
-    return '<section class="figures">{}</section>'.format(
-        "".join(
-            f'<div class="figure"><div class="name">{_text(name)}</div>'
-            f'<div class="value">{value}</div><div class="beside">'
-            + ("" if theirs is None else f"{_text(other_label)} {_number(theirs, 3)}")
-            + "</div></div>"
-            for name, value, theirs in cards
-        )
-    )
-
-
-def decisions_table(record: RunRecord) -> str:
-    """Return the table of a run's decisions as HTML, each with what it earned and why."""
-    names = steered_names(record)
-    heads = ["#", "step", "validation", "training", "earned"]
-    columns = "".join(f'<th class="n">{head}</th>' for head in heads)
-    columns += "".join(f'<th class="n">{_text(name)}</th>' for name in names) + "<th>why</th>"
-    rows: list[str] = []
-    held: Mapping[str, float] = record.head["start"]
-    for item, following in zip_longest(record.decisions, record.decisions[1:]):
-        earned = following.reward if following else (record.figures.get("last") or {}).get("reward")
-        rows.append(_decision(item, earned, names, held))
-        held = item.applied
-    body = "".join(rows) or f'<tr><td colspan="{len(heads) + len(names) + 1}">none yet</td></tr>'
-    return f'<div class="sheet"><table><thead><tr>{columns}</tr></thead>{body}</table></div>'
-
-
-def _decision(
-    item: DecisionRecord, earned: Any, names: Iterable[str], held: Mapping[str, float]
-) -> str:
-    cells = [
-        str(item.decision + 1),
-        str(item.step),
-        _number(float(item.metrics.val_loss)),
-        _number(float(item.metrics.train_loss)),
-        f"{earned:+.3f}" if isinstance(earned, float) and math.isfinite(earned) else "–",
-    ]
-    line = "".join(f'<td class="n">{cell}</td>' for cell in cells)
-    for name in names:
-        now, before = item.applied[name], held[name]
-        turn = "up" if now > before * 1.001 else "down" if now < before * 0.999 else ""
-        arrow = {"up": " ↑", "down": " ↓", "": "  "}[turn]
-        line += f'<td class="n {turn}">{_number(now, 3)}{arrow}</td>'
-    why = item.why or "as proposed"
-    if item.terminated:
-        why += "; given up"
-    return f"<tr{' class=back' if item.restored else ''}>{line}<td>{_text(why)}</td></tr>"
-
-
-def _about(record: RunRecord, other: RunRecord | None) -> str:
-    head = record.head
-    versions = ", ".join(f"{name} {version}" for name, version in head["versions"].items())
-    took = ""
-    if head.get("finished_at"):
-        took = f", {head['finished_at'] - head['started_at']:.1f} s"
-    rows: list[tuple[str, str]] = [
-        *((f"notice ({_text(name)})", _text(words)) for name, words in head["notices"].items()),
-        ("command", f"<code>{_text(head['command'])}</code>"),
-        ("seed", _text(head["seed"])),
-        ("versions", _text(versions)),
-        ("commit", f"<code>{_text(head['git_commit'] or '–')}</code>"),
-        ("contract", f"<code>{_text(head['spec_hash'])}</code>"),
-        ("host", f"{_text(head['host'])}{took}"),
-    ]
-    if other is not None:
-        rows.append(
-            ("beside", f"{_text(other.title)}, <code>{_text(other.head['command'])}</code>")
-        )
-    items = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in rows)
-    return f'<div class="sheet"><dl>{items}</dl></div>'

@@ -1,9 +1,7 @@
-"""The charts of a report, as Vega-Lite specifications made with Altair.
+"""The charts of a run's report, as Vega-Lite specifications made with Altair, and their rows.
 
-A specification holds no colours: these come from `THEMES`, so that one chart serves a light page,
-a dark page and a picture.
-
-What a report draws, taken out of a run's record as rows of plain numbers.
+A specification holds no colours: these come from `page.THEMES`, so that one chart serves a light
+page, a dark page and a picture.
 """
 
 from __future__ import annotations
@@ -14,15 +12,19 @@ from collections.abc import Mapping
 from itertools import zip_longest
 from typing import Any
 
-from trimtab.core.errors import MissingDependencyError, UnknownNameError
+from trimtab.core.errors import UnknownNameError
 from trimtab.core.references import reference_multipliers
+from trimtab.records.reports.page import Row, chart_title, inline, specification
 from trimtab.records.store.rows import DecisionRecord, RunRecord
 
-Row = dict[str, Any]
+Runs = list[tuple[RunRecord, str]]  # each with what it is called
 
 _NOT_METRICS = ("step", "train_loss", "reward", "examples", "loss")
 _MOST_POINTS = 400
 _SPELLED = {"loss": "log-loss", "macro_f1": "macro-F1"}
+
+
+# What is drawn, as rows of plain numbers.
 
 
 def spelled(name: str) -> str:
@@ -200,79 +202,7 @@ def figures_of(record: RunRecord) -> Mapping[str, Any]:
     return record.figures.get("test") or record.figures.get("best") or {}
 
 
-_FONT = "Inter, 'Segoe UI', 'Helvetica Neue', Helvetica, 'Liberation Sans', Arial, sans-serif"
-
-
-def _theme(ink: str, faint: str, grid: str, colours: list[str], best: str) -> dict[str, Any]:
-    return {
-        "background": None,
-        "font": _FONT,
-        "view": {"stroke": None},
-        "line": {"strokeJoin": "round", "strokeCap": "round"},
-        "range": {"category": colours},
-        "axis": {
-            "labelColor": faint,
-            "titleColor": faint,
-            "titleFontWeight": "normal",
-            "titleFontSize": 12,
-            "labelFontSize": 11,
-            "gridColor": grid,
-            "domain": False,
-            "ticks": False,
-            "labelPadding": 8,
-            "titlePadding": 10,
-        },
-        "axisX": {"grid": False, "domain": True, "domainColor": grid},
-        "legend": {
-            "labelColor": ink,
-            "labelFontSize": 12,
-            "labelLimit": 260,
-            "orient": "top",
-            "direction": "horizontal",
-            "title": None,
-            "symbolStrokeWidth": 2.5,
-            "symbolSize": 130,
-            "offset": 6,
-        },
-        "title": {
-            "color": ink,
-            "subtitleColor": faint,
-            "anchor": "start",
-            "fontSize": 15,
-            "subtitleFontSize": 12,
-            "fontWeight": 600,
-            "offset": 12,
-            "subtitlePadding": 5,
-        },
-        "style": {
-            "reference": {"color": faint, "strokeWidth": 1.5, "strokeDash": [1, 4]},
-            "best": {"color": best, "strokeWidth": 2.5},
-            "steered": {"color": colours[0]},
-            "faint": {"color": faint},
-        },
-    }
-
-
-THEMES: dict[str, dict[str, Any]] = {
-    "light": _theme("#1d2733", "#667383", "#e6eaef", ["#0b6e99", "#b0763a"], "#d1495b"),
-    "dark": _theme("#e8edf3", "#93a1b2", "#28323e", ["#58b6de", "#dba365"], "#ff7b8b"),
-}
-"""Vega configurations by name."""
-
-
-def require_report_extra() -> None:
-    """Check that the extra ``report`` is installed.
-
-    Raises:
-        MissingDependencyError: It is not.
-    """
-    import importlib.util
-
-    missing = [name for name in ("altair", "vl_convert") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise MissingDependencyError(
-            f"a report needs {' and '.join(missing)}; run: pip install 'trimtab[report]'"
-        )
+# The charts.
 
 
 def charts_of(record: RunRecord, other: RunRecord | None = None) -> list[dict[str, Any]]:
@@ -290,22 +220,7 @@ def charts_of(record: RunRecord, other: RunRecord | None = None) -> list[dict[st
     charts = [_loss_chart(runs)]
     charts += [_path_chart(runs, name) for name in steered_names(record)]
     charts += [_metric_chart(runs, name) for name in metric_names(record)[:3]]
-    return [_plain(chart) for chart in charts]
-
-
-Runs = list[tuple[RunRecord, str]]
-
-
-def _plain(chart: Any) -> dict[str, Any]:
-    made: dict[str, Any] = chart.properties(width="container", height=300).to_dict()
-    made.pop("config", None)
-    return made
-
-
-def _values(rows: list[Row]) -> Any:
-    import altair as alt
-
-    return alt.InlineData(values=rows)
+    return [specification(chart) for chart in charts]
 
 
 def _colour(runs: Runs, *, legend: bool = True) -> Any:
@@ -345,10 +260,11 @@ def _value_axis(field: str, log_domain: tuple[float, float] | None) -> Any:
     return alt.Y(field, axis=axis, scale=alt.Scale(type="log", domain=[low, high], nice=False))
 
 
-def _title(text: str, subtitle: str) -> Any:
+def _ring(rows: list[Row]) -> Any:
+    """Return the mark around the weights that are kept."""
     import altair as alt
 
-    return alt.TitleParams(text, subtitle=subtitle)
+    return alt.Chart(inline(rows)).mark_point(size=150, style="best", shape="circle", opacity=1)
 
 
 def _loss_chart(runs: Runs) -> Any:
@@ -359,7 +275,7 @@ def _loss_chart(runs: Runs) -> Any:
     sizes = [row["loss"] for row in rows]
     spread = bool(sizes) and min(sizes) > 0 and max(sizes) > 6 * min(sizes)
     y = _value_axis("loss:Q", (0.9 * min(sizes), 1.1 * max(sizes)) if spread else None)
-    base = alt.Chart(_values(rows)).encode(x=_steps(runs), y=y, color=_colour(runs))
+    base = alt.Chart(inline(rows)).encode(x=_steps(runs), y=y, color=_colour(runs))
     split = alt.StrokeDash(
         "split:N",
         scale=alt.Scale(domain=["validation", "training"], range=[[1, 0], [3, 3]]),
@@ -380,13 +296,9 @@ def _loss_chart(runs: Runs) -> Any:
         .encode(tooltip=tip)
         .transform_filter("datum.split === 'validation'")
     )
-    ring = (
-        alt.Chart(_values(best))
-        .mark_point(size=150, style="best", shape="circle", opacity=1)
-        .encode(x=_steps(runs), y=y, tooltip=[tip[0], tip[2], tip[3]])
-    )
+    ring = _ring(best).encode(x=_steps(runs), y=y, tooltip=[tip[0], tip[2], tip[3]])
     subtitle = f"the ring marks the weights that are kept{_log_note(spread)}"
-    return alt.layer(lines, dots, ring).properties(title=_title("Loss", subtitle))
+    return alt.layer(lines, dots, ring).properties(title=chart_title("Loss", subtitle))
 
 
 def _metric_chart(runs: Runs, name: str) -> Any:
@@ -395,18 +307,14 @@ def _metric_chart(runs: Runs, name: str) -> Any:
     rows = [row for record, run in runs for row in metric_rows(record, run, name)]
     best = [row for record, run in runs for row in best_row(record, run, name)]
     y = _value_axis("value:Q", None)
-    base = alt.Chart(_values(rows)).encode(x=_steps(runs), y=y, color=_colour(runs))
+    base = alt.Chart(inline(rows)).encode(x=_steps(runs), y=y, color=_colour(runs))
     tip = [alt.Tooltip("run:N"), alt.Tooltip("step:Q"), alt.Tooltip("value:Q", format=".4g")]
-    ring = (
-        alt.Chart(_values(best))
-        .mark_point(size=150, style="best", shape="circle", opacity=1)
-        .encode(x=_steps(runs), y=y, tooltip=tip)
-    )
+    ring = _ring(best).encode(x=_steps(runs), y=y, tooltip=tip)
     return alt.layer(
         base.mark_line(strokeWidth=2),
         base.mark_point(filled=True, size=26, opacity=1).encode(tooltip=tip),
         ring,
-    ).properties(title=_title(spelled(name), "on validation"))
+    ).properties(title=chart_title(spelled(name), "on validation"))
 
 
 def _path_chart(runs: Runs, name: str) -> Any:
@@ -436,9 +344,9 @@ def _path_chart(runs: Runs, name: str) -> Any:
         alt.Tooltip("reward:N", title="earned"),
     ]
     kinds = ["as proposed", "guard changed it", "went back to the best weights"]
-    under = alt.Chart(_values(reference)).mark_line(style="reference", clip=clip)
-    path = alt.Chart(_values(rows)).mark_line(strokeWidth=2, interpolate="step-after", clip=clip)
-    points = alt.Chart(_values(move_points(steered, label, name))).mark_point(
+    under = alt.Chart(inline(reference)).mark_line(style="reference", clip=clip)
+    path = alt.Chart(inline(rows)).mark_line(strokeWidth=2, interpolate="step-after", clip=clip)
+    points = alt.Chart(inline(move_points(steered, label, name))).mark_point(
         filled=True, size=70, clip=clip, opacity=1
     )
     shape = alt.Shape(
@@ -452,5 +360,5 @@ def _path_chart(runs: Runs, name: str) -> Any:
         path.encode(x=x, y=y, color=colour),
         points.encode(x=x, y=y, color=colour, shape=shape, tooltip=tip),
     ).properties(
-        title=_title(name, f"what was applied, over its reference (dotted){_log_note(domain)}")
+        title=chart_title(name, f"what was applied, over its reference (dotted){_log_note(domain)}")
     )

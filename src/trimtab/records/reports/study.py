@@ -1,48 +1,169 @@
 """A study's report: one HTML file that holds all it shows, of a study that is over or goes on.
 
-What a study's report says in words: how the best run came about, and why it is the best.
+It tells in words how the best run came about, and why it is the best.
 """
 
 from __future__ import annotations
 
-import html
 import math
-import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from trimtab.core.errors import SpecError
+from trimtab.records.reports import page
 from trimtab.records.reports.importance import Importance, importance_of
-from trimtab.records.reports.page import decisions_table, draw, page, sheet_of, write_file
-from trimtab.records.reports.run_charts import charts_of, require_report_extra
+from trimtab.records.reports.page import figure, text
+from trimtab.records.reports.run import day_of, decisions_table, notice_rows, origin_rows
+from trimtab.records.reports.run_charts import charts_of
 from trimtab.records.reports.study_charts import study_charts
 from trimtab.records.reports.study_tree import tree_rows, tree_svg
-from trimtab.records.reports.study_view import StudyRun, StudyView, read_view
+from trimtab.records.reports.study_view import StudyRun, StudyView, choices_in_words, read_view
 from trimtab.records.store.encoding import to_json
 from trimtab.records.store.rows import RunRecord
 from trimtab.records.store.store import Store
 
 
-def figure(value: Any) -> str:
-    """Return a figure in four digits; a dash for what is no finite number."""
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-        return "–"
-    return f"{value:.4g}"
+@dataclass(frozen=True)
+class StudyReport:
+    """What a study's report shows.
+
+    Attributes:
+        view: The study as it stood.
+        importance: Of its static choices.
+        winner: The best run so far with the decisions of its forebears; None if there is none, or
+            nothing was decided in it.
+    """
+
+    view: StudyView
+    importance: Importance
+    winner: RunRecord | None
 
 
-def choices_of(values: Mapping[str, Any]) -> str:
-    """Return static choices as names and values, separated by commas."""
-    shown = (
-        f"{name} {figure(value) if isinstance(value, int | float) else value}"
-        for name, value in values.items()
+def read_study_report(name: str, store: str | Path) -> StudyReport:
+    """Return what the report of a study shows; decisions are read of the best path only.
+
+    Raises:
+        UnknownNameError: There is no study of that name.
+        StoreError: The store cannot be read.
+    """
+    with Store(store) as opened:
+        view = read_view(opened, name)
+        return StudyReport(view, importance_of(view), _winner(opened, view))
+
+
+def write_study_report(path: Path, report: StudyReport) -> None:
+    """Write a study's report to a file, replacing it.
+
+    Raises:
+        MissingDependencyError: The extra ``report`` is not installed.
+        SpecError: The file cannot be written.
+    """
+    page.write_file(path, study_report_html(report).encode())
+
+
+def write_study_picture(path: Path, report: StudyReport) -> None:
+    """Write the charts of a study's report as one picture on white.
+
+    Args:
+        path: File that ends in ``.png`` or ``.svg``.
+        report: What it shows.
+
+    Raises:
+        MissingDependencyError: The extra ``report`` is not installed.
+        SpecError: The ending is another one, the file cannot be written, or there is nothing to
+            draw yet.
+    """
+    page.require_report_extra()
+    charts = _charts(report)
+    if not charts:
+        raise SpecError(
+            f"study {report.view.record.name!r} has no run that is over, so there is nothing to "
+            "draw; wait for the first one, or leave --png out"
+        )
+    page.draw(path, page.sheet_of(charts))
+
+
+def study_figures(report: StudyReport) -> dict[str, Any]:
+    """Return what a study came to so far, as plain data."""
+    view, best = report.view, report.view.best
+    found = None
+    if best is not None:
+        found = {
+            "unit": best.unit,
+            "run": best.run,
+            "validation": best.validation,
+            "test": dict(best.test),
+            "choices": dict(best.choices),
+            "path": [run.label for run in view.best_path],
+        }
+    return {
+        "study": view.record.name,
+        "status": view.status,
+        "runs": len(view.runs),
+        "over": sum(run.is_over for run in view.runs),
+        "spent": view.spent,
+        "budget": view.record.budget,
+        "best": found,
+        "importance": {"method": report.importance.method, "shares": report.importance.shares},
+    }
+
+
+def study_report_html(report: StudyReport) -> str:
+    """Return the page; every name that a user chose is escaped.
+
+    Raises:
+        MissingDependencyError: The extra ``report`` is not installed.
+    """
+    page.require_report_extra()
+    view = report.view
+    above = f"{_header(view)}{_cards(view)}{_tree(view)}{_told(report)}"
+    decisions = ""
+    if report.winner is not None:
+        decisions = f"<h2>Decisions of the best run</h2>{decisions_table(report.winner)}"
+    below = f"{decisions}<h2>Runs</h2>{_runs(view)}<h2>The study</h2>{_about(report)}"
+    return page.document(
+        f"study {view.record.name}", above, _charts(report), below, style=page.asset("study.css")
     )
-    return ", ".join(shown)
 
 
-def path_in_words(view: StudyView, winner: RunRecord | None) -> list[str]:
+def _charts(report: StudyReport) -> list[dict[str, Any]]:
+    charts = study_charts(report.view, report.importance)
+    best = report.view.best
+    if report.winner is None or best is None:
+        return charts
+    own = charts_of(report.winner)
+    for chart in own:
+        chart["title"]["text"] = f"Unit {best.label}: {chart['title']['text']}"
+    return charts + own
+
+
+def _winner(store: Store, view: StudyView) -> RunRecord | None:
+    """Return the best run whole: what was decided before it was forked comes first."""
+    records = [store.run(run.run) for run in view.best_path if run.run is not None]
+    if not records:
+        return None
+    decisions: tuple[Any, ...] = ()
+    for record in records:
+        begins = record.head["fork_decision"]
+        if begins is not None:
+            decisions = tuple(item for item in decisions if item.decision <= begins)
+        first = record.decisions[0].decision if record.decisions else math.inf
+        decisions = tuple(item for item in decisions if item.decision < first) + record.decisions
+    last = records[-1]
+    if not decisions:
+        return None
+    head = {**last.head, "start": records[0].head["start"]}
+    return replace(last, head=head, decisions=decisions)
+
+
+# In words.
+
+
+def _path_in_words(view: StudyView, winner: RunRecord | None) -> list[str]:
     """Return how the best run came about, a sentence a step.
 
     Args:
@@ -57,7 +178,7 @@ def path_in_words(view: StudyView, winner: RunRecord | None) -> list[str]:
                 f"with {run.change}, and came to {figure(run.validation)}."
             )
             continue
-        chosen = choices_of(run.choices)
+        chosen = choices_in_words(run.choices)
         begun = {
             "first": "was the first run",
             "reference": "followed the plain schedule",
@@ -100,7 +221,7 @@ def _decided(record: RunRecord) -> list[str]:
     return told
 
 
-def why_in_words(view: StudyView) -> str:
+def _why_in_words(view: StudyView) -> str:
     """Return why the best run is the best, in words."""
     best = view.best
     if best is None:
@@ -125,145 +246,7 @@ def why_in_words(view: StudyView) -> str:
     return "; ".join(words) + ". The test split is looked at, never chosen by."
 
 
-@dataclass(frozen=True)
-class StudyReport:
-    """What a study's report shows.
-
-    Attributes:
-        view: The study as it stood.
-        importance: Of its static choices.
-        winner: The best run so far with the decisions of its forebears; None if there is none, or
-            nothing was decided in it.
-    """
-
-    view: StudyView
-    importance: Importance
-    winner: RunRecord | None
-
-
-def read_study_report(name: str, store: str | Path) -> StudyReport:
-    """Return what the report of a study shows; decisions are read of the best path only.
-
-    Raises:
-        UnknownNameError: There is no study of that name.
-        StoreError: The store cannot be read.
-    """
-    with Store(store) as opened:
-        view = read_view(opened, name)
-        return StudyReport(view, importance_of(view), _winner(opened, view))
-
-
-def write_study_report(path: Path, report: StudyReport) -> None:
-    """Write a study's report to a file, replacing it.
-
-    Raises:
-        MissingDependencyError: The extra ``report`` is not installed.
-        SpecError: The file cannot be written.
-    """
-    write_file(path, study_report_html(report).encode())
-
-
-def write_study_picture(path: Path, report: StudyReport) -> None:
-    """Write the charts of a study's report as one picture on white.
-
-    Args:
-        path: File that ends in ``.png`` or ``.svg``.
-        report: What it shows.
-
-    Raises:
-        MissingDependencyError: The extra ``report`` is not installed.
-        SpecError: The ending is another one, the file cannot be written, or there is nothing to
-            draw yet.
-    """
-    from trimtab.core.errors import SpecError
-
-    require_report_extra()
-    charts = _charts(report)
-    if not charts:
-        raise SpecError(
-            f"study {report.view.record.name!r} has no run that is over, so there is nothing to "
-            "draw; wait for the first one, or leave --png out"
-        )
-    draw(path, sheet_of(charts))
-
-
-def study_figures(report: StudyReport) -> dict[str, Any]:
-    """Return what a study came to so far, as plain data."""
-    view, best = report.view, report.view.best
-    found = None
-    if best is not None:
-        found = {
-            "unit": best.unit,
-            "run": best.run,
-            "validation": best.validation,
-            "test": dict(best.test),
-            "choices": dict(best.choices),
-            "path": [run.label for run in view.best_path],
-        }
-    return {
-        "study": view.record.name,
-        "status": view.status,
-        "runs": len(view.runs),
-        "over": sum(run.is_over for run in view.runs),
-        "spent": view.spent,
-        "budget": view.record.budget,
-        "best": found,
-        "importance": {"method": report.importance.method, "shares": report.importance.shares},
-    }
-
-
-def study_report_html(report: StudyReport) -> str:
-    """Return the page; every name that a user chose is escaped.
-
-    Raises:
-        MissingDependencyError: The extra ``report`` is not installed.
-    """
-    require_report_extra()
-    view = report.view
-    style = (Path(__file__).with_name("assets") / "study.css").read_text(encoding="utf-8")
-    above = f"{_header(view)}{_cards(view)}{_tree(view)}{_told(report)}"
-    decisions = ""
-    if report.winner is not None:
-        decisions = f"<h2>Decisions of the best run</h2>{decisions_table(report.winner)}"
-    below = f"{decisions}<h2>Runs</h2>{_runs(view)}<h2>The study</h2>{_about(report)}"
-    return page(f"study {view.record.name}", above, _charts(report), below, style=style)
-
-
-def _charts(report: StudyReport) -> list[dict[str, Any]]:
-    charts = study_charts(report.view, report.importance)
-    best = report.view.best
-    if report.winner is None or best is None:
-        return charts
-    own = charts_of(report.winner)
-    for chart in own:
-        chart["title"]["text"] = f"Unit {best.label}: {chart['title']['text']}"
-    return charts + own
-
-
-def _winner(store: Store, view: StudyView) -> RunRecord | None:
-    """Return the best run whole: what was decided before it was forked comes first."""
-    records = [store.run(run.run) for run in view.best_path if run.run is not None]
-    if not records:
-        return None
-    decisions: tuple[Any, ...] = ()
-    for record in records:
-        begins = record.head["fork_decision"]
-        if begins is not None:
-            decisions = tuple(item for item in decisions if item.decision <= begins)
-        first = record.decisions[0].decision if record.decisions else math.inf
-        decisions = tuple(item for item in decisions if item.decision < first) + record.decisions
-    last = records[-1]
-    if not decisions:
-        return None
-    head = {**last.head, "start": records[0].head["start"]}
-    return replace(last, head=head, decisions=decisions)
-
-
 # HTML.
-
-
-def _text(value: Any) -> str:
-    return html.escape(str(value), quote=True)
 
 
 def _duration(seconds: float) -> str:
@@ -279,59 +262,39 @@ def _duration(seconds: float) -> str:
 
 def _header(view: StudyView) -> str:
     record = view.record
-    began = time.strftime("%d %B %Y, %H:%M UTC", time.gmtime(record.created_at))
     variant = record.settings.get("variant")
-    task = f"{record.task} ({variant})" if variant else record.task
     words = [
-        task,
+        f"{record.task} ({variant})" if variant else record.task,
         f"method {record.method}",
         f"{figure(record.budget)} whole runs to spend",
         f"seed {record.seed}",
     ]
-    return (
-        f'<header><div class="mark">trimtab · study · {began}</div>'
-        f"<h1>{_text(record.name)}"
-        f'<span class="badge {_text(view.status)}">{_text(view.status)}</span></h1>'
-        f"<p>{_text('; '.join(words))}.</p></header>"
-    )
+    mark = f"study · {day_of(record.created_at)}"
+    return page.header(mark, record.name, f"{'; '.join(words)}.", view.status)
 
 
 def _cards(view: StudyView) -> str:
     best, counted = view.best, Counter(run.status for run in view.runs)
     over = sum(run.is_over for run in view.runs)
-    cards = [
+    rows = [
         (
             f"best {view.monitor or 'value'}",
             figure(best.validation if best else None),
             "validation",
         ),
-        (
-            "test",
-            figure(best.test.get(view.monitor) if best else None),
-            "of those weights",
-        ),
+        ("test", figure(best.test.get(view.monitor) if best else None), "of those weights"),
         ("best run", best.label if best else "–", best.kind if best else ""),
-        (
-            "whole runs",
-            figure(round(view.spent, 3)),
-            f"of {figure(view.record.budget)}",
-        ),
+        ("whole runs", figure(round(view.spent, 3)), f"of {figure(view.record.budget)}"),
         ("runs", f"{over}", "over" if over == len(view.runs) else f"over of {len(view.runs)}"),
     ]
     for status in ("stopped", "diverged", "failed"):
         if counted[status]:
-            cards.append((status, str(counted[status]), ""))
+            rows.append((status, str(counted[status]), ""))
     seconds = math.fsum(run.seconds for run in view.runs)
-    cards.append(("trained for", _duration(seconds), "over all workers"))
+    rows.append(("trained for", _duration(seconds), "over all workers"))
     if view.seconds_left is not None:
-        cards.append(("left", _duration(view.seconds_left), "about"))
-    return '<section class="figures">{}</section>'.format(
-        "".join(
-            f'<div class="figure"><div class="name">{_text(name)}</div>'
-            f'<div class="value">{_text(value)}</div><div class="beside">{_text(note)}</div></div>'
-            for name, value, note in cards
-        )
-    )
+        rows.append(("left", _duration(view.seconds_left), "about"))
+    return page.cards(rows)
 
 
 def _tree(view: StudyView) -> str:
@@ -352,25 +315,20 @@ def _told(report: StudyReport) -> str:
         return '<div class="sheet told"><p>No run has given a value yet.</p></div>'
     verb = "won" if report.view.status == "finished" else "leads"
     steps = "".join(
-        f"<li>{_text(words)}</li>" for words in path_in_words(report.view, report.winner)
+        f"<li>{text(words)}</li>" for words in _path_in_words(report.view, report.winner)
     )
     return (
-        f"<h2>Why unit {_text(best.label)} {verb}</h2>"
-        f'<div class="sheet told"><ol>{steps}</ol><p>{_text(why_in_words(report.view))}</p></div>'
+        f"<h2>Why unit {text(best.label)} {verb}</h2>"
+        f'<div class="sheet told"><ol>{steps}</ol><p>{text(_why_in_words(report.view))}</p></div>'
     )
 
 
 def _runs(view: StudyView) -> str:
     labels: dict[int | None, str] = {r.run: r.label for r in view.runs if r.run is not None}
     best = {run.label for run in view.best_path}
-    heads = ("unit", "kind", "status", "forked from", "choices", "validation", "test", "spent")
-    numbers = ("validation", "test", "spent")
-    columns = "".join(
-        f'<th class="n">{head}</th>' if head in numbers else f"<th>{head}</th>" for head in heads
-    )
-    body = "".join(_run_row(view, run, labels, run.label in best) for run in view.runs)
-    body = body or f'<tr><td colspan="{len(heads)}">none yet</td></tr>'
-    return f'<div class="sheet"><table><thead><tr>{columns}</tr></thead>{body}</table></div>'
+    words = ("unit", "kind", "status", "forked from", "choices")
+    rows = (_run_row(view, run, labels, run.label in best) for run in view.runs)
+    return page.table(page.heads(words, ("validation", "test", "spent")), rows)
 
 
 def _run_row(
@@ -379,21 +337,19 @@ def _run_row(
     parent = ""
     if run.parent is not None:
         parent = f"{labels.get(run.parent, '?')} at {100 * run.begins:.0f} %, {run.change}"
-    choices = run.error or choices_of(run.choices)
-    cells = (run.label, run.kind, run.status, parent, choices)
-    line = "".join(f"<td>{_text(cell)}</td>" for cell in cells)
-    figures: Sequence[Any] = (run.validation, run.test.get(view.monitor), run.spent)
-    line += "".join(f'<td class="n">{figure(value)}</td>' for value in figures)
-    return f"<tr{' class=best' if is_best else ''}>{line}</tr>"
+    choices = run.error or choices_in_words(run.choices)
+    words = page.cells(map(text, (run.label, run.kind, run.status, parent, choices)))
+    numbers = page.cells(map(figure, (run.validation, run.test.get(view.monitor), run.spent)), "n")
+    return f"<tr{' class=best' if is_best else ''}>{words}{numbers}</tr>"
 
 
 def _about(report: StudyReport) -> str:
     record, importance = report.view.record, report.importance
     rows = [
-        ("settings", f"<code>{_text(to_json(dict(record.settings)))}</code>"),
+        ("settings", page.code(to_json(dict(record.settings)))),
         (
             "importance",
-            _text(importance.method or "not told: it takes four runs that differ in a choice"),
+            text(importance.method or "not told: it takes four runs that differ in a choice"),
         ),
         (
             "regret",
@@ -407,14 +363,9 @@ def _about(report: StudyReport) -> str:
     ]
     if report.winner is not None:
         head = report.winner.head
-        versions = ", ".join(f"{name} {version}" for name, version in head["versions"].items())
         rows += [
-            (f"notice ({_text(name)})", _text(words)) for name, words in head["notices"].items()
+            *notice_rows(head),
+            *origin_rows(head),
+            ("host of the best run", text(head["host"])),
         ]
-        rows += [
-            ("versions", _text(versions)),
-            ("commit", f"<code>{_text(head['git_commit'] or '–')}</code>"),
-            ("host of the best run", _text(head["host"])),
-        ]
-    items = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in rows)
-    return f'<div class="sheet"><dl>{items}</dl></div>'
+    return page.details(rows)

@@ -6,17 +6,15 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trimtab.records.reports.importance import Importance, begun_anew
+from trimtab.records.reports.importance import Importance, begun_anew, is_numeric
+from trimtab.records.reports.page import Row, chart_title, inline, specification
 from trimtab.records.reports.run_charts import spelled
 from trimtab.records.reports.study_tree import CoursePoint, course, shown_range
-from trimtab.records.reports.study_view import StudyRun, StudyView
+from trimtab.records.reports.study_view import StudyRun, StudyView, choices_in_words
 
-_HEIGHT = 300  # pixels
 _POOR, _GOOD = "#8b96a3", "#1f86b4"  # of runs from the worst to the best, on light and dark
 _LEFT_OUT = -0.16  # where an axis shows a run that left the choice as it was
 _MOST_LINES = 400
-
-Row = dict[str, Any]
 
 
 def study_charts(view: StudyView, importance: Importance) -> list[Row]:
@@ -34,25 +32,7 @@ def study_charts(view: StudyView, importance: Importance) -> list[Row]:
         _parallel_chart(view, list(importance.shares)),
         _importance_chart(importance),
     ]
-    made = []
-    for chart in charts:
-        if chart is not None:
-            plain: Row = chart.properties(width="container", height=_HEIGHT).to_dict()
-            plain.pop("config", None)
-            made.append(plain)
-    return made
-
-
-def _inline(rows: Sequence[Row]) -> Any:
-    import altair as alt
-
-    return alt.InlineData(values=list(rows))
-
-
-def _title(text: str, subtitle: str | list[str]) -> Any:
-    import altair as alt
-
-    return alt.TitleParams(text, subtitle=subtitle)
+    return [specification(chart) for chart in charts if chart is not None]
 
 
 def _spent_axis(view: StudyView, points: Sequence[CoursePoint]) -> Any:
@@ -72,17 +52,10 @@ def _point_rows(points: Sequence[CoursePoint], low: float, high: float) -> list[
             "kind": point.run.kind,
             "status": point.run.status,
             "validation": f"{point.run.validation:.4g}",
-            "choices": _spelled_choices(point.run),
+            "choices": choices_in_words(point.run.choices),
         }
         for point in points
     ]
-
-
-def _spelled_choices(run: StudyRun) -> str:
-    return ", ".join(
-        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
-        for name, value in run.choices.items()
-    )
 
 
 def _ends(view: StudyView, rows: list[Row], points: Sequence[CoursePoint]) -> list[Row]:
@@ -100,12 +73,12 @@ def _value_chart(view: StudyView, points: Sequence[CoursePoint]) -> Any:
     scale = alt.Scale(domain=[low, high], zero=False, nice=False)
     y = alt.Y("shown:Q", scale=scale, axis=alt.Axis(title=None, tickCount=6, format="~g"))
     tip = [alt.Tooltip(f"{name}:N") for name in ("unit", "kind", "status", "validation", "choices")]
-    dots = alt.Chart(_inline(rows)).mark_point(filled=True, size=34, opacity=0.75, style="steered")
-    line = alt.Chart(_inline(best)).mark_line(interpolate="step-after", style="best")
+    dots = alt.Chart(inline(rows)).mark_point(filled=True, size=34, opacity=0.75, style="steered")
+    line = alt.Chart(inline(best)).mark_line(interpolate="step-after", style="best")
     hidden = sum(not low <= point.run.validation <= high for point in points)
     edge = f"; {hidden} far off, at the edge" if hidden else ""
     return alt.layer(dots.encode(x=x, y=y, tooltip=tip), line.encode(x=x, y=y)).properties(
-        title=_title(
+        title=chart_title(
             f"Best {spelled(view.monitor)} on validation", f"a dot a run, the line the best{edge}"
         )
     )
@@ -133,14 +106,14 @@ def _regret_chart(view: StudyView, points: Sequence[CoursePoint]) -> Any:
         axis=alt.Axis(title=None, values=decades, format="~g"),
     )
     tip = [alt.Tooltip("spent:Q", format=".3g"), alt.Tooltip("regret:Q", format=".3g")]
-    base = alt.Chart(_inline(rows)).encode(x=_spent_axis(view, points), y=y)
+    base = alt.Chart(inline(rows)).encode(x=_spent_axis(view, points), y=y)
     words = (
         f"best so far less the best of all, log axis; none is left from {found:.3g} whole runs on"
     )
     return alt.layer(
         base.mark_line(interpolate="step-after", style="best"),
         base.mark_point(filled=True, size=30, opacity=1, style="best").encode(tooltip=tip),
-    ).properties(title=_title("Regret", words))
+    ).properties(title=chart_title("Regret", words))
 
 
 # Choices.
@@ -166,9 +139,9 @@ def _parallel_chart(view: StudyView, names: Sequence[str]) -> Any:
     y = alt.Y("at:Q", axis=None, scale=alt.Scale(domain=[_LEFT_OUT - 0.06, 1.06], nice=False))
     colour = alt.Color("rank:Q", scale=alt.Scale(domain=[0, 1], range=[_GOOD, _POOR]), legend=None)
     tip = [alt.Tooltip(f"{name}:N") for name in ("unit", "validation", "choices")]
-    base = alt.Chart(_inline(lines)).encode(x=x, y=y, detail="unit:N", tooltip=tip)
-    rules = alt.Chart(_inline(labels)).transform_filter("datum.edge === 'low'")
-    texts = alt.Chart(_inline(labels)).mark_text(
+    base = alt.Chart(inline(lines)).encode(x=x, y=y, detail="unit:N", tooltip=tip)
+    rules = alt.Chart(inline(labels)).transform_filter("datum.edge === 'low'")
+    texts = alt.Chart(inline(labels)).mark_text(
         align="left", dx=6, fontSize=10.5, limit=110, style="faint"
     )
     thin = 1.2 if len(drawn) > 60 else 1.8
@@ -182,7 +155,7 @@ def _parallel_chart(view: StudyView, names: Sequence[str]) -> Any:
     ]
     more = "" if len(drawn) == len(runs) else f"; {len(drawn)} of {len(runs)} are drawn"
     return alt.layer(*marks).properties(
-        title=_title("Static choices", f"a line a run that began anew, bluer is better{more}")
+        title=chart_title("Static choices", f"a line a run that began anew, bluer is better{more}")
     )
 
 
@@ -192,10 +165,7 @@ class _Axis:
     def __init__(self, values: Sequence[Any]) -> None:
         known = [value for value in values if value is not None]
         self.has_gaps = len(known) < len(values)
-        self.is_numeric = all(
-            isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v)
-            for v in known
-        )
+        self.is_numeric = is_numeric(known)
         if self.is_numeric:
             self._low, self._high = float(min(known)), float(max(known))
             self._is_log = self._low > 0 and self._high > 10 * self._low
@@ -223,7 +193,7 @@ def _line_rows(runs: Sequence[StudyRun], axes: Mapping[str, _Axis]) -> list[Row]
             "rank": rank / max(len(runs) - 1, 1),
             "best": rank == 0,
             "validation": f"{run.validation:.4g}",
-            "choices": _spelled_choices(run),
+            "choices": choices_in_words(run.choices),
         }
         rows += [
             {**about, "name": name, "at": axis.at(run.choices.get(name))}
@@ -254,7 +224,7 @@ def _importance_chart(importance: Importance) -> Any:
         return None
     y = alt.Y("name:N", sort=[row["name"] for row in rows], title=None)
     x = alt.X("share:Q", title="share of what the choices explain", axis=alt.Axis(format="%"))
-    base = alt.Chart(_inline(rows)).encode(x=x, y=y)
+    base = alt.Chart(inline(rows)).encode(x=x, y=y)
     method, _, rest = importance.method.partition(": ")
     return alt.layer(
         base.mark_bar(style="steered", height=alt.RelativeBandSize(0.6)).encode(
@@ -264,7 +234,7 @@ def _importance_chart(importance: Importance) -> Any:
             text=alt.Text("share:Q", format=".0%")
         ),
     ).properties(
-        title=_title(
+        title=chart_title(
             "Importance of the static choices", [f"{method}, {importance.runs} runs:", rest]
         )
     )

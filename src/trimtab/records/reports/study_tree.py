@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from trimtab.records.reports.study_view import StudyRun, StudyView
+from trimtab.records.reports.study_view import StudyRun, StudyView, choices_in_words
 
 MOST_DRAWN = 60
 """Runs that a tree shows; of more, the best path, what is going on, and the best others."""
@@ -136,7 +136,7 @@ def _bar(row: TreeRow, at: int, is_best: bool) -> str:
     begins, ends = _x(run.begins), _x(max(run.ends, run.begins))
     kind = f"{run.status}{' best' if row.is_on_best_path else ''}"
     value = f"{run.validation:.4g}" if math.isfinite(run.validation) else ""
-    said = [run.label, run.kind, run.status, run.change, value, _choices(run)]
+    said = [run.label, run.kind, run.status, run.change, value, choices_in_words(run.choices)]
     named = f"{run.label} {run.kind}"
     after = " ".join(
         part for part in (value, "" if run.status == "finished" else run.status) if part
@@ -154,13 +154,6 @@ def _bar(row: TreeRow, at: int, is_best: bool) -> str:
             f'y1="{y - 6:.1f}" y2="{y + 6:.1f}"/>'
         )
     return f'<g class="run {html.escape(kind, quote=True)}">{"".join(parts)}</g>'
-
-
-def _choices(run: StudyRun) -> str:
-    return ", ".join(
-        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
-        for name, value in run.choices.items()
-    )
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ from typing import Any
 from trimtab.core.errors import unknown_name
 from trimtab.core.metrics import loss_from_validation
 from trimtab.records.store.encoding import from_json
+from trimtab.records.store.provenance import is_gone
 from trimtab.records.store.store import Store
-from trimtab.records.store.studies import is_gone
+from trimtab.records.store.studies import status_now
 from trimtab.records.store.study_rows import StudyRecord, UnitRecord, read_study, read_unit
 
 _TRAINING = ("first", "restart", "reference", "fork")
@@ -131,6 +132,18 @@ class StudyView:
         return left * math.fsum(run.seconds for run in over) / charged / max(self.workers, 1)
 
 
+def choices_in_words(choices: Mapping[str, Any]) -> str:
+    """Return static choices as names and values, separated by commas.
+
+    >>> choices_in_words({"lr": 0.00012345, "blocks": 2, "norm": "layer"})
+    'lr 0.0001234, blocks 2, norm layer'
+    """
+    return ", ".join(
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in choices.items()
+    )
+
+
 def read_view(store: Store, name: str) -> StudyView:
     """Return a study as it stands in a store.
 
@@ -138,28 +151,22 @@ def read_view(store: Store, name: str) -> StudyView:
         UnknownNameError: There is none of that name.
         StoreError: The store cannot be read.
     """
-    from sqlalchemy import select
-
     from trimtab.records.store.models import studies
 
-    found = store.rows(select(studies).where(studies.c.name == name))
+    found = store.rows(studies.select().where(studies.c.name == name))
     if not found:
-        names = [row["name"] for row in store.rows(select(studies.c.name))]
-        raise unknown_name("study", name, names)
+        raise unknown_name("study", name, store.study_names())
     record = read_study(found[0])
     units = _units(store, record.id)
     rows = _runs(store, record.id)
     first: dict[str, Any] = rows[0] if rows else {"monitor": "", "mode": "min", "total_steps": 0}
     held = [unit.owner for unit in units if unit.status == "claimed" and unit.owner]
     gone = {owner for owner in held if is_gone(owner)}
-    status = record.status
-    if status == "running" and gone and len(gone) == len(held):
-        status = "interrupted"
     steps = int(first["total_steps"])
     reached = _reached(store, [u.run for u in units if not u.is_over and u.run is not None], steps)
     return StudyView(
         record=record,
-        status=status,
+        status=status_now(record, (unit.owner for unit in units)),
         runs=tuple(_shown(units, rows, _forked_at(store, record.id), reached, gone)),
         monitor=str(first["monitor"]),
         mode=str(first["mode"]),
@@ -173,18 +180,14 @@ def read_view(store: Store, name: str) -> StudyView:
 
 def _units(store: Store, study: int) -> list[UnitRecord]:
     """Return a study's units, their outcomes without what takes room."""
-    from sqlalchemy import select
-
     from trimtab.records.store.models import units
 
     kept = {column.name: column for column in units.c}
     kept["request"] = _without(store.url, units.c.request, "stop", "others")
     kept["outcome"] = _without(store.url, units.c.outcome, "schedule", "path", "runs")
-    query = select(*(column.label(name) for name, column in kept.items()))
-    return [
-        read_unit(row)
-        for row in store.rows(query.where(units.c.study_id == study).order_by(units.c.place))
-    ]
+    columns = (column.label(name) for name, column in kept.items())
+    query = units.select().with_only_columns(*columns).where(units.c.study_id == study)
+    return [read_unit(row) for row in store.rows(query.order_by(units.c.place))]
 
 
 def _without(url: str, column: Any, *names: str) -> Any:
@@ -204,13 +207,11 @@ def _without(url: str, column: Any, *names: str) -> Any:
 
 
 def _runs(store: Store, study: int) -> list[dict[str, Any]]:
-    from sqlalchemy import select
-
     from trimtab.records.store.models import runs
 
     names = ("id", "parent_run", "place", "kind", "choices", "start", "status", "summary")
     columns = [runs.c[name] for name in (*names, "monitor", "mode", "total_steps")]
-    query = select(*columns).where(runs.c.study_id == study)
+    query = runs.select().with_only_columns(*columns).where(runs.c.study_id == study)
     return store.rows(query.order_by(runs.c.place, runs.c.id))
 
 

@@ -8,7 +8,6 @@ script and takes no style but its own files, so that a hostile name could do not
 
 from __future__ import annotations
 
-import html
 import math
 import socketserver
 import sys
@@ -21,6 +20,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from trimtab.core.errors import SpecError, StoreError, TrimtabError
+from trimtab.records.reports.page import asset, text
 from trimtab.records.reports.study_tree import course_svg, tree_svg
 from trimtab.records.reports.study_view import StudyRun, StudyView, read_view
 from trimtab.records.store.encoding import to_json
@@ -119,8 +119,7 @@ class WatchServer(ThreadingHTTPServer):
 
     def page(self) -> bytes:
         """Return the page; what it shows comes from its script."""
-        text = _asset("watch.html").replace("{study}", html.escape(self._study, quote=True))
-        return text.encode()
+        return asset("watch.html").replace("{study}", text(self._study)).encode()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -161,10 +160,10 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/study.json":
             return "application/json", self.server.state()
         if path == "/watch.js":
-            return "text/javascript; charset=utf-8", _asset("watch.js").encode()
+            return "text/javascript; charset=utf-8", asset("watch.js").encode()
         if path == "/watch.css":
             sheets = ("report.css", "study.css", "watch.css")
-            return "text/css; charset=utf-8", "".join(map(_asset, sheets)).encode()
+            return "text/css; charset=utf-8", "".join(map(asset, sheets)).encode()
         return None
 
     def _is_local(self) -> bool:
@@ -196,10 +195,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing: the terminal belongs to whoever watches."""
-
-
-def _asset(name: str) -> str:
-    return (Path(__file__).with_name("assets") / name).read_text(encoding="utf-8")
 
 
 def watch_state(view: StudyView) -> dict[str, Any]:

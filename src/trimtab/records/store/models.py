@@ -1,7 +1,7 @@
 """The tables of the store: studies, units, runs, decisions, snapshots.
 
-Times are seconds since 1970 in UTC. Columns of JSON hold text written by `records.encoding`, so
-that every database holds the same bytes; a value that is not finite stands there as null or
+Times are seconds since 1970 in UTC. Columns of JSON hold text written by `records.store.encoding`,
+so that every database holds the same bytes; a value that is not finite stands there as null or
 ``"inf"``. Observations are little-endian float32.
 """
 
@@ -94,7 +94,7 @@ units = Table(
     Column("kind", String(20), nullable=False),
     Column("request", Text, nullable=False),  # JSON: what is to be done
     Column("status", String(20), nullable=False),  # waiting, claimed, done, failed
-    Column("owner", String(400)),  # who has claimed it, see `records.processes`
+    Column("owner", String(400)),  # who has claimed it, see `records.store.provenance`
     Column("lease_until", Float),  # after that, anyone may claim it
     Column("attempts", Integer, nullable=False),  # claims so far
     Column("stalled", Integer, nullable=False),  # claims since something was last kept of it

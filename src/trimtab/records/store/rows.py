@@ -1,24 +1,13 @@
-"""What the store keeps of a run, as plain data: to be written as rows, and read back whole.
-
-Where a run came from: versions, commit, command line, host.
-"""
+"""What the store keeps of a run, as plain data: to be written as rows, and read back whole."""
 
 from __future__ import annotations
 
-import functools
-import importlib.metadata
 import math
 import os
-import platform
-import re
-import shlex
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,85 +16,20 @@ from trimtab.core.decision import Decision, RunInfo, Summary
 from trimtab.core.guard import describe_reason
 from trimtab.core.metrics import Metrics
 from trimtab.records.store import encoding
-
-# Module name -> distribution name; looked up only if the module is loaded.
-_PACKAGES: dict[str, str] = {
-    "gymnasium": "gymnasium",
-    "jax": "jax",
-    "keras": "keras",
-    "lightning": "lightning",
-    "numpy": "numpy",
-    "peft": "peft",
-    "ray": "ray",
-    "sklearn": "scikit-learn",
-    "stable_baselines3": "stable-baselines3",
-    "tensorflow": "tensorflow",
-    "torch": "torch",
-    "transformers": "transformers",
-}
-
-
-def package_versions() -> dict[str, str]:
-    """Return the versions of Python, trimtab and every loaded package that computes, by name."""
-    from trimtab import __version__
-
-    versions = {"python": platform.python_version(), "trimtab": __version__}
-    for module, package in _PACKAGES.items():
-        if module in sys.modules:
-            versions[package] = _version(module, package)
-    return versions
-
-
-@functools.cache
-def _version(module: str, package: str) -> str:
-    """Return a loaded package's version, looked up once a process: that takes milliseconds."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return str(getattr(sys.modules[module], "__version__", "unknown"))
-
-
-def git_commit() -> str | None:
-    """Return the commit of the working folder, with ``+`` after it if files differ, else None.
-
-    Asked once a process and folder: that is the code which was loaded, whatever comes later.
-    """
-    return _commit_of(str(Path.cwd()))
-
-
-@functools.cache
-def _commit_of(folder: str) -> str | None:
-    try:
-        answer = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--match="],
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=False,
-            cwd=folder,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return answer.stdout.strip() or None
-
-
-def command_line() -> str:
-    """Return the command that started this process, with passwords in addresses blanked."""
-    return re.sub(r"://([^:/@\s]+):[^@\s]*@", r"://\1:***@", shlex.join(sys.argv))
-
-
-def machine() -> str:
-    """Return the processor and how many of its cores this process may use, in words."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    name = platform.processor() or platform.machine()
-    listed = Path("/proc/cpuinfo")
-    if listed.exists():
-        found = re.search(r"^model name\s*:\s*(.+)$", listed.read_text(), re.MULTILINE)
-        name = found.group(1).strip() if found else name
-    return f"{name}, {cores} core{'s' * (cores != 1)}"
-
+from trimtab.records.store.provenance import (
+    command_line,
+    git_commit,
+    has_ended,
+    is_seen_from_here,
+    package_versions,
+)
 
 _STALE_SECONDS = 3600.0
+# Columns of a run that are called as in `RunInfo`.
+_OF_INFO = (
+    *("parent_run", "fork_decision", "task", "variant", "policy", "reference", "seed"),
+    *("monitor", "mode", "total_steps", "watch_only", "start_scale"),
+)
 
 
 @dataclass(frozen=True)
@@ -172,19 +96,7 @@ class RunRecord:
 def run_row(info: RunInfo) -> dict[str, Any]:
     """Return the columns of a run that begins now, in this process."""
     now = time.time()
-    return {
-        "parent_run": info.parent_run,
-        "fork_decision": info.fork_decision,
-        "task": info.task,
-        "variant": info.variant,
-        "policy": info.policy,
-        "reference": info.reference,
-        "seed": info.seed,
-        "monitor": info.monitor,
-        "mode": info.mode,
-        "total_steps": info.total_steps,
-        "watch_only": info.watch_only,
-        "start_scale": info.start_scale,
+    return {name: getattr(info, name) for name in _OF_INFO} | {
         "start": encoding.to_json(info.start_values()),
         "spec": info.spec.to_json(),
         "spec_hash": info.spec.compatibility_hash(),
@@ -307,16 +219,6 @@ def _status(head: Mapping[str, Any], latest: float) -> str:
     status = str(head["status"])
     if status != "running":
         return status
-    if head["host"] == socket.gethostname() and os.name == "posix":
-        return "running" if _alive(int(head["pid"])) else "interrupted"
+    if is_seen_from_here(head["host"]):
+        return "interrupted" if has_ended(head["host"], int(head["pid"])) else "running"
     return "running" if time.time() - latest < _STALE_SECONDS else "interrupted"
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -23,7 +23,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _RUN_FOLDER = re.compile(r"run-[0-9]{6,}")
 
 
-class Kept(NamedTuple):
+class SnapshotFile(NamedTuple):
     """A file that was written.
 
     Attributes:
@@ -91,7 +91,7 @@ def _name_of_store(url: str) -> str:
     return f"{plain or 'store'}-{hashlib.sha256(place.encode()).hexdigest()[:8]}"
 
 
-def write_snapshot(path: Path, state: Any) -> Kept:
+def write_snapshot(path: Path, state: Any) -> SnapshotFile:
     """Write a state, whole or not at all, into a folder that is made if it is missing.
 
     Raises:
@@ -110,7 +110,7 @@ def write_snapshot(path: Path, state: Any) -> Kept:
             f"snapshot {path} cannot be written ({error.strerror or error}); free some space, or "
             "set TRIMTAB_SNAPSHOTS to a folder elsewhere"
         ) from error
-    return Kept(path, len(data), hashlib.sha256(data).hexdigest())
+    return SnapshotFile(path, len(data), hashlib.sha256(data).hexdigest())
 
 
 def read_snapshot(path: Path, sha256: str) -> Any:

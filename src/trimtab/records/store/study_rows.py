@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from trimtab.core.errors import SpecError
@@ -69,7 +69,7 @@ class UnitRecord:
         kind: As in `UnitRequest`.
         request: What is to be done.
         status: ``"waiting"``, ``"claimed"``, ``"done"`` or ``"failed"``.
-        owner: Who has claimed it, see `trimtab.records.store.studies`; None if nobody has.
+        owner: Who has claimed it, see `trimtab.records.store.provenance`; None if nobody has.
         attempts: How often it was claimed.
         stalled: How often since something was last kept of it.
         run: Number of its run; None until it began, and for units of many runs.
@@ -165,64 +165,36 @@ class SnapshotRecord:
 
 def read_study(row: Mapping[str, Any]) -> StudyRecord:
     """Return a study from its columns."""
-    return StudyRecord(
-        id=row["id"],
-        name=row["name"],
-        task=row["task"],
-        method=row["method"],
-        budget=float(row["budget"]),
-        seed=int(row["seed"]),
-        settings=from_json(row["settings"]),
-        status=row["status"],
-        created_at=row["created_at"],
-        finished_at=row["finished_at"],
-        summary=from_json(row["summary"]) if row["summary"] else {},
-    )
+    numbers = {"budget": float(row["budget"]), "seed": int(row["seed"])}
+    data = {name: _data(row[name]) for name in ("settings", "summary")}
+    return StudyRecord(**_same(StudyRecord, row) | numbers | data)
 
 
 def read_unit(row: Mapping[str, Any]) -> UnitRecord:
     """Return a unit from its columns."""
-    return UnitRecord(
-        place=row["place"],
-        round=row["round"],
-        kind=row["kind"],
-        request=from_json(row["request"]),
-        status=row["status"],
-        owner=row["owner"],
-        attempts=row["attempts"],
-        stalled=row["stalled"],
-        run=row["run_id"],
-        outcome=from_json(row["outcome"]) if row["outcome"] else {},
-    )
+    data = {name: _data(row[name]) for name in ("request", "outcome")}
+    return UnitRecord(**_same(UnitRecord, row) | data, run=row["run_id"])
 
 
 def read_node(row: Mapping[str, Any]) -> RunNode:
     """Return a run of the tree from its columns."""
-    return RunNode(
-        run=row["id"],
-        parent=row["parent_run"],
-        fork_decision=row["fork_decision"],
-        place=row["place"],
-        round=row["round"],
-        kind=row["kind"],
-        choices=from_json(row["choices"]) if row["choices"] else {},
-        status=row["status"],
-        figures=from_json(row["summary"]) if row["summary"] else {},
-    )
+    data = {"choices": _data(row["choices"]), "figures": _data(row["summary"])}
+    return RunNode(**_same(RunNode, row) | data, run=row["id"], parent=row["parent_run"])
 
 
 def read_snapshot_row(row: Mapping[str, Any]) -> SnapshotRecord:
     """Return a snapshot from its columns."""
-    return SnapshotRecord(
-        id=row["id"],
-        run=row["run_id"],
-        decision=row["decision"],
-        step=row["step"],
-        path=row["path"],
-        size=row["bytes"],
-        sha256=row["sha256"],
-        purpose=row["purpose"],
-    )
+    return SnapshotRecord(**_same(SnapshotRecord, row), run=row["run_id"], size=row["bytes"])
+
+
+def _same(kind: type[Any], row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the columns that are called as an attribute of what is read."""
+    return {one.name: row[one.name] for one in fields(kind) if one.name in row}
+
+
+def _data(text: str | None) -> dict[str, Any]:
+    """Return a column of JSON; empty where there is none yet."""
+    return dict(from_json(text)) if text else {}
 
 
 def require_same(found: StudyRecord, asked: Mapping[str, Any]) -> None:

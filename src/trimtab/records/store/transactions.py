@@ -1,6 +1,6 @@
 """Transactions that are tried again while the database is locked, full or away.
 
-How long what fails at a store is tried again: a minute in all, and not in silence.
+All that a process does with one store has one budget of waiting: a minute in all, not in silence.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ from trimtab.records.store.database import (
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-PATIENCE_SECONDS = 60.0
+T = TypeVar("T")
+
+BUDGET_SECONDS = 60.0
 """How long operations on one store are tried again in all, before their failure is told."""
 
 LEAST_SECONDS = 2.0
@@ -45,8 +47,8 @@ class StoreWaitWarning(TrimtabWarning):
     """A store is waited for; it is full, locked or away."""
 
 
-class Patience:
-    """What one process has left of its patience with one store.
+class RetryBudget:
+    """What one process has left of the time to wait for one store.
 
     Waiting uses it up, second for second; four seconds without waiting give one back. So what
     fails for a lasting cause is waited for once, and not by every operation after it anew. Several
@@ -64,7 +66,7 @@ class Patience:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.clock, self.sleep = clock, sleep
-        self._left, self._seen_at = PATIENCE_SECONDS, clock()
+        self._left, self._seen_at = BUDGET_SECONDS, clock()
         self._n_waiting, self._has_told = 0, False
         self._lock = threading.Lock()
 
@@ -78,9 +80,9 @@ class Patience:
             now = self.clock()
             passed, self._seen_at = now - self._seen_at, now
             left = self._left + passed * (-1.0 if self._n_waiting else _GIVEN_BACK)
-            self._left = min(max(left, 0.0), PATIENCE_SECONDS)
+            self._left = min(max(left, 0.0), BUDGET_SECONDS)
             self._n_waiting += change
-            self._has_told = self._has_told and self._left < PATIENCE_SECONDS
+            self._has_told = self._has_told and self._left < BUDGET_SECONDS
             return self._left
 
     def spend(self) -> None:
@@ -98,22 +100,22 @@ class Patience:
 
 
 class Wait:
-    """One operation that is tried until it works, or patience ends.
+    """One operation that is tried until it works, or the budget is spent.
 
     Args:
-        patience: With its store.
+        budget: Of its process with its store.
     """
 
-    def __init__(self, patience: Patience) -> None:
-        self._patience = patience
-        self._begun, self._pause, self._is_waiting = patience.clock(), 0.02, False
+    def __init__(self, budget: RetryBudget) -> None:
+        self._budget = budget
+        self._begun, self._pause, self._is_waiting = budget.clock(), 0.02, False
 
     def __enter__(self) -> Wait:
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._is_waiting:
-            self._patience.enter(-1)
+            self._budget.enter(-1)
 
     def again(self, failure: str) -> bool:
         """Pause after a failure, and say whether to try again.
@@ -121,34 +123,31 @@ class Wait:
         Args:
             failure: What is waited for, in words that name the store.
         """
-        left = self._patience.enter(0 if self._is_waiting else 1)
+        left = self._budget.enter(0 if self._is_waiting else 1)
         self._is_waiting = True
-        waited = self._patience.clock() - self._begun
+        waited = self._budget.clock() - self._begun
         left = max(left, LEAST_SECONDS - waited)
         if left <= 0:
             return False
         if waited >= TELL_SECONDS:
-            self._patience.tell_once(
+            self._budget.tell_once(
                 f"{failure}; waited for {waited:.0f} s, and tried again for {left:.0f} s more"
             )
         # Waits of different length, so that processes do not meet again and again.
-        self._patience.sleep(self._pause * random.uniform(0.5, 1.0))
+        self._budget.sleep(self._pause * random.uniform(0.5, 1.0))
         self._pause = min(2 * self._pause, _LONGEST_PAUSE)
         return True
 
 
 @cache
-def patience_with(url: str) -> Patience:
-    """Return this process's patience with a store, the same for all who use it.
+def retry_budget(url: str) -> RetryBudget:
+    """Return this process's budget with a store, the same for all who use it.
 
     Args:
         url: Of the database.
     """
     del url  # it is what the cache goes by
-    return Patience()
-
-
-T = TypeVar("T")
+    return RetryBudget()
 
 
 class Transactions:
@@ -158,17 +157,17 @@ class Transactions:
         store: Database URL, or path of an SQLite file.
         create: Whether the file may be made if it is missing. Where not, a file in a folder that
             cannot be written to is opened for reading, and `change` fails.
-        patience: With the store; None for the one that this process has.
+        budget: Of waiting for the store; None for the one that this process has.
 
     Raises:
         StoreError: The store cannot be opened.
     """
 
     def __init__(
-        self, store: str | Path, *, create: bool = True, patience: Patience | None = None
+        self, store: str | Path, *, create: bool = True, budget: RetryBudget | None = None
     ) -> None:
         self.url = store_url(store)
-        self._patience = patience_with(self.url) if patience is None else patience
+        self._budget = retry_budget(self.url) if budget is None else budget
         path = file_of(self.url)
         if not create:  # refuses a file that is not there, rather than making one
             close_engine(open_engine(self.url, write=False))
@@ -199,7 +198,7 @@ class Transactions:
         """Return what an action reads in one transaction.
 
         Raises:
-            StoreError: It could not be done while patience with the store lasted.
+            StoreError: It could not be done before the budget of waiting was spent.
         """
         return self._repeated(self._reader, action)
 
@@ -209,14 +208,14 @@ class Transactions:
         The action may be called several times; all but the last are undone.
 
         Raises:
-            StoreError: It could not be done while patience with the store lasted.
+            StoreError: It could not be done before the budget of waiting was spent.
         """
         return self._repeated(self._writer, action)
 
     def _repeated(self, engine: Any, action: Callable[[Connection], T]) -> T:
         from sqlalchemy.exc import SQLAlchemyError
 
-        with self._patience.begin() as wait:
+        with self._budget.begin() as wait:
             while True:
                 try:
                     with engine.connect() as connection, connection.begin():

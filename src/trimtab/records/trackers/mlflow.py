@@ -10,7 +10,7 @@ from typing import Any
 
 from trimtab.core.decision import Decision, Recorder, RunInfo, Summary
 from trimtab.core.errors import StoreError
-from trimtab.records.trackers import fields as wording
+from trimtab.records.trackers import fields
 
 _BATCH = 1000  # metrics that MLflow takes in one call
 _LONGEST = 500  # characters of a parameter that every version takes
@@ -49,7 +49,7 @@ class MlflowTracker(Recorder):
         self._client = MlflowClient(tracking_uri=uri or None)
         self._sentences: list[str] = []
         self._last_step = 0
-        name = wording.run_name(info, run)
+        name = fields.run_name(info, run)
         experiment = self._experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME") or "trimtab")
         found = self._find(experiment, name) if goes_on else None
         if found is not None:
@@ -58,24 +58,24 @@ class MlflowTracker(Recorder):
             return
         made = self._client.create_run(experiment, run_name=name, tags={_KEY: name})
         self.run_id = str(made.info.run_id)
-        settings = wording.settings_of(info).items()
+        settings = fields.settings_of(info).items()
         params = [Param(_key(key), str(value)[:_LONGEST]) for key, value in settings]
         self._client.log_batch(self.run_id, params=params[:100])
 
     def decision(self, decision: Decision) -> None:
         """Write a decision's numbers; its reasons become a tag, the newest one."""
-        sentence = wording.explain(decision)
+        sentence = fields.explain(decision)
         self._sentences.append(sentence)
         self._last_step = max(self._last_step, decision.step)
-        self._log([(decision.step, wording.decision_numbers(decision))])
+        self._log([(decision.step, fields.decision_numbers(decision))])
         self._client.set_tag(self.run_id, "trimtab.decision", sentence[:_LONGEST])
 
     def finish(self, summary: Summary, status: str) -> None:
         """Write the schedule of all steps, the figures and all reasons, and end the MLflow run."""
         self._last_step = max(self._last_step, summary.spent_steps)
-        ends = [(self._last_step, wording.end_numbers(summary))]
-        self._log([*wording.schedule_points(summary), *ends])
-        words = wording.summary_text(summary, status)
+        ends = [(self._last_step, fields.end_numbers(summary))]
+        self._log([*fields.schedule_points(summary), *ends])
+        words = fields.summary_text(summary, status)
         self._client.set_tag(self.run_id, "trimtab.summary", words)
         text = "".join(f"{line}\n" for line in [*self._sentences, words])
         try:
@@ -85,7 +85,7 @@ class MlflowTracker(Recorder):
 
     def add_figures(self, figures: Mapping[str, Any]) -> None:
         """Write figures known after the end."""
-        self._log([(self._last_step, wording.figure_numbers(figures))])
+        self._log([(self._last_step, fields.figure_numbers(figures))])
 
     # Inside.
 

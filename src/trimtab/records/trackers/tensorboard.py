@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from trimtab.core.decision import Decision, Recorder, RunInfo, Summary
-from trimtab.records.trackers import fields as wording
+from trimtab.records.trackers import fields
 
 _COUNT = itertools.count()
 
@@ -36,13 +36,13 @@ class TensorBoardTracker(Recorder):
     def __init__(
         self, folder: str, info: RunInfo, *, run: int | None = None, goes_on: bool = False
     ) -> None:
-        self.folder = _folder_of(Path(folder), wording.run_name(info, run), goes_on)
+        self.folder = _folder_of(Path(folder), fields.run_name(info, run), goes_on)
         self._file: BinaryIO | None = None
         self._writer: Any = None
         self._purges = goes_on
         self._last_step = 0
         self._open()
-        settings = wording.settings_of(info)
+        settings = fields.settings_of(info)
         if not goes_on:
             table = "".join(f"| {_cell(n)} | {_cell(v)} |\n" for n, v in settings.items())
             self._write(0, {}, {"run": f"| setting | value |\n|---|---|\n{table}"})
@@ -52,22 +52,22 @@ class TensorBoardTracker(Recorder):
         self._last_step = max(self._last_step, decision.step)
         if self._purges:
             self._purge_from(decision.step)
-        texts = {"decisions": _plain(wording.explain(decision))}
-        self._write(decision.step, wording.decision_numbers(decision), texts)
+        texts = {"decisions": _plain(fields.explain(decision))}
+        self._write(decision.step, fields.decision_numbers(decision), texts)
 
     def finish(self, summary: Summary, status: str) -> None:
         """Write the schedule of all steps and the run's figures, and close the file."""
-        for step, numbers in wording.schedule_points(summary):
+        for step, numbers in fields.schedule_points(summary):
             self._write(step, numbers, {}, flush=False)
         self._last_step = max(self._last_step, summary.spent_steps)
-        texts = {"summary": _plain(wording.summary_text(summary, status))}
-        self._write(self._last_step, wording.end_numbers(summary), texts)
+        texts = {"summary": _plain(fields.summary_text(summary, status))}
+        self._write(self._last_step, fields.end_numbers(summary), texts)
         self._close()
 
     def add_figures(self, figures: Mapping[str, Any]) -> None:
         """Write figures known after the end, in a file of their own if the first is closed."""
         was_closed = self._file is None
-        self._write(self._last_step, wording.figure_numbers(figures), {})
+        self._write(self._last_step, fields.figure_numbers(figures), {})
         if was_closed:
             self._close()
 
@@ -78,7 +78,7 @@ class TensorBoardTracker(Recorder):
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         self.folder.mkdir(parents=True, exist_ok=True)
-        name = f"events.out.tfevents.{int(time.time())}.{wording.safe_name(socket.gethostname())}"
+        name = f"events.out.tfevents.{int(time.time())}.{fields.safe_name(socket.gethostname())}"
         self._file = (self.folder / f"{name}.{os.getpid()}.{next(_COUNT)}").open("wb")
         self._writer = RecordWriter(self._file)
         first = event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from trimtab.core.decision import Decision, Recorder, RunInfo, Summary
-from trimtab.records.trackers import fields as wording
+from trimtab.records.trackers import fields
 
 _STEP = "step"
 
@@ -40,7 +40,7 @@ class WandbTracker(Recorder):
     ) -> None:
         import wandb
 
-        name = wording.run_name(info, run)
+        name = fields.run_name(info, run)
         mode: Any = os.environ.get("WANDB_MODE") or "offline"
         self._awaits_figures = awaits_figures
         self._sentences: list[tuple[int, str]] = []
@@ -50,7 +50,7 @@ class WandbTracker(Recorder):
             name=name,
             group=name,
             job_type="trimtab",
-            config=wording.settings_of(info),
+            config=fields.settings_of(info),
             mode=mode,
             reinit="create_new",
             settings=wandb.Settings(silent=True, console="off"),
@@ -60,26 +60,26 @@ class WandbTracker(Recorder):
 
     def decision(self, decision: Decision) -> None:
         """Write a decision's numbers, and its reasons as a text."""
-        sentence = wording.explain(decision)
+        sentence = fields.explain(decision)
         self._sentences.append((decision.step, sentence))
-        numbers = wording.decision_numbers(decision)
+        numbers = fields.decision_numbers(decision)
         self._run.log({_STEP: decision.step, **numbers, "decisions": sentence})
 
     def finish(self, summary: Summary, status: str) -> None:
         """Write the schedule of all steps, the figures and a table of all reasons."""
         import wandb
 
-        for step, numbers in wording.schedule_points(summary):
+        for step, numbers in fields.schedule_points(summary):
             self._run.log({_STEP: step, **numbers})
         table = wandb.Table(columns=["step", "decision"], data=[list(s) for s in self._sentences])
         self._run.log({_STEP: summary.spent_steps, "reasons": table})
-        self._run.summary.update(wording.end_numbers(summary))
-        self._run.summary["summary"] = wording.summary_text(summary, status)
+        self._run.summary.update(fields.end_numbers(summary))
+        self._run.summary["summary"] = fields.summary_text(summary, status)
         self._exit_code = int(status not in ("finished", "stopped"))
         if not self._awaits_figures or self._exit_code:
             self._run.finish(exit_code=self._exit_code)
 
     def add_figures(self, figures: Mapping[str, Any]) -> None:
         """Write figures known after the end, and close the W&B run."""
-        self._run.summary.update(wording.figure_numbers(figures))
+        self._run.summary.update(fields.figure_numbers(figures))
         self._run.finish(exit_code=self._exit_code)

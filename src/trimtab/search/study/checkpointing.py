@@ -10,16 +10,16 @@ from typing import Any
 
 from trimtab.core.decision import Progress, RunInfo, Summary
 from trimtab.core.errors import StoreError
-from trimtab.records.store.recorder import StoreRecorder
 from trimtab.records.store.snapshots import (
     read_snapshot,
     remove_snapshot,
     snapshot_folder,
     write_snapshot,
 )
+from trimtab.records.store.store import StoreRecorder
 from trimtab.records.store.studies import LEASE_SECONDS, Studies
 from trimtab.records.store.study_rows import Claim, SnapshotRecord
-from trimtab.records.store.transactions import patience_with
+from trimtab.records.store.transactions import retry_budget
 from trimtab.search.study.runs import RunPath
 
 
@@ -120,7 +120,7 @@ class StudyRecorder(StoreRecorder):
         super()._write(connection, doubtful=doubtful)
 
     def _close(self) -> None:
-        with patience_with(self.url).begin() as wait:
+        with retry_budget(self.url).begin() as wait:
             while not self._try(1.0):
                 if self._is_last_try:
                     break

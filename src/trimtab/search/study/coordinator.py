@@ -13,7 +13,7 @@ from trimtab.core.notices import tell
 from trimtab.core.protocols import Task
 from trimtab.records.store.studies import LEASE_SECONDS, Studies
 from trimtab.records.store.study_rows import StudyRecord, UnitRecord
-from trimtab.records.store.transactions import StoreWaitWarning, patience_with
+from trimtab.records.store.transactions import StoreWaitWarning, retry_budget
 from trimtab.search.engines.base import Engine
 from trimtab.search.methods.base import find_method
 from trimtab.search.study.garbage import prune
@@ -217,8 +217,8 @@ class Coordinator:
                 f"study {self._record.name!r}: {error}; what was done is kept, and "
                 f"trimtab resume {self._record.name} goes on when that is mended"
             )
-        if error.startswith(StoreError.__name__):  # its worker was patient already
-            patience_with(self._studies.url).spend()
+        if error.startswith(StoreError.__name__):  # its worker has waited already
+            retry_budget(self._studies.url).spend()
         if not self._failures:
             tell(
                 f"study {self._record.name!r}: {error}; it is tried again, at the latest when "

@@ -13,7 +13,7 @@ from trimtab.search.study.plan import Entry, best_of
 
 
 @dataclass(frozen=True)
-class Freed:
+class Collected:
     """What was, or would be, removed of a study.
 
     Attributes:
@@ -45,7 +45,7 @@ def prune(studies: Studies, study: StudyRecord) -> None:
     _remove(studies, study, gone)
 
 
-def collect(studies: Studies, study: StudyRecord, *, dry_run: bool = False) -> Freed:
+def collect(studies: Studies, study: StudyRecord, *, dry_run: bool = False) -> Collected:
     """Remove a study's snapshots by policy, or say what would be removed.
 
     Of a finished study only the best run's best weights stay; of one that is not, what `prune`
@@ -85,7 +85,7 @@ def collect(studies: Studies, study: StudyRecord, *, dry_run: bool = False) -> F
             one for one in folder.glob("run-*") if one.is_dir() and not any(one.iterdir())
         ]:
             empty.rmdir()
-    return Freed(study.name, tuple(files), size, len(every) - len(gone))
+    return Collected(study.name, tuple(files), size, len(every) - len(gone))
 
 
 def _is_abandoned(file: Path, units: Sequence[UnitRecord]) -> bool:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimtab.records.reports.regret_chart import apart
+from trimtab.records.reports.comparison_charts import apart
 
 VALUES = st.lists(st.floats(-2.0, 2.0), min_size=1, max_size=9)
 
