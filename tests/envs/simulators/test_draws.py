@@ -11,10 +11,9 @@ from tests.envs.simulators.given import draws, family, pick
 from trimtab.core.errors import SpecError
 from trimtab.envs.simulators.draws import PROPERTIES, SLOTS
 from trimtab.envs.simulators.families.registry import FAMILIES, make_family
-from trimtab.envs.simulators.families.supervised import augmentation
+from trimtab.envs.simulators.families.supervised import augmentation, pretrained
 from trimtab.envs.simulators.families.wide import acting
 from trimtab.envs.simulators.family import FamilyOptions
-from trimtab.envs.simulators.pretraining import pretrained
 
 N = 1500
 

@@ -11,7 +11,7 @@ from trimtab.envs.simulators.distributions import distributions, distributions_h
 from trimtab.envs.simulators.families.registry import FAMILIES, make_family
 from trimtab.envs.simulators.families.transformer import CHAINS, stacked_chains
 from trimtab.envs.simulators.family import FamilyOptions
-from trimtab.envs.simulators.layouts import Layout, Tensor
+from trimtab.envs.simulators.networks import Layout, Tensor
 from trimtab.envs.simulators.random_numbers import batch_positions, uniform_hash
 
 LAYOUT = Layout((Tensor("a", (2, 3), 0), Tensor("b", (3,), 1, decays=False)))

@@ -16,8 +16,7 @@ from trimtab.envs.simulators.distributions import distributions
 from trimtab.envs.simulators.draws import Draw, Pool
 from trimtab.envs.simulators.families.supervised import SupervisedFamily
 from trimtab.envs.simulators.family import FamilyOptions
-from trimtab.envs.simulators.layouts import Layout, Tensor
-from trimtab.envs.simulators.networks import Architecture, Dropout, dropped
+from trimtab.envs.simulators.networks import Architecture, Dropout, Layout, Tensor, dropped
 
 CHANNELS: tuple[tuple[int, int], ...] = ((8, 16), (6, 12))
 """Channels of the two convolutions, one pair a variant."""

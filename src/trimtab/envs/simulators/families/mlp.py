@@ -14,11 +14,12 @@ from trimtab.envs.simulators.distributions import distributions
 from trimtab.envs.simulators.draws import Draw, Pool
 from trimtab.envs.simulators.families.supervised import SupervisedFamily
 from trimtab.envs.simulators.family import FamilyOptions
-from trimtab.envs.simulators.layouts import Layout, Tensor
 from trimtab.envs.simulators.networks import (
     ACTIVATIONS,
     Architecture,
     Dropout,
+    Layout,
+    Tensor,
     dropped,
     layer_norm,
 )

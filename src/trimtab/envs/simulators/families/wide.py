@@ -15,13 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from trimtab.core.hyperparameters import Hyperparameter, hyperparameter
-from trimtab.envs.simulators.descent import Effects
+from trimtab.envs.simulators.descent import Effects, task_decay
 from trimtab.envs.simulators.draws import Draw
-from trimtab.envs.simulators.effects import task_decay
 from trimtab.envs.simulators.families.mlp import Shape, perceptrons
 from trimtab.envs.simulators.families.supervised import SupervisedFamily
 from trimtab.envs.simulators.family import FamilyOptions
-from trimtab.envs.simulators.layouts import Layout
+from trimtab.envs.simulators.networks import Layout
 from trimtab.envs.simulators.random_numbers import mixed
 
 N_ACTING = 8
