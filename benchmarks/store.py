@@ -30,10 +30,9 @@ from trimtab.core.decision import Decision, RunInfo, Summary
 from trimtab.core.metrics import Metrics
 from trimtab.core.spec import ControlSpec
 from trimtab.records.store.encoding import to_json
-from trimtab.records.store.rows import run_row
+from trimtab.records.store.rows import RunNode, StudyRecord, UnitRequest, run_row
 from trimtab.records.store.store import Store, StoreRecorder
 from trimtab.records.store.studies import Studies
-from trimtab.records.store.study_rows import RunNode, StudyRecord, UnitRequest
 from trimtab.records.store.transactions import Transactions
 
 BARS = {"append_ms_median": 2.0, "report_seconds": 10.0}

@@ -16,9 +16,9 @@ from tests.records.store.test_store import INFO, drive
 from trimtab.cli.main import main
 from trimtab.core.errors import StoreError
 from trimtab.records.store.database import reading_address
+from trimtab.records.store.rows import UnitRequest
 from trimtab.records.store.store import Store, StoreRecorder
 from trimtab.records.store.studies import Studies
-from trimtab.records.store.study_rows import UnitRequest
 
 _NOBODY = 65534
 

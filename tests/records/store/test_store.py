@@ -140,7 +140,7 @@ def test_a_run_whose_process_died_reads_as_interrupted_and_is_whole(tmp_path):
         "drive(Dies(sys.argv[1], INFO))\n"
     )
     store = tmp_path / "runs.db"
-    here = str(Path(__file__).parents[1])
+    here = str(Path(__file__).parent)
     done = subprocess.run([sys.executable, "-c", script, str(store), here], check=False)
     assert done.returncode == 9
     read = load_run("latest", store)
@@ -416,7 +416,7 @@ def test_two_processes_may_create_one_store_at_once(tmp_path):
         "-c",
         script,
         str(tmp_path / "a.db"),
-        str(Path(__file__).parents[1]),
+        str(Path(__file__).parent),
     ]
     started = [subprocess.Popen(arguments) for _ in range(2)]
     assert [process.wait() for process in started] == [0, 0]

@@ -16,13 +16,12 @@ from tests.records.store.test_store import INFO, drive
 from trimtab.core.errors import SpecError, StoreError, UnknownNameError
 from trimtab.records.store import studies, transactions
 from trimtab.records.store.provenance import is_gone, process_token
-from trimtab.records.store.rows import run_row
+from trimtab.records.store.rows import StudyRecord, UnitRequest, run_row
 from trimtab.records.store.snapshots import is_snapshot_of, snapshot_folder, write_snapshot
 from trimtab.records.store.store import Store, StoreRecorder
 from trimtab.records.store.studies import Studies, status_now
-from trimtab.records.store.study_rows import StudyRecord, UnitRequest
 
-HERE = Path(__file__).parents[1]
+HERE = Path(__file__).parent
 
 
 def begun(opened: Studies, units: int = 3, name: str = "s", budget: float = 4.0) -> StudyRecord:

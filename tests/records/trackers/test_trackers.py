@@ -36,7 +36,7 @@ from trimtab.records.trackers import fields
 from trimtab.records.trackers.fan_out import Recorders, check_log_to
 from trimtab.records.trackers.mlflow import _key
 
-HERE = Path(__file__).parents[1]
+HERE = Path(__file__).parent
 TIMEOUT = 600
 INFO = RunInfo(
     task="../vision/<b>cats</b>",

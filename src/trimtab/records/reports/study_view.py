@@ -15,9 +15,9 @@ from trimtab.core.errors import unknown_name
 from trimtab.core.metrics import loss_from_validation
 from trimtab.records.store.encoding import from_json
 from trimtab.records.store.provenance import is_gone
+from trimtab.records.store.rows import StudyRecord, UnitRecord, read_study, read_unit
 from trimtab.records.store.store import Store
 from trimtab.records.store.studies import status_now
-from trimtab.records.store.study_rows import StudyRecord, UnitRecord, read_study, read_unit
 
 _TRAINING = ("first", "restart", "reference", "fork")
 
@@ -30,7 +30,7 @@ class StudyRun:
         unit: Place of its unit.
         label: What it is called: the unit, and its number within it where there are several.
         run: Its number; None if it has not begun.
-        kind: As in `trimtab.records.store.study_rows.UnitRequest`.
+        kind: As in `trimtab.records.store.rows.UnitRequest`.
         status: ``"waiting"``, ``"running"``, ``"interrupted"``, ``"finished"``, ``"stopped"``,
             ``"diverged"`` or ``"failed"``.
         parent: Number of the run that it was forked from.

@@ -17,8 +17,7 @@ from trimtab.core.errors import StoreError, unknown_name
 from trimtab.records.store.database import DEFAULT_STORE
 from trimtab.records.store.encoding import to_json
 from trimtab.records.store.provenance import is_gone, process_token
-from trimtab.records.store.snapshots import SnapshotFile, check_study_name
-from trimtab.records.store.study_rows import (
+from trimtab.records.store.rows import (
     Claim,
     RunNode,
     SnapshotRecord,
@@ -31,6 +30,7 @@ from trimtab.records.store.study_rows import (
     read_unit,
     require_same,
 )
+from trimtab.records.store.snapshots import SnapshotFile, check_study_name
 from trimtab.records.store.transactions import Transactions
 
 if TYPE_CHECKING:

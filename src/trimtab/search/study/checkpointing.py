@@ -10,6 +10,7 @@ from typing import Any
 
 from trimtab.core.decision import Progress, RunInfo, Summary
 from trimtab.core.errors import StoreError
+from trimtab.records.store.rows import Claim, SnapshotRecord
 from trimtab.records.store.snapshots import (
     read_snapshot,
     remove_snapshot,
@@ -18,7 +19,6 @@ from trimtab.records.store.snapshots import (
 )
 from trimtab.records.store.store import StoreRecorder
 from trimtab.records.store.studies import LEASE_SECONDS, Studies
-from trimtab.records.store.study_rows import Claim, SnapshotRecord
 from trimtab.records.store.transactions import retry_budget
 from trimtab.search.study.runs import RunPath
 

@@ -11,8 +11,8 @@ from typing import Any
 from trimtab.core.errors import SpecError, StoreError
 from trimtab.core.notices import tell
 from trimtab.core.protocols import Task
+from trimtab.records.store.rows import StudyRecord, UnitRecord
 from trimtab.records.store.studies import LEASE_SECONDS, Studies
-from trimtab.records.store.study_rows import StudyRecord, UnitRecord
 from trimtab.records.store.transactions import StoreWaitWarning, retry_budget
 from trimtab.search.engines.base import Engine
 from trimtab.search.methods.base import find_method

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from trimtab.records.store.rows import SnapshotRecord, StudyRecord, UnitRecord
 from trimtab.records.store.snapshots import is_snapshot_of, remove_snapshot, snapshot_folder
 from trimtab.records.store.studies import Studies
-from trimtab.records.store.study_rows import SnapshotRecord, StudyRecord, UnitRecord
 from trimtab.search.study.plan import Entry, best_of
 
 

@@ -15,8 +15,7 @@ from trimtab.core.decision import RunInfo
 from trimtab.core.errors import SpecError
 from trimtab.core.protocols import Task
 from trimtab.records.store.encoding import to_json
-from trimtab.records.store.rows import run_row
-from trimtab.records.store.study_rows import Claim, StudyRecord, UnitRequest
+from trimtab.records.store.rows import Claim, StudyRecord, UnitRequest, run_row
 from trimtab.search.methods.base import (
     Assignment,
     Context,

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from trimtab.core.protocols import Task
-from trimtab.records.store.study_rows import UnitRequest
+from trimtab.records.store.rows import UnitRequest
 
 _GIVEN = "object "
 
@@ -80,7 +80,7 @@ class Entry:
     Attributes:
         place: Within the study.
         round: In which it was proposed.
-        kind: As in `trimtab.records.store.study_rows.UnitRequest`.
+        kind: As in `trimtab.records.store.rows.UnitRequest`.
         request: What was to be done.
         outcome: What came of it; of a failed one, ``"error"`` and ``"spent"`` only.
         is_failed: Whether it raised.

@@ -12,7 +12,7 @@ import numpy as np
 from trimtab.core.protocols import Task
 from trimtab.core.references import reference_multipliers
 from trimtab.core.spec import window_ends
-from trimtab.records.store.study_rows import UnitRequest
+from trimtab.records.store.rows import UnitRequest
 from trimtab.search.methods.starts import generator_for
 from trimtab.search.study.plan import Entry, StudySettings, best_of, spent_by
 from trimtab.search.study.runs import run_setup

@@ -16,9 +16,9 @@ from trimtab.core.errors import SpecError, unknown_name
 from trimtab.core.hyperparameters import resolve_hyperparameters
 from trimtab.core.protocols import Task
 from trimtab.core.registry import make_task
+from trimtab.records.store.rows import StudyRecord
 from trimtab.records.store.snapshots import snapshot_folder
 from trimtab.records.store.studies import Studies
-from trimtab.records.store.study_rows import StudyRecord
 from trimtab.search.engines.base import Engine, Resources
 from trimtab.search.engines.choose import ENGINES, make_engine
 from trimtab.search.engines.local import InlineEngine

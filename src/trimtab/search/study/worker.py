@@ -15,10 +15,9 @@ from trimtab.core.metrics import loss_from_validation
 from trimtab.core.protocols import Controller, Task, is_storable
 from trimtab.core.spec import ControlSpec
 from trimtab.records.store.encoding import to_json
-from trimtab.records.store.rows import run_row
+from trimtab.records.store.rows import Claim, StudyRecord, UnitRecord, run_row
 from trimtab.records.store.snapshots import read_snapshot
 from trimtab.records.store.studies import Studies
-from trimtab.records.store.study_rows import Claim, StudyRecord, UnitRecord
 from trimtab.search.engines.base import in_one_line
 from trimtab.search.study.checkpointing import (
     ClaimLostError,
