@@ -182,8 +182,8 @@ def compare(
     for name, one in figures["tasks"].items():
         if one["pool"] and one["median"] != one["median"]:  # nan
             say(f"{name}: no n*, no regret: no run of its pool has a finite test loss")
-    for task, method, reason in found.skipped:
-        say(f"left out: {method} on {task}: {reason}")
+    for one in found.skipped:
+        say(f"left out: {one.method} on {one.task}: {one.reason}")
     if as_json:
         left_out = [one._asdict() for one in found.skipped]
         print_json({"rows": result_rows(found), "figures": figures, "left_out": left_out})

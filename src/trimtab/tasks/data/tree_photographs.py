@@ -84,7 +84,8 @@ def tiles_of(task: str, size: int, rows: str) -> Iterator[Tile]:
     split_of = {name[0]: name for name in ("train", "validation", "selection")}
     for site in (TRAINING_SITE, TEST_SITE):
         pixels, boxes = read_photograph(task, site)
-        for top, left in tile_corners(*pixels.shape[:2], size).tolist():
+        height, width = pixels.shape[:2]
+        for top, left in tile_corners(height, width, size).tolist():
             split = "test" if site == TEST_SITE else split_of[rows[top // size]]
             yield Tile(split, pixels[top : top + size, left : left + size], (top, left), boxes)
 
