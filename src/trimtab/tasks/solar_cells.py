@@ -97,7 +97,7 @@ class SolarCells(TailTask):
         shares = scaled_shares(_SHARES, len(labels), self._settings.examples)
         dealt = stratified_splits(labels, shares, seed=_SPLIT_SEED)
         used = np.sort(np.concatenate(list(dealt.values())))
-        (features,) = self._features(images[used])
+        (features,) = self._features(list(images[used]))
         return {
             "features": features,
             "labels": labels[used],

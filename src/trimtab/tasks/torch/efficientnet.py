@@ -163,7 +163,7 @@ class FrozenTrunkTask(TorchTask):
         inputs |= self._depends_on() | package_versions(self._packages)
         return cached_arrays(self.name.rpartition("/")[2], inputs, self._build)
 
-    def _features(self, images: np.ndarray | Sequence[np.ndarray]) -> list[np.ndarray]:
+    def _features(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Return the outputs of the trunk's ``_stages``; see `trunk_outputs`."""
         return trunk_outputs(self._network, np.stack(list(images)), self._stages)
 
