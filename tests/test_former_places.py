@@ -17,6 +17,7 @@ FORMER_PLACES = {
     "trimtab.adapters.torch_values": "SteeredValue TrimtabBatchSampler averaging",
     "trimtab.search.optuna_integration": "SteeredTrial Steering record_summary trimtab_callback",
     "trimtab.search.storable": "StorableRun is_storable",
+    "trimtab.search.study": "resume tune",
     "trimtab.tasks.splits": (
         "SPLITS first_of_duplicates scaled_shares splits_from_arrays splits_to_arrays"
         " stratified_splits"
