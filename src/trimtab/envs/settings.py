@@ -289,9 +289,8 @@ class EnvSettings:
 
 
 def _positive(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
-        raise SpecError(f"{name}: {value!r} is not a number above 0; write a factor such as 0.01")
-    if not (math.isfinite(value) and value > 0):
+    is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    if not (is_number and math.isfinite(value) and value > 0):
         raise SpecError(f"{name}: {value!r} is not a number above 0; write a factor such as 0.01")
     return float(value)
 

@@ -185,7 +185,7 @@ def steered(
     )
     used = np.abs(episodes.offset).max(-1) > np.log10(1.05)
     ends = episodes.best_val, episodes.test_loss, episodes.test_accuracy, episodes.spent
-    guard = episodes.rollbacks, episodes.diverged, episodes.novelty.any(0)
+    guard = episodes.rollbacks, episodes.diverged, np.asarray(episodes.novelty.any(0))
     lr = prepared.values[:, 0]
     rows = _rows(group, prepared, method, *ends, *guard, used.mean(0), lr)
     return rows, episodes

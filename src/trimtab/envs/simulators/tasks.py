@@ -8,7 +8,7 @@ The quadratic needs NumPy only; the others are compiled by JAX when they are fir
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import cache, cached_property, lru_cache
+from functools import cache, cached_property, lru_cache, partial
 from typing import Any, cast
 
 import numpy as np
@@ -356,26 +356,9 @@ def _like(tree: Any, arrays: Iterator[Any]) -> Any:
     return None if tree is None else next(arrays)
 
 
-def quadratic(member: int = 0, variant: str | None = None) -> SimulatedTask:
-    """Return a member of ``simulated/quadratic``."""
-    return SimulatedTask(QUADRATIC, member, variant)
-
-
-def mlp(member: int = 0, variant: str | None = None) -> SimulatedTask:
-    """Return a member of ``simulated/mlp``."""
-    return SimulatedTask("simulated/mlp", member, variant)
-
-
-def transformer(member: int = 0, variant: str | None = None) -> SimulatedTask:
-    """Return a member of ``simulated/transformer``."""
-    return SimulatedTask("simulated/transformer", member, variant)
-
-
-def cnn(member: int = 0, variant: str | None = None) -> SimulatedTask:
-    """Return a member of ``simulated/cnn``."""
-    return SimulatedTask("simulated/cnn", member, variant)
-
-
-def wide(member: int = 0, variant: str | None = None) -> SimulatedTask:
-    """Return a member of ``simulated/wide``."""
-    return SimulatedTask("simulated/wide", member, variant)
+# ``(member=0, variant=None) -> SimulatedTask``, what entry points of ``trimtab.tasks`` point to
+quadratic = partial(SimulatedTask, QUADRATIC)
+mlp = partial(SimulatedTask, "simulated/mlp")
+transformer = partial(SimulatedTask, "simulated/transformer")
+cnn = partial(SimulatedTask, "simulated/cnn")
+wide = partial(SimulatedTask, "simulated/wide")
