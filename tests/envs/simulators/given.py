@@ -13,6 +13,9 @@ from trimtab.envs.simulators.families.registry import make_family
 from trimtab.envs.simulators.families.supervised import Bank
 from trimtab.envs.simulators.family import FamilyOptions
 
+# Of what only sets the scene: compiling it well takes longer than running it.
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
 
 @cache
 def family(name: str = "simulated/mlp", **options: Any) -> Any:
@@ -32,8 +35,17 @@ def raw_bank(made: Any, variant: int) -> Bank:
 
 
 def draws(made: Any, n: int, seed: int = 1, variant: int = 0) -> Any:
-    keys = jax.random.split(jax.random.key(seed), n)
-    return jax.jit(jax.vmap(partial(made.draw, variant)))(keys)
+    return _draw(made, variant)(jax.random.split(jax.random.key(seed), n))
+
+
+@cache
+def _draw(made: Any, variant: int) -> Any:
+    return jax.jit(jax.vmap(partial(made.draw, variant)), compiler_options=QUICK)
+
+
+def drawn(made: Any, index: int, seed: int = 1, variant: int = 0) -> Any:
+    """Return one task of four, drawn operation by operation: all families share what these are."""
+    return made.draw(variant, jax.random.split(jax.random.key(seed), 4)[index])
 
 
 def pick(tree: Any, index: int) -> Any:
@@ -73,10 +85,11 @@ def started(made: Any, bank: Any, draw: Any, seed: int = 2, variant: int = 0) ->
 
 @cache
 def _start(made: Any, variant: int) -> Any:
-    return jax.jit(partial(made.start, variant))
+    return jax.jit(partial(made.start, variant), compiler_options=QUICK)
 
 
 def all_started(made: Any, bank: Any, tasks: Any) -> Any:
     """Return the states of N runs."""
     keys = jax.random.split(jax.random.key(0), len(tasks.classes))
-    return jax.jit(jax.vmap(partial(made.start, 0), in_axes=(None, 0, 0)))(bank, tasks, keys)
+    start = jax.vmap(partial(made.start, 0), in_axes=(None, 0, 0))
+    return jax.jit(start, compiler_options=QUICK)(bank, tasks, keys)

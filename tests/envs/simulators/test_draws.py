@@ -88,12 +88,10 @@ def test_labels_are_classes_of_the_task(many):
     assert set(np.asarray(many.classes).tolist()) == set(range(2, 11))
 
 
-def test_label_noise_spares_selection_and_test():
-    made = family()
-    tasks = draws(made, 64)
-    noisy = np.asarray(tasks.noise) > 0.3
-    labels, rows = np.asarray(tasks.labels), np.asarray(tasks.rows)
-    base = made.architecture.pool(held_out=False).rows.labels
+def test_label_noise_spares_selection_and_test(many):
+    noisy = np.asarray(many.noise) > 0.3
+    labels, rows = np.asarray(many.labels), np.asarray(many.rows)
+    base = family().architecture.pool(held_out=False).rows.labels
     first = SLOTS["selection"][0]
     for index in np.flatnonzero(noisy)[:10]:
         # the same original class has one new class everywhere in selection and test
@@ -105,7 +103,7 @@ def test_label_noise_spares_selection_and_test():
 
 
 def test_equal_keys_draw_equal_tasks():
-    one, two = draws(family(), 3, seed=4), draws(family(), 3, seed=4)
+    one, two = draws(family(), N, seed=4), draws(family(), N, seed=4)
     assert all(
         np.array_equal(a, b)
         for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True)
@@ -113,7 +111,7 @@ def test_equal_keys_draw_equal_tasks():
 
 
 def test_task_does_not_depend_on_the_variant():
-    one, two = draws(family(), 3, seed=4), draws(family(), 3, seed=4, variant=2)
+    one, two = draws(family(), N, seed=4), draws(family(), N, seed=4, variant=2)
     assert np.array_equal(one.rows, two.rows)
     assert np.array_equal(one.lr_factor, two.lr_factor)
 

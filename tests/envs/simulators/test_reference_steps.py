@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.envs.simulators import reference_steps as slow
-from tests.envs.simulators.given import draws, family, pick, raw_bank, started, tuned_rate
+from tests.envs.simulators.given import drawn, family, raw_bank, started, tuned_rate
 
 OFFERED = ("lr", "weight_decay", "momentum", "label_smoothing")
 STEP = 3
@@ -30,7 +30,7 @@ CASES = [
 def _task(made, variant, optimiser, **changes):
     """Return bank, task and a run some steps under way, all with odd moments and weights."""
     bank = raw_bank(made, variant)
-    draw = pick(draws(made, 4, seed=9, variant=variant), 2)
+    draw = drawn(made, 2, seed=9, variant=variant)
     draw = draw._replace(frozen=jnp.float32(0), **changes)
     state = started(made, bank, draw, 3, variant)
     noise = jax.random.normal(jax.random.key(4), (2, state.params.shape[0]))

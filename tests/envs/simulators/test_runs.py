@@ -10,6 +10,7 @@ import pytest
 from tests.envs.simulators.given import (
     advanced,
     all_started,
+    drawn,
     draws,
     family,
     pick,
@@ -30,7 +31,7 @@ QUIET = {"hyperparameters": LR, "events": False}
 def run():
     made = family(**QUIET)
     bank = raw_bank(made, 0)
-    draw = pick(draws(made, 4), 1)
+    draw = drawn(made, 1)
     return made, bank, draw, started(made, bank, draw)
 
 
@@ -152,7 +153,7 @@ def test_good_rate_learns_and_huge_rate_ruins():
 def test_nan_event_ends_the_window_and_leaves_the_weights():
     made = family(hyperparameters=LR)
     bank = raw_bank(made, 0)
-    draw = pick(draws(made, 4), 1)._replace(
+    draw = drawn(made, 1)._replace(
         event=jnp.int32(EVENT_KINDS.index("nan")), event_step=jnp.int32(3)
     )
     state = started(made, bank, draw)
@@ -172,7 +173,7 @@ def test_nan_event_ends_the_window_and_leaves_the_weights():
 def test_events_act_from_their_step_on(kind):
     made = family(hyperparameters=LR)
     bank = raw_bank(made, 0)
-    calm = pick(draws(made, 4), 1)._replace(event=jnp.int32(0), event_step=jnp.int32(3))
+    calm = drawn(made, 1)._replace(event=jnp.int32(0), event_step=jnp.int32(3))
     hit = calm._replace(event=jnp.int32(EVENT_KINDS.index(kind)))
     state = started(made, bank, calm)
     values = [tuned_rate(made, calm)]
@@ -186,7 +187,7 @@ def test_events_act_from_their_step_on(kind):
 def test_every_offered_hyperparameter_acts():
     made = family(events=False)
     bank = raw_bank(made, 0)
-    draw = pick(draws(made, 4), 1)._replace(frozen=jnp.float32(0), clip=jnp.float32(0.3))
+    draw = drawn(made, 1)._replace(frozen=jnp.float32(0), clip=jnp.float32(0.3))
     state = started(made, bank, draw)
     usual = rest(made)
     usual[0] = float(tuned_rate(made, draw))

@@ -4,14 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tests.envs.simulators.given import draws, family, pick, raw_bank, rest, started, tuned_rate
+from tests.envs.simulators.given import drawn, draws, family, raw_bank, rest, started, tuned_rate
 from trimtab.envs.simulators.families.wide import N_ACTING, acting
 
 
 def test_exactly_the_acting_hyperparameters_act():
     made = family("simulated/wide", events=False)
     bank = raw_bank(made, 0)
-    draw = pick(draws(made, 4), 1)._replace(clip=jnp.float32(0.3))
+    draw = drawn(made, 1)._replace(clip=jnp.float32(0.3))
     state = started(made, bank, draw)
     usual = rest(made)
     usual[0] = float(tuned_rate(made, draw))

@@ -11,8 +11,7 @@ staying at its rate. In use there is no grid: what the policy keeps is how the r
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache, partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -166,7 +165,7 @@ def _padded(name: str, array: np.ndarray, more: int) -> np.ndarray:
     return np.asarray(array, np.float32)
 
 
-def cost_at(place: Any, lessons: Lessons, distance: float) -> jax.Array:
+def cost_at(place: Any, lessons: Lessons, distance: Any) -> jax.Array:
     """Return (K, B) what it costs to stay at a rate, in nats.
 
     It is ``2 log(1 + c / 2) + distance min(d^2, 4 d)`` with c the grid's log loss there above the
@@ -196,8 +195,8 @@ def _led_to(policy: Any, lessons: Lessons) -> tuple[jax.Array, jax.Array, jax.Ar
     return lessons.before + expected, moves, restore
 
 
-@partial(jax.jit, static_argnums=(2, 3))
-def _mean_cost(policy: Any, lessons: Lessons, distance: float, probe: float) -> jax.Array:
+@jax.jit
+def _mean_cost(policy: Any, lessons: Lessons, distance: Any, probe: Any) -> jax.Array:
     place, _, _ = _led_to(policy, lessons)
     judged, weight = _probed(place, lessons, probe)
     cost = cost_at(judged, lessons, distance) * weight
@@ -223,44 +222,70 @@ def _left_of_long(weight: jax.Array) -> jax.Array:
     return jnp.where(_are_long(weight), 1.0 - jnp.cumsum(weight, axis=0), 0.0)
 
 
-def _probed(place: jax.Array, lessons: Lessons, probe: float) -> tuple[jax.Array, jax.Array]:
+def _probed(place: jax.Array, lessons: Lessons, probe: Any) -> tuple[jax.Array, jax.Array]:
     """Return (K, B) places as the cost takes them, and weights; short windows may go higher."""
     probes = (lessons.weight > 0) & ~_are_long(lessons.weight) & (probe > 0)
     weight = jnp.where(probes, _PROBE_WEIGHT * lessons.weight, lessons.weight)
     return jnp.where(probes, place - probe, place), weight
 
 
-@lru_cache(maxsize=8)
-def _step(settings: ImitationSettings) -> Callable[..., Any]:
-    transform = _transform()
+class _Numbers(NamedTuple):
+    """What a step of Adam takes from the settings: arguments, so that one program serves all.
 
-    def loss(policy: Any, lessons: Lessons) -> Any:
-        place, moves, restore = _led_to(policy, lessons)
-        asked = lessons.weight > 0
-        total = jnp.maximum(lessons.weight.sum(), 1e-6)
-        judged, weight = _probed(place, lessons, settings.probe)
-        high = asked & (judged > lessons.place[None, :])
-        least = jnp.maximum(settings.overshoot, settings.lasting * _left_of_long(lessons.weight))
-        weight = jnp.maximum(weight, jnp.where(high, least, 0.0)) / total
-        cost = (cost_at(judged, lessons, settings.distance) * weight).sum()
-        # Cross entropy; a restore that is masked cannot be strayed from.
-        strayed = -(jnp.exp(lessons.restore) * jnp.maximum(restore, _LEAST)).sum(-1)
-        strayed = (strayed * asked).sum() / jnp.maximum(asked.sum(), 1)
-        off = (judged - lessons.place[None, :]) ** 2 * lessons.weight / total
-        held = -moves[0, :, 0, _NO_MOVE].mean()
-        total_cost = cost + settings.restore * strayed + settings.hold * held
-        return total_cost, {"cost": cost, "decades_off": jnp.sqrt(off.sum())}
+    Attributes:
+        distance: See `ImitationSettings`, as the next five.
+        overshoot: Likewise.
+        lasting: Likewise.
+        probe: Likewise.
+        hold: Likewise.
+        restore: Likewise.
+        keep: Weight of the old average ...
+        follow: And of the policy.
+    """
 
-    @jax.jit
-    def step(policy: Any, moments: Any, average: Any, lessons: Lessons, rate: Any) -> Any:
-        gradient, seen = jax.grad(loss, has_aux=True)(policy, lessons)
-        change, moments = transform.update(gradient, moments)
-        policy = jax.tree.map(lambda p, c: p - rate * c, policy, change)
-        keep = settings.polyak
-        average = jax.tree.map(lambda a, p: keep * a + (1 - keep) * p, average, policy)
-        return policy, moments, average, seen
+    distance: Any
+    overshoot: Any
+    lasting: Any
+    probe: Any
+    hold: Any
+    restore: Any
+    keep: Any
+    follow: Any
 
-    return step
+
+def _numbers(settings: ImitationSettings) -> _Numbers:
+    given = [getattr(settings, name) for name in _Numbers._fields[:-2]]
+    return _Numbers(*map(jnp.float32, (*given, settings.polyak, 1 - settings.polyak)))
+
+
+def _loss(policy: Any, lessons: Lessons, numbers: _Numbers) -> Any:
+    place, moves, restore = _led_to(policy, lessons)
+    asked = lessons.weight > 0
+    total = jnp.maximum(lessons.weight.sum(), 1e-6)
+    judged, weight = _probed(place, lessons, numbers.probe)
+    high = asked & (judged > lessons.place[None, :])
+    least = jnp.maximum(numbers.overshoot, numbers.lasting * _left_of_long(lessons.weight))
+    weight = jnp.maximum(weight, jnp.where(high, least, 0.0)) / total
+    cost = (cost_at(judged, lessons, numbers.distance) * weight).sum()
+    # Cross entropy; a restore that is masked cannot be strayed from.
+    strayed = -(jnp.exp(lessons.restore) * jnp.maximum(restore, _LEAST)).sum(-1)
+    strayed = (strayed * asked).sum() / jnp.maximum(asked.sum(), 1)
+    off = (judged - lessons.place[None, :]) ** 2 * lessons.weight / total
+    held = -moves[0, :, 0, _NO_MOVE].mean()
+    total_cost = cost + numbers.restore * strayed + numbers.hold * held
+    return total_cost, {"cost": cost, "decades_off": jnp.sqrt(off.sum())}
+
+
+@jax.jit
+def _step(
+    policy: Any, moments: Any, average: Any, lessons: Lessons, rate: Any, numbers: _Numbers
+) -> Any:
+    gradient, seen = jax.grad(_loss, has_aux=True)(policy, lessons, numbers)
+    change, moments = _transform().update(gradient, moments)
+    policy = jax.tree.map(lambda p, c: p - rate * c, policy, change)
+    keep, follow = numbers.keep, numbers.follow
+    average = jax.tree.map(lambda a, p: keep * a + follow * p, average, policy)
+    return policy, moments, average, seen
 
 
 def _mixed(memory: Sequence[Lessons], settings: ImitationSettings, generator: Any) -> Lessons:
@@ -301,14 +326,14 @@ def imitate(
         iteration: From 0; in the first eight, unless more is remembered already, there are few
             steps, and no average yet.
     """
-    step, generator = _step(settings), np.random.default_rng(seed)
+    numbers, generator = _numbers(settings), np.random.default_rng(seed)
     rate = jnp.float32(settings.learning_rate * (0.1 + 0.9 * remaining))
     policy, moments, average, first = learner
     young = iteration < _WARM_UP and len(memory) <= _WARM_UP
     seen: dict[str, Any] = {}
     for _ in range(min(settings.updates, _FEW_UPDATES) if young else settings.updates):
         lessons = Lessons(*map(jnp.asarray, _mixed(memory, settings, generator)))
-        policy, moments, average, seen = step(policy, moments, average, lessons, rate)
+        policy, moments, average, seen = _step(policy, moments, average, lessons, rate, numbers)
         average = policy if young else average
     return Imitator(policy, moments, average, first), {k: float(v) for k, v in seen.items()}
 
