@@ -104,7 +104,7 @@ demo: $(STAMP)-demo
 	$(BIN)/trimtab demo
 
 test: $(STAMP)-test
-	$(BIN)/python -m pytest -n $(JOBS) --durations=20
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal --durations=20
 
 test-frameworks: $(STAMP)-frameworks
 	$(BIN)/python -m pytest -m "framework and not slow" -n $(JOBS) --dist loadfile --durations=20

@@ -51,6 +51,8 @@ from trimtab.core.errors import SpecError, UnknownNameError
 from trimtab.core.features import GLOBAL_FEATURES, observation_size
 from trimtab.core.spec import MOVES, ControlSpec, window_ends
 
+pytestmark = pytest.mark.usefixtures("quick_compiling")
+
 GRID = np.linspace(-2.0, 2.0, 9)
 HOW = ImitationSettings(updates=8, memory=3, mixed=2, runs=8)
 SETTINGS = LearnSettings(

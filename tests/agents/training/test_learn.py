@@ -19,6 +19,8 @@ from trimtab.agents.training.checkpoints import checkpoint_file, iterations_done
 from trimtab.agents.training.settings import LearnSettings, read_settings
 from trimtab.core.errors import SpecError, UnknownNameError
 
+pytestmark = pytest.mark.usefixtures("quick_compiling")
+
 SETTINGS = """
 name = "probe"
 seed = 3

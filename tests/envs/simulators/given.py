@@ -30,8 +30,12 @@ def raw_bank(made: Any, variant: int) -> Bank:
     layout = architecture.layout(variant)
     n_networks = 2 * len(pool.rows.sizes)
     keys = jax.random.split(jax.random.key(5), n_networks)
-    networks = [layout.join(architecture.initial(variant, key), jnp) for key in keys]
-    return Bank(jnp.asarray(pool.rows.inputs), jnp.stack(networks))
+
+    def network(key: Any) -> Any:
+        return layout.join(architecture.initial(variant, key), jnp)
+
+    networks = jax.jit(jax.vmap(network), compiler_options=QUICK)(keys)
+    return Bank(jnp.asarray(pool.rows.inputs), networks)
 
 
 def draws(made: Any, n: int, seed: int = 1, variant: int = 0) -> Any:

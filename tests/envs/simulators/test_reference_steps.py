@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -72,24 +70,28 @@ def _inputs(made, rows, draw):
     return draw.gain * rows + draw.turn * np.roll(rows, 32, axis=1) + draw.shift
 
 
-def _loss(made, variant, bank, draw, state, smoothing, factors, weights):
-    """Return the training loss of a step at (P,) weights of the network, in float64."""
+def _loss(made, variant, bank, draw, state, smoothing, factors):
+    """Return the training loss of a step, a function of (P,) weights of the network in float64."""
     exact = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), draw)
     places = slow.batch_places(int(state.seed), STEP, 32, int(draw.n_train))
     rows = np.asarray(draw.rows)[places]
     inputs = _inputs(made, np.asarray(bank.rows)[rows].astype(np.float64), exact)
     labels = np.asarray(draw.labels)[places]
     base = made.architecture.layout(variant).split(np.asarray(made._base(bank, draw), np.float64))
-    trained = made.layout(variant).split(weights)
-    tensors = {key: trained.get(key, value) for key, value in base.items()}
-    for key in base:
-        if f"{key}.down" in trained:
-            tensors[key] = base[key] + trained[f"{key}.down"] @ trained[f"{key}.up"]
-    logits = _logits(made, variant, tensors, inputs, factors)
-    classes, loss = int(draw.classes), made.options.loss
-    return float(exact.loss_scale) * slow.classification_loss(
-        logits, labels, classes, smoothing, loss
-    )
+    layout, classes = made.layout(variant), int(draw.classes)
+
+    def loss(weights):
+        trained = layout.split(weights)
+        tensors = {key: trained.get(key, value) for key, value in base.items()}
+        for key in base:
+            if f"{key}.down" in trained:
+                tensors[key] = base[key] + trained[f"{key}.down"] @ trained[f"{key}.up"]
+        logits = _logits(made, variant, tensors, inputs, factors)
+        return float(exact.loss_scale) * slow.classification_loss(
+            logits, labels, classes, smoothing, made.options.loss
+        )
+
+    return loss
 
 
 def _scales(made, variant, draw):
@@ -121,7 +123,7 @@ def test_compiled_step_agrees_with_the_obvious_one(name, variant, optimiser, opt
     new, metrics = _compiled(made, variant, bank, draw, state, [rate, 0.02, 0.8, 0.1])
 
     layout, scales = made.layout(variant), _scales(made, variant, draw)
-    loss = partial(_loss, made, variant, bank, draw, state, 0.1, ())
+    loss = _loss(made, variant, bank, draw, state, 0.1, ())
     weights = np.asarray(state.params, np.float64) * scales
     elements = np.random.default_rng(0).choice(layout.size, min(40, layout.size), replace=False)
     # relative steps: weights of a strongly scaled network are tiny
@@ -157,7 +159,7 @@ def test_compiled_step_of_the_wide_family_agrees_with_the_obvious_one():
     layout, scales = made.layout(1), _scales(made, 1, draw)
     rates = [now[f"dropout.{layer}"] for layer in range(layout.n_layers)]
     factors = slow.dropout_factors(int(state.seed), STEP, rates, 32, [16] * layout.n_layers)
-    loss = partial(_loss, made, 1, bank, draw, state, now["label_smoothing"], factors)
+    loss = _loss(made, 1, bank, draw, state, now["label_smoothing"], factors)
     weights = np.asarray(state.params, np.float64) * scales
     everywhere = np.arange(layout.size)
     gradient = slow.numeric_gradient(loss, weights, everywhere) * scales

@@ -110,7 +110,8 @@ def test_runs_of_other_lengths_in_the_batch_change_nothing(run):
 
 def test_chunks_change_nothing(run):
     made, bank, _, _ = run
-    tasks = draws(made, 8)
+    each = [drawn(made, index, seed) for seed in (1, 2) for index in range(4)]
+    tasks = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
     states = all_started(made, bank, tasks)
     rates = jax.vmap(partial(tuned_rate, made))(tasks)[:, None]
     given = (rates, jnp.ones((8, 400)), jnp.zeros(8, jnp.int32), jnp.full(8, 4, jnp.int32))
