@@ -1,6 +1,7 @@
-"""The loss of each single step inside ``fit``, whose logs tell only the running mean.
+"""What a window of a Keras run tells: its steps' losses, and its last two steps' gradients.
 
-Gradient statistics of a TensorFlow loop, taken at the last two steps of a window.
+The logs of ``fit`` tell only the running mean of the loss, so each step's is kept aside; gradients
+are seen in a TensorFlow loop of one's own.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ A setting that is a Python number becomes a constant when the training step is c
 object is given a subclass of its own class, made for it alone, in which those settings are
 properties. Its name, module and configuration stay what they were: it saves and loads as ever.
 
-Variables that a compiled Keras step reads anew each time, and their values seen from outside.
+What a compiled step reads anew each time stands in a variable; its value is seen from outside.
 """
 
 from __future__ import annotations

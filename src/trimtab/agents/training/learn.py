@@ -1,6 +1,6 @@
 """Meta-training: from nothing to a policy, on simulated fine-tuning runs (`trimtab learn`).
 
-What whole runs earned is told as the update of `trimtab.agents.training.ppo` takes it.
+An iteration draws runs, lets the policy steer them, and learns from what they earned.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The best learning rate of a simulated task: a grid of reference runs, all at once.
 
-The start law counts starts from the rate whose reference runs end best on validation, over a grid
+Starts are counted from the rate whose reference runs end best on validation, over a grid
 and several seeds. For one task that is about a hundred whole runs: as single runs minutes, as one
 batch of a compiled program seconds.
 """

@@ -1,6 +1,6 @@
 """Opening a store's database: addresses, connections, schema, and failures in one clear line.
 
-An SQLite file is read in a folder that nothing can be written to, too.
+An SQLite file can be read where nothing may be written beside it.
 """
 
 from __future__ import annotations
