@@ -90,6 +90,7 @@ def test_importing_trimtab_loads_gymnasium_and_numpy_only() -> None:
         "import trimtab; trimtab.agents",
         "import gymnasium, trimtab; gymnasium.make('Hyperparam-v0').reset(seed=0)",
         "from trimtab.cli.main import main; main",
+        "import trimtab.adapters.ray.member, trimtab.tasks.keras_credit",
     ],
 )
 def test_everyday_use_loads_nothing_heavy(statement: str) -> None:
