@@ -30,7 +30,6 @@ WITH_A_FRAMEWORK = {
     "trimtab.adapters.keras_values": "SteeredValue",
     "trimtab.adapters.lightning": "TrimtabCallback",
     "trimtab.adapters.transformers": "TrimtabCallback",
-    "trimtab.search.ray_scheduler": "DECISIONS_FILE TrimtabScheduler read_decisions",
 }
 
 
@@ -48,3 +47,9 @@ def test_a_former_place_still_has_its_names(module: str, names: str) -> None:
 @pytest.mark.parametrize(("module", "names"), WITH_A_FRAMEWORK.items(), ids=WITH_A_FRAMEWORK)
 def test_a_former_place_of_a_framework_still_has_its_names(module: str, names: str) -> None:
     assert missing(module, names) == []
+
+
+@pytest.mark.slow  # with the tests that need Ray
+def test_the_former_place_of_the_ray_scheduler_still_has_its_names() -> None:
+    names = "DECISIONS_FILE TrimtabScheduler read_decisions"
+    assert missing("trimtab.search.ray_scheduler", names) == []
