@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from trimtab.search.comparison.compare import Comparison
-from trimtab.search.comparison.figures import comparison_figures
+from trimtab.search.comparison.figures import comparison_figures, steered_worth
 from trimtab.search.comparison.table import read_parquet
 
 __all__ = ["harm_at_tuned", "losses_of", "main", "worth"]
@@ -62,15 +62,14 @@ def harm_at_tuned(losses: dict[tuple[str, float], np.ndarray]) -> tuple[float, f
     return float(found.mean()), float(low), float(high)
 
 
-def worth(comparison: Comparison, tasks: Collection[str]) -> dict[str, Any]:
+def worth(comparison: Comparison, tasks: Collection[str]) -> dict[str, float]:
     """Return n* of the steered runs on some of the tasks: ``value``, ``low`` and ``high``."""
     some = replace(
         comparison,
         tasks={name: task for name, task in comparison.tasks.items() if name in tasks},
         entries=tuple(entry for entry in comparison.entries if entry.task in tasks),
     )
-    found: dict[str, Any] = comparison_figures(some)["n_star"]["trimtab"]
-    return found
+    return steered_worth(some)
 
 
 def _print_worth(comparison: Comparison) -> None:

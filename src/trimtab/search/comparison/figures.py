@@ -272,6 +272,13 @@ def comparison_figures(comparison: Comparison) -> dict[str, Any]:
     return found | _means(comparison, by_name, of)
 
 
+def steered_worth(comparison: Comparison) -> dict[str, float] | None:
+    """Return ``n_star`` of the steered runs alone, as `comparison_figures` counts it."""
+    gathered = _gathered(comparison, _by_label(comparison)).values()
+    with_pool = [task for task in gathered if task.curve.size]
+    return _interval(with_pool, _STEERED, _losses_and_charges(_STEERED), _worth)
+
+
 def _capped(tasks: Sequence[_Task], label: str) -> float | None:
     have = [task for task in tasks if label in task.losses]
     if not have:
