@@ -111,3 +111,16 @@ def heed_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(scope="module")
+def quick_compiling() -> Iterator[None]:
+    """Compile a module's JAX programs as fast as can be; they run for milliseconds.
+
+    Not where numbers of two programs are compared, which users' are to agree in.
+    """
+    jax = pytest.importorskip("jax")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()  # the next module gets programs as users do

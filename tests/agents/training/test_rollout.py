@@ -17,6 +17,8 @@ from trimtab.core.metrics import Metrics
 from trimtab.core.spec import ControlSpec, window_ends
 from trimtab.envs.simulators.batch import Programs
 
+pytestmark = pytest.mark.usefixtures("quick_compiling")
+
 OFFERED = (
     hyperparameter("lr", 1e-3),
     hyperparameter("weight_decay", 1e-2),

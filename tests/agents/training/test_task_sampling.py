@@ -24,6 +24,8 @@ from trimtab.agents.training.task_sampling import TunedRates, lowest_place, samp
 from trimtab.core.errors import SpecError
 from trimtab.envs.simulators.batch import programs
 
+pytestmark = pytest.mark.usefixtures("quick_compiling")
+
 GRID_DECADES = LearnSettings().grid_decades
 GRID = np.linspace(-GRID_DECADES, GRID_DECADES, 8)
 SETTINGS = LearnSettings(

@@ -15,6 +15,8 @@ from trimtab.envs.simulators.families.supervised import augmentation, pretrained
 from trimtab.envs.simulators.families.wide import acting
 from trimtab.envs.simulators.family import FamilyOptions
 
+pytestmark = pytest.mark.usefixtures("quick_compiling")
+
 N = 1500
 
 

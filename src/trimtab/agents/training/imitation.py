@@ -332,7 +332,7 @@ def imitate(
     young = iteration < _WARM_UP and len(memory) <= _WARM_UP
     seen: dict[str, Any] = {}
     for _ in range(min(settings.updates, _FEW_UPDATES) if young else settings.updates):
-        lessons = Lessons(*map(jnp.asarray, _mixed(memory, settings, generator)))
+        lessons = _mixed(memory, settings, generator)
         policy, moments, average, seen = _step(policy, moments, average, lessons, rate, numbers)
         average = policy if young else average
     return Imitator(policy, moments, average, first), {k: float(v) for k, v in seen.items()}
