@@ -11,6 +11,7 @@ from typing import Any, TypedDict, TypeVar
 
 from trimtab.adapters.actuators import Steerable, entries_of
 from trimtab.core.decision import RunInfo
+from trimtab.core.directions import check_mode
 from trimtab.core.errors import SpecError
 from trimtab.core.hyperparameters import Hyperparameter
 from trimtab.core.protocols import Controller
@@ -43,7 +44,8 @@ class RunOptions:
         decisions: Number of decisions.
         policy: Name or path of a policy, a `Controller`, or None to switch it off.
         monitor: Key of the watched value in what validation gives.
-        mode: ``"min"`` or ``"max"``: which way it gets better.
+        mode: ``"min"`` or ``"max"``: which way it gets better; ``"auto"`` goes by its name, or by
+            the metric object that measures it.
         keep_best: Whether the weights that were best on validation are put back at the end.
         snapshots: ``"memory"`` (the device), ``"cpu"``, ``"disk"`` or ``"none"``.
         seed: Of the policy.
@@ -58,7 +60,7 @@ class RunOptions:
     decisions: int = 20
     policy: Any = "trimtab-1"
     monitor: str = "loss"
-    mode: str = "min"
+    mode: str = "auto"
     keep_best: bool = True
     snapshots: str = "cpu"
     seed: int = 0
@@ -68,6 +70,7 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hyperparameters", entries_of(self.hyperparameters))
+        check_mode(self.mode)
 
     @property
     def moves(self) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -154,6 +155,7 @@ class SteeredRun:
         Raises:
             AdapterError: The run is closed.
             MetricError: The validation fails or gives nothing to steer by.
+            SpecError: Which way the monitored value gets better is not known.
             StoreError: The store cannot be opened.
         """
         if self._closed:
@@ -162,13 +164,12 @@ class SteeredRun:
             )
         if self.session is not None:
             return
-        session = self._open()
         try:
-            first = self._validation.first()
+            first = self._validation.first()  # also shows which way the monitored value goes
         except BaseException:
-            session.close("failed")
+            self._open().close("failed")
             raise
-        self.session = session
+        self.session = session = self._open()
         session.step(Metrics(val_loss=first.loss), first.measured)
         self._begin_window()
 
@@ -244,6 +245,7 @@ class SteeredRun:
             "session": session,
             "actuators": [None if a is None else a.starts() for a in self._actuators],
             "last_loss": self._validation.last_loss,
+            "mode": self._validation.mode,
             "best": self.snapshots.state_dict(),
             **self.driver.state_dict(),
         }
@@ -256,6 +258,8 @@ class SteeredRun:
             SpecError: The state is of another spec or number of steps.
         """
         self.spec = self._resumed_spec(state)
+        if self._validation.mode is None:
+            self._validation.mode = state.get("mode")
         session = self.session or self._open(run=state["session"]["recorder"].get("run"))
         session.spec = self.spec
         session.load_state_dict(state["session"])
@@ -290,6 +294,7 @@ class SteeredRun:
     def _open(self, run: int | None = None) -> Session:
         from trimtab.defaults import recorder_for
 
+        info = replace(self._info, mode=self._validation.mode or "min")
         session = Session(
             self.spec,
             self._policy,
@@ -297,7 +302,7 @@ class SteeredRun:
             reference=self._multipliers,
             keep=self.snapshots.keep,
             restore=self.restore,
-            recorder=recorder_for(self._store, self._info, run=run),
+            recorder=recorder_for(self._store, info, run=run),
             watch_only=self._info.watch_only,
             seed=self._info.seed,
         )

@@ -8,8 +8,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from trimtab.core.directions import check_mode, mode_for
 from trimtab.core.errors import MetricError, SpecError
-from trimtab.core.metrics import loss_from_validation
+from trimtab.core.metrics import loss_from_validation, lower_is_better
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,12 @@ class Validates(Protocol):
 
     Attributes:
         last_loss: The last finite loss.
+        mode: ``"min"`` or ``"max"``: which way the monitored value gets better; None until the
+            first validation has shown it.
     """
 
     last_loss: float
+    mode: str | None
 
     def first(self) -> Validated:
         """Validate before any step; whatever is wrong is an error."""
@@ -54,15 +58,18 @@ class Validation:
         validate: Returns a loss, or a dict of floats that holds ``monitor``.
         around: Entered around each call; leaves model and random state as they were.
         monitor: Key of the value that is watched.
-        mode: ``"min"`` or ``"max"``.
+        mode: ``"min"``, ``"max"``, or ``"auto"``.
         name: What the user knows it by, in messages.
+        told: Returns the direction that the object behind a measured value tells, None for none;
+            asked once something was measured. None where there are no such objects.
 
     Attributes:
         last_loss: The last finite loss.
+        mode: ``"min"`` or ``"max"``; None as long as an object may yet tell.
 
     Raises:
         MetricError: ``validate`` cannot be called.
-        SpecError: ``mode`` is neither of the two.
+        SpecError: ``mode`` is none of the three, or nothing tells what ``"auto"`` is here.
     """
 
     def __init__(
@@ -73,16 +80,18 @@ class Validation:
         monitor: str,
         mode: str,
         name: str = "validate()",
+        told: Callable[[str], str | None] | None = None,
     ) -> None:
         if not callable(validate):
             raise MetricError(
                 f"validate: {validate!r} cannot be called; give a function without arguments that "
                 "returns the validation loss"
             )
-        if mode not in ("min", "max"):
-            raise SpecError(f"mode: {mode!r} is neither 'min' nor 'max'; choose one")
+        check_mode(mode)
         self._validate, self._around, self._name = validate, around, name
-        self._monitor, self._mode = monitor, mode
+        self._monitor, self._told = monitor, told
+        waits = mode == "auto" and told is not None
+        self.mode: str | None = None if waits else mode_for(monitor, mode)
         self.last_loss = math.nan
 
     def first(self) -> Validated:
@@ -90,10 +99,11 @@ class Validation:
 
         Raises:
             MetricError: The function raised, gave nothing to steer by, or something not finite.
+            SpecError: Neither name nor object tells which way the monitored value gets better.
         """
         try:
             seen = self._call()
-        except MetricError:
+        except (MetricError, SpecError):
             raise
         except Exception as error:
             raise MetricError(
@@ -115,7 +125,7 @@ class Validation:
         """
         try:
             seen = self._call()
-        except MetricError as error:
+        except (MetricError, SpecError) as error:
             return Validated(self.last_loss, problem=str(error))
         except Exception as error:  # noqa: BLE001 - the user's run must go on
             problem = f"{self._name} raised {type(error).__name__}: {error}"
@@ -127,5 +137,9 @@ class Validation:
     def _call(self) -> Validated:
         with self._around():
             measured = self._validate()
-        loss, values = loss_from_validation(measured, monitor=self._monitor, mode=self._mode)
+        loss, values = loss_from_validation(measured, monitor=self._monitor)
+        if self.mode is None:
+            known = None if self._told is None else self._told(self._monitor)
+            self.mode = mode_for(self._monitor, known=known)
+        loss = lower_is_better(loss, self.mode)
         return Validated(loss, values, values[self._monitor])

@@ -16,6 +16,7 @@ __all__ = [
     "checked_window",
     "loss_from_validation",
     "loss_statistics",
+    "lower_is_better",
     "window_metrics",
 ]
 
@@ -94,10 +95,12 @@ def loss_from_validation(
             raise MetricError(
                 f"validate() returned {measured!r}; return a float or a dict of floats"
             ) from error
-    value = values[monitor]
-    if mode == "max":
-        return 1.0 - value, values
-    return value, values
+    return lower_is_better(values[monitor], mode), values
+
+
+def lower_is_better(value: float, mode: str) -> float:
+    """Return a value turned so that lower is better: one minus it where ``mode`` is ``"max"``."""
+    return 1.0 - value if mode == "max" else value
 
 
 def checked_window(metrics: Metrics, asked: int, task: str) -> Metrics:

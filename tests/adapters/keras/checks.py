@@ -27,7 +27,7 @@ from trimtab.adapters.keras import KerasController, SteeredValue, TrimtabCallbac
 from trimtab.adapters.keras.assembly import SteeredModel
 from trimtab.adapters.keras.state import fingerprint, read_state, write_state
 from trimtab.adapters.keras.statistics import StepLosses
-from trimtab.core.errors import AdapterError, TrimtabError, TrimtabWarning
+from trimtab.core.errors import AdapterError, SpecError, TrimtabError, TrimtabWarning
 from trimtab.core.references import reference_multipliers
 from trimtab.core.spec import ControlSpec
 
@@ -1190,6 +1190,34 @@ def main() -> None:
         except Exception:  # noqa: BLE001 - told to the test
             results[name] = traceback.format_exc()
     print(json.dumps(results))  # noqa: T201
+
+
+def quality(y_true: Any, y_pred: Any) -> Any:
+    return -keras.ops.mean(keras.ops.abs(y_true - y_pred), axis=-1)
+
+
+class Quality(keras.metrics.MeanMetricWrapper):  # type: ignore[misc]
+    """Says itself that it rises."""
+
+    def __init__(self) -> None:
+        super().__init__(quality, name="quality")
+        self._direction = "up"
+
+
+@check
+def a_monitored_metric_gets_better_as_its_name_or_its_object_says() -> None:
+    for metric, monitor, best in (("mae", "val_mae", min), (Quality(), "quality", max)):
+        model = network(keras.optimizers.Adam(1e-2))
+        model.compile(model.optimizer, loss="mse", metrics=[metric])
+        steer = TrimtabCallback(VALIDATION, policy=None, monitor=monitor)
+        fit(model, steer)
+        name = monitor.removeprefix("val_")
+        seen = [one.measured[name] for one in steer.summary.decisions]
+        assert steer.summary.best[name] == best([*seen, steer.summary.last[name]]), name
+    model = network(keras.optimizers.Adam(1e-2))
+    model.compile(model.optimizer, loss="mse", metrics=[quality])
+    with pytest.raises(SpecError, match="whether 'quality' gets better"):
+        fit(model, TrimtabCallback(VALIDATION, policy=None, monitor="quality"))
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ ANY_BACKEND_WILL_DO = (
     "watching_only_changes_nothing_and_says_what_it_would",
     "what_cannot_be_steered_is_refused",
     "what_would_be_lost_is_told",
+    "a_monitored_metric_gets_better_as_its_name_or_its_object_says",
 )
 CHECKS = {
     "tensorflow": (

@@ -6,6 +6,7 @@ import csv
 import logging
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from tests.adapters.tiny_training import Net, Still, are_equal, examples, weights
-from trimtab.core.errors import AdapterError, MetricError
+from trimtab.core.errors import AdapterError, MetricError, SpecError
 
 pytest.importorskip("lightning")
 
@@ -28,6 +29,7 @@ from lightning.pytorch.callbacks import (
     ModelCheckpoint,
 )
 from lightning.pytorch.loggers import CSVLogger
+from torchmetrics import MeanMetric
 
 from trimtab.adapters.lightning import TrimtabCallback
 
@@ -287,6 +289,51 @@ def test_metrics_that_the_validation_step_logs_can_be_watched() -> None:
     hits = (net(**batch)["logits"].argmax(1) == batch["labels"]).float().mean()
     assert best["accuracy"] == pytest.approx(float(hits))
     assert "log" not in vars(module)
+
+
+class Rising(MeanMetric):
+    higher_is_better = True
+
+
+class Falling(MeanMetric):
+    higher_is_better = False
+
+
+class Rated(Module):
+    """Logs a metric object under a name that says nothing."""
+
+    def __init__(self, kind: type[MeanMetric]) -> None:
+        super().__init__()
+        self.hits = kind()
+
+    def validation_step(self, batch: Any, index: int) -> None:
+        outputs = self.net(**batch)
+        self.hits.update((outputs["logits"].argmax(1) == batch["labels"]).float())
+        self.log("loss", outputs["loss"])
+        self.log("quality", self.hits)
+
+
+@pytest.mark.parametrize(("kind", "best"), [(Rising, max), (Falling, min)])
+def test_a_metric_object_says_which_way_it_gets_better(
+    kind: Any, best: Any, tmp_path: Path
+) -> None:
+    callback = TrimtabCallback(policy=None, monitor="quality", store=str(tmp_path / "runs.db"))
+    fit(Rated(kind), [callback])
+    seen = [decision.measured["quality"] for decision in callback.summary.decisions]
+    assert callback.summary.best["quality"] == best([*seen, callback.summary.last["quality"]])
+    with sqlite3.connect(tmp_path / "runs.db") as connection:
+        assert connection.execute("SELECT mode FROM runs").fetchall() == [(best.__name__,)]
+
+
+def test_a_metric_of_which_nothing_is_known_is_refused_and_a_known_one_is_not() -> None:
+    with pytest.raises(SpecError, match="whether 'quality' gets better"):
+        fit(Rated(MeanMetric), [TrimtabCallback(policy=None, monitor="quality")])
+    with pytest.raises(SpecError, match="whether 'quality' gets better"):
+        fit(Module(), [TrimtabCallback(monitor="quality", validate=lambda: {"quality": 1.0})])
+    callback = TrimtabCallback(policy=None, monitor="accuracy")
+    fit(Module(), [callback])
+    seen = [decision.measured["accuracy"] for decision in callback.summary.decisions]
+    assert callback.summary.best["accuracy"] == max(seen)
 
 
 @pytest.mark.parametrize("kind", [Module, Manual])

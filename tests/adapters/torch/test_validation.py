@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import random
+import sqlite3
 
 import numpy as np
 import pytest
 import torch
 
-from trimtab.core.errors import MetricError, TrimtabWarning
+from trimtab.core.errors import MetricError, SpecError, TrimtabWarning
 from trimtab.core.guard import Reason
 
 OFF = {"policy": None, "keep_best": False}
@@ -136,6 +137,26 @@ def test_a_metric_to_be_maximised_is_maximised(loop):
 
     assert summary.best["accuracy"] == max(d.measured["accuracy"] for d in summary.decisions)
     assert it.validate()["accuracy"] == summary.best["accuracy"]
+
+
+def test_a_known_metric_needs_no_mode_and_another_one_is_refused(loop, listener):
+    it = loop()
+    summary = it.run_steered(monitor="accuracy").summary
+
+    assert summary.best["accuracy"] == max(d.measured["accuracy"] for d in summary.decisions)
+    assert it.validate()["accuracy"] == summary.best["accuracy"]
+    with pytest.raises(SpecError, match=r"monitor: whether 'quality' gets better .* mode='min'"):
+        loop().controller(monitor="quality")
+
+
+def test_the_record_says_which_way_the_monitored_value_gets_better(loop, tmp_path):
+    store = f"sqlite:///{tmp_path / 'runs.db'}"
+    loop().run_steered(monitor="accuracy", store=store)
+
+    with sqlite3.connect(tmp_path / "runs.db") as connection:
+        assert connection.execute("SELECT monitor, mode FROM runs").fetchall() == [
+            ("accuracy", "max")
+        ]
 
 
 def test_a_bare_number_is_the_monitored_value(loop):

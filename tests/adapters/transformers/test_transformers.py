@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from tests.adapters.tiny_training import Net, Still, are_equal, examples, weights
-from trimtab.core.errors import AdapterError, MetricError
+from trimtab.core.errors import AdapterError, MetricError, SpecError
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
@@ -63,6 +63,7 @@ def train(
     data: Any = None,
     model: Any = None,
     kind: Any = InOrder,
+    compute_metrics: Any = None,
     **settings: Any,
 ) -> Any:
     trainer = kind(
@@ -71,6 +72,7 @@ def train(
         train_dataset=data or examples(96, seed=0),
         eval_dataset=VALIDATION,
         callbacks=callbacks,
+        compute_metrics=compute_metrics,
     )
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.train()
@@ -402,6 +404,47 @@ def test_a_metric_that_trainer_does_not_return_is_named(tmp_path: Path) -> None:
     callback = TrimtabCallback(policy=None, monitor="accuracy", mode="max")
     with pytest.raises(MetricError, match="eval_accuracy"):
         train(tmp_path, [callback], eval_strategy="steps", eval_steps=10)
+
+
+def quality(prediction: Any) -> dict[str, float]:
+    hits = (prediction.predictions.argmax(1) == prediction.label_ids).mean()
+    return {"quality": float(hits), "accuracy": float(hits)}
+
+
+@pytest.mark.parametrize(
+    ("monitor", "settings", "best"),
+    [
+        ("accuracy", {}, max),
+        ("quality", {"metric_for_best_model": "eval_quality", "greater_is_better": False}, min),
+        ("quality", {"metric_for_best_model": "quality", "greater_is_better": True}, max),
+    ],
+)
+def test_a_metric_gets_better_as_its_name_or_trainer_says(
+    tmp_path: Path, monitor: str, settings: dict[str, Any], best: Any
+) -> None:
+    callback = TrimtabCallback(policy=None, monitor=monitor)
+    often = {"eval_strategy": "steps", "eval_steps": 8, "label_names": ["labels"]}
+    train(tmp_path, [callback], compute_metrics=quality, **often, **settings)
+    seen = [decision.measured[monitor] for decision in callback.summary.decisions]
+    assert len(set(seen)) > 1
+    assert callback.summary.best[monitor] == best([*seen, callback.summary.last[monitor]])
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"metric_for_best_model": "accuracy", "greater_is_better": True}]
+)
+def test_a_metric_of_which_nothing_is_known_is_refused(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    often = {"eval_strategy": "steps", "eval_steps": 8, "label_names": ["labels"]}
+    with pytest.raises(SpecError, match="whether 'quality' gets better"):
+        train(
+            tmp_path,
+            [TrimtabCallback(monitor="quality")],
+            compute_metrics=quality,
+            **often,
+            **settings,
+        )
 
 
 def test_a_scheduler_as_reference_is_refused(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from trimtab.adapters.options import RunOptions
 from trimtab.adapters.snapshots import Snapshots
 from trimtab.adapters.steering import SteeredRun
 from trimtab.adapters.validation import Validation
+from trimtab.core.directions import direction_of_metric
 from trimtab.core.errors import AdapterError
 
 _LEFTOVER = "_trimtab_release"
@@ -89,6 +90,7 @@ class SteeredModel:
                 monitor=options.monitor.removeprefix("val_"),
                 mode=options.mode,
                 name="the validation",
+                told=self._direction,
             ),
             snapshots=Snapshots(
                 options.snapshots,
@@ -214,6 +216,14 @@ class SteeredModel:
                     value.write(number)
 
         return validate_at_start
+
+    def _direction(self, monitor: str) -> str | None:
+        """Return which way a metric of the compiled model says that it gets better."""
+        for metric in self._model.metrics:
+            for one in getattr(metric, "metrics", [metric]):  # compiled ones share a container
+                if one.name == monitor:
+                    return direction_of_metric(one)
+        return None
 
     def _drop_poisoned_metrics(self) -> None:
         """Begin those running means afresh that a lost step has made nan for the whole epoch."""

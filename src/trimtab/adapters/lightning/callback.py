@@ -101,6 +101,7 @@ class TrimtabCallback(Callback):
         self._scaler: Any = None
         self._saved: Mapping[str, Any] | None = None  # of the checkpoint that the fit goes on from
         self._losses: list[torch.Tensor] = []
+        self._directions: dict[str, str | None] = {}  # that logged metric objects tell
         self._manual = False
         self._pending = False  # the optimiser was stepped, and steering not yet told so
         self._handle: Any = None
@@ -169,6 +170,7 @@ class TrimtabCallback(Callback):
             validate=self._validation(trainer, pl_module),
             clipping=clipping_place(trainer),
             scaler=self._scaler,
+            told=self._directions.get if self._training.validate is None else None,
         )
         self._clip_proof = ClipProof(run.spec)
         self._handle = optimizer.register_step_post_hook(self._after_step)
@@ -297,6 +299,7 @@ class TrimtabCallback(Callback):
             with trainer.precision_plugin.val_step_context(), Capture(module) as capture:
                 means = mean_over_batches(module, batches(), capture.measure, module.device)
                 means |= capture.computed()
+            self._directions.update(capture.directions)
             if "loss" not in means and "val_loss" in means:
                 means["loss"] = means["val_loss"]
             return means

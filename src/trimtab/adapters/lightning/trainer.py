@@ -16,6 +16,7 @@ from trimtab.adapters.snapshots import is_out_of_memory
 from trimtab.adapters.torch.actuators import Place
 from trimtab.adapters.torch.memory import parts_of
 from trimtab.adapters.torch.state import random_state, restore_random_state
+from trimtab.core.directions import direction_of_metric
 from trimtab.core.errors import AdapterError
 from trimtab.core.notices import tell
 
@@ -130,12 +131,16 @@ class Capture:
 
     Args:
         module: A ``LightningModule``.
+
+    Attributes:
+        directions: Which way each metric object that was logged says it gets better, by name.
     """
 
     def __init__(self, module: Any) -> None:
         self._module = module
         self._logged: dict[str, Any] = {}
         self._metrics: dict[str, Any] = {}
+        self.directions: dict[str, str | None] = {}
 
     def __enter__(self) -> Capture:
         """Stand in for the module's ``log`` and ``log_dict``."""
@@ -173,6 +178,7 @@ class Capture:
         del args, kwargs
         if callable(getattr(value, "compute", None)):
             self._metrics[name] = value
+            self.directions[name] = direction_of_metric(value)
         elif _is_number(value):
             self._logged[name] = value
 

@@ -35,6 +35,7 @@ def steer(
     smoothing: Place | None = None,
     loss_fn: nn.Module | None = None,
     layers: Sequence[nn.Module] | None = None,
+    told: Callable[[str], str | None] | None = None,
 ) -> TorchDriver:
     """Return what drives a run that has not begun.
 
@@ -52,6 +53,7 @@ def steer(
         smoothing: Where a trainer keeps label smoothing, or None.
         loss_fn: Where label smoothing is kept, if not inside the model.
         layers: Modules from the input to the output, where depth is steered.
+        told: Returns which way a measured value gets better, where metric objects may tell.
 
     Raises:
         AdapterError: Something cannot be steered as it is.
@@ -61,7 +63,11 @@ def steer(
     """
     optimizer, wanted = stepper.optimizer, options.hyperparameters
     validation: Validates = Validation(
-        validate, lambda: left_as_it_was(model), monitor=options.monitor, mode=options.mode
+        validate,
+        lambda: left_as_it_was(model),
+        monitor=options.monitor,
+        mode=options.mode,
+        told=told,
     )
     depth = DepthRates(optimizer, model, layers) if wants_depth(wanted) else None
     items, actuators = find_actuators(

@@ -71,6 +71,7 @@ class RankZeroValidation:
 
     Attributes:
         last_loss: The last finite loss.
+        mode: Which way the monitored value gets better.
     """
 
     def __init__(self, validation: Validates, processes: Processes) -> None:
@@ -84,6 +85,15 @@ class RankZeroValidation:
     @last_loss.setter
     def last_loss(self, value: float) -> None:
         self._validation.last_loss = value
+
+    @property
+    def mode(self) -> str | None:
+        """Which way the monitored value gets better, in this process's knowledge."""
+        return self._validation.mode
+
+    @mode.setter
+    def mode(self, value: str | None) -> None:
+        self._validation.mode = value
 
     def first(self) -> Validated:
         """Validate before any step.

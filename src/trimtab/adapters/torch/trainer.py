@@ -107,6 +107,7 @@ class SteeredTraining:
         clipping: Place | None,
         scaler: Any,
         smoothing: Place | None = None,
+        told: Callable[[str], str | None] | None = None,
     ) -> SteeredRun:
         """Open a run and return it; see `trimtab.adapters.torch.assembly.steer`."""
         steps = check_total_steps(total_steps)
@@ -124,6 +125,7 @@ class SteeredTraining:
             clipping=clipping,
             smoothing=smoothing,
             layers=self._layers,
+            told=told,
         )
         self.is_open = True
         return self._driver.run

@@ -25,6 +25,7 @@ from trimtab.adapters.transformers.trainer import (
     Attachment,
     StepLoss,
     check_arguments,
+    direction_asked,
     saved_state,
     unscale,
     unwrapped,
@@ -160,6 +161,7 @@ class TrimtabCallback(transformers.TrainerCallback, ExportableState):
             clipping=None if self._clip is None else Place(self._clip, self._norm, self._set_norm),
             scaler=scaler,
             smoothing=None if self._attached is None else self._attached.smoothing(),
+            told=lambda monitor: direction_asked(args, monitor),
         )
         alone = scaler is None and self._training.processes.count == 1
         self._stand_in = StandInNorm(run.spec, possible=alone)

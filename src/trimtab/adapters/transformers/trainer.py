@@ -14,6 +14,7 @@ from trimtab.adapters.torch.actuators import Place
 from trimtab.adapters.torch.memory import MicroBatches
 from trimtab.adapters.torch.proofs import Replay
 from trimtab.adapters.torch.state import read_state
+from trimtab.core.directions import direction_of
 from trimtab.core.errors import AdapterError
 
 STATE_FILE = "trimtab.safetensors"
@@ -68,6 +69,22 @@ def check_arguments(args: Any, *, asks_trainer: bool, by_metric: bool) -> None:
             "lr_scheduler_type: the scheduler goes by Trainer's evaluations, which steering would "
             "add to; give TrimtabCallback(validation_data=...)"
         )
+
+
+def direction_asked(args: Any, monitor: str) -> str | None:
+    """Return which way Trainer was told that the monitored value gets better, or None.
+
+    Trainer takes whatever does not end in ``loss`` for something that rises, where nothing was
+    said; a name that is known to fall is not believed to do so.
+    """
+    name, greater = getattr(args, "metric_for_best_model", None), args.greater_is_better
+    if (
+        name is None
+        or greater is None
+        or name.removeprefix("eval_") != monitor.removeprefix("eval_")
+    ):
+        return None
+    return "min" if not greater or direction_of(monitor) == "min" else "max"
 
 
 def saved_state(args: Any, state: Any, callback: str) -> dict[str, Any]:
