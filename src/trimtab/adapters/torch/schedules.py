@@ -7,7 +7,6 @@ trainer steps it, `FollowedRates` write for the moment of the optimiser's step o
 from __future__ import annotations
 
 import copy
-import inspect
 import logging
 import math
 import warnings
@@ -16,9 +15,9 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from trimtab.adapters.torch.checks import lead_group
+from trimtab.adapters.torch.scheduler_forms import in_torch_form, needs_metric
 from trimtab.core.errors import AdapterError
 from trimtab.core.references import reference_multipliers
 
@@ -101,6 +100,46 @@ def _differs(group: dict[str, Any], written: Any) -> bool:
     return bool(current != written)
 
 
+class Peaks:
+    """What a schedule that knows no ``lr_scale`` multiplies in each parameter group.
+
+    Layer-wise decay in timm, BEiT and MAE writes ``lr_scale`` into the groups and leaves it to the
+    scheduler to multiply by it. Where the rates are in proportion to it, it is in them already.
+
+    Args:
+        groups: The parameter groups on entry.
+        key: Where their rate stands.
+    """
+
+    def __init__(self, groups: Sequence[dict[str, Any]], key: str = "lr") -> None:
+        self._key, self._unscaled = key, math.nan
+        scales = [_scale(group) for group in groups]
+        rates = [self._rate(group) for group in groups]
+        if len(set(scales)) > 1 and min(scales) > 0:
+            base = rates[0] / scales[0]
+            pairs = zip(rates, scales, strict=True)
+            if all(math.isclose(rate, base * scale, rel_tol=1e-6) for rate, scale in pairs):
+                self._unscaled = base
+
+    def all(self, groups: Sequence[dict[str, Any]]) -> list[float]:
+        """Return each group's peak."""
+        return [self.of(group) for group in groups]
+
+    def of(self, group: dict[str, Any]) -> float:
+        """Return a group's peak, by its rate as it stands there now."""
+        rate, scale = self._rate(group), _scale(group)
+        counted = math.isclose(rate, self._unscaled * scale, rel_tol=1e-6)
+        return rate if counted else rate * scale
+
+    def _rate(self, group: dict[str, Any]) -> float:
+        return float(group.get(self._key, group["lr"]))
+
+
+def _scale(group: dict[str, Any]) -> float:
+    scale = group.get("lr_scale")
+    return 1.0 if scale is None else float(scale)
+
+
 class TableRates:
     """A reference that is a function of progress: group's own peak times multiplier times it."""
 
@@ -109,7 +148,8 @@ class TableRates:
 
     def __init__(self, optimizer: torch.optim.Optimizer, multipliers: np.ndarray) -> None:
         self._optimizer = optimizer
-        self.starts = [float(group["lr"]) for group in optimizer.param_groups]
+        self._peaks = Peaks(optimizer.param_groups)
+        self.starts = self._peaks.all(optimizer.param_groups)
         self.lead = lead_group(self.starts)
         self.multipliers = multipliers
         self._reference: list[float] = multipliers.tolist()
@@ -121,7 +161,7 @@ class TableRates:
     def begin(self, step: int, multiplier: float) -> None:
         """Write the rates of ``step``; groups that joined bring their rate as their own peak."""
         for group in self._optimizer.param_groups[len(self.starts) :]:
-            self.starts.append(float(group["lr"]))
+            self.starts.append(self._peaks.of(group))
         self._scaled = [start * multiplier for start in self.starts]
         self._written = list(self._scaled)
         self._step = step
@@ -189,7 +229,7 @@ class AdoptedRates:
     def __init__(self, optimizer: torch.optim.Optimizer, scheduler: Any, total_steps: int) -> None:
         self._optimizer = optimizer
         self._scheduler = scheduler
-        self._by_metric = isinstance(scheduler, ReduceLROnPlateau)
+        self._by_metric = needs_metric(scheduler)
         rates, self.cycled = forecast(optimizer, scheduler, total_steps, self._by_metric)
         self.known_ahead = rates is not None
         table = self._now_repeated(total_steps) if rates is None else rates
@@ -325,14 +365,15 @@ def make_rates(optimizer: torch.optim.Optimizer, reference: Any, total_steps: in
         UnknownNameError: No reference has that name.
         SpecError: The function gives something that is not a finite number of at least 0.
     """
-    if callable(getattr(reference, "step", None)) and hasattr(reference, "state_dict"):
-        owner = getattr(reference, "optimizer", optimizer)
+    scheduler = in_torch_form(reference)
+    if scheduler is not None:
+        owner = getattr(scheduler, "optimizer", optimizer)
         if owner is not optimizer:
             raise AdapterError(
                 f"reference: the scheduler {type(reference).__name__} belongs to another optimiser "
                 f"({type(owner).__name__}); make it for the one that is given here"
             )
-        return AdoptedRates(optimizer, reference, total_steps)
+        return AdoptedRates(optimizer, scheduler, total_steps)
     if isinstance(reference, str) or callable(reference):
         return TableRates(optimizer, reference_multipliers(reference, total_steps))
     raise AdapterError(
@@ -384,16 +425,20 @@ class FollowedRates:
         period: int = 1,
     ) -> None:
         self._optimizer, self._schedulers = optimizer, list(schedulers)
-        self.by_metric = any(_needs_metric(scheduler) for scheduler in schedulers)
+        self.by_metric = any(needs_metric(in_torch_form(one) or one) for one in schedulers)
         self._total_steps, self._step, self._multiplier = total_steps, steps_done, 1.0
         self._own: list[Any] | None = None
         self._written: list[Any] = []
         self._table: list[float] | None = None
         self.cycled: frozenset[str] = frozenset()
         self.known_ahead = True
-        self.starts = self._peaks()
+        key = "initial_lr" if self._schedulers else "lr"
+        groups = optimizer.param_groups
+        self._peaks = Peaks(groups, key)
+        self.starts = [float(group.get(key, group["lr"])) for group in groups]
         self.multipliers = np.ones(total_steps)
         if reference is not None:
+            self.starts = self._peaks.all(groups)
             self.multipliers = _multipliers(reference, total_steps)
             self._table = self.multipliers.tolist()
         elif schedulers:
@@ -489,18 +534,15 @@ class FollowedRates:
         reference = self._table[min(self._step, self._total_steps - 1)]
         return [start * self._multiplier * reference for start in self.starts]
 
-    def _peaks(self) -> list[float]:
-        key = "initial_lr" if self._schedulers else "lr"
-        return [float(group.get(key, group["lr"])) for group in self._optimizer.param_groups]
-
     def _look_ahead(self, steps_done: int, period: int) -> None:
         """Find out what a single scheduler that counts steps is going to do."""
         rates = None
         if len(self._schedulers) == 1 and not self.by_metric:
-            owner = getattr(self._schedulers[0], "optimizer", self._optimizer)
+            scheduler = in_torch_form(self._schedulers[0])
+            owner = getattr(scheduler, "optimizer", self._optimizer)
             left = max(self._total_steps - steps_done, 1)
             advances = math.ceil(left / period)
-            rates, self.cycled = forecast(owner, self._schedulers[0], advances, by_metric=False)
+            rates, self.cycled = forecast(owner, scheduler, advances, by_metric=False)
         self.known_ahead = rates is not None
         if rates is None:
             return
@@ -523,16 +565,6 @@ def _multipliers(reference: Any, total_steps: int) -> np.ndarray:
         f"reference: {reference!r} is neither a name nor a function of progress; use "
         "'warmup-linear', 'cosine', 'one-cycle', 'constant', or None for the trainer's own"
     )
-
-
-def _needs_metric(scheduler: Any) -> bool:
-    """Return whether a scheduler's step asks for a value, as ``ReduceLROnPlateau`` does."""
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    try:
-        parameters = inspect.signature(scheduler.step).parameters.values()
-    except (TypeError, ValueError):
-        return False
-    return any(item.default is item.empty and item.kind in positional for item in parameters)
 
 
 # What a scheduler is going to do, found out on a copy of it.
