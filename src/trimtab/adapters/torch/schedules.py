@@ -16,9 +16,11 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from trimtab.adapters.torch.checks import lead_group
-from trimtab.adapters.torch.scheduler_forms import in_torch_form, needs_metric
+from trimtab.adapters.torch.checks import check_every, lead_group
+from trimtab.adapters.torch.scheduler_forms import in_torch_form, name_of, needs_metric
+from trimtab.adapters.torch.wrappers import unwrapped
 from trimtab.core.errors import AdapterError
+from trimtab.core.notices import tell
 from trimtab.core.references import reference_multipliers
 
 
@@ -224,14 +226,27 @@ class AdoptedRates:
     and with a multiplier of exactly 1.0 the scheduler's rates stay as they are. A
     `ReduceLROnPlateau` is stepped with the monitored value instead, after the validation that
     ends a window.
+
+    Args:
+        optimizer: Whose groups are written.
+        scheduler: In PyTorch's form, see `in_torch_form`.
+        total_steps: Optimiser steps of the run.
+        every: Optimiser steps between two steps of the scheduler.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, scheduler: Any, total_steps: int) -> None:
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, scheduler: Any, total_steps: int, every: int = 1
+    ) -> None:
         self._optimizer = optimizer
-        self._scheduler = scheduler
+        self._scheduler, self._every = scheduler, every
         self._by_metric = needs_metric(scheduler)
-        rates, self.cycled = forecast(optimizer, scheduler, total_steps, self._by_metric)
+        count = math.ceil(total_steps / every)
+        rates, self.cycled = forecast(optimizer, scheduler, count, self._by_metric)
         self.known_ahead = rates is not None
+        if rates is not None:
+            rates = np.repeat(rates, every, axis=0)[:total_steps]  # (count, groups) -> (T, groups)
+            if is_spent_early(rates):
+                tell(_SPENT.format(name=name_of(scheduler), every=every) + _IN_EPOCHS)
         table = self._now_repeated(total_steps) if rates is None else rates
         self.starts = table.max(axis=0).tolist()
         self.lead = lead_group(self.starts)
@@ -263,7 +278,7 @@ class AdoptedRates:
         if self._step > self._total_steps:
             return
         self._previous = self._written
-        if not self._by_metric:
+        if not self._by_metric and self._step % self._every == 0:
             self._let_step()
         self._write()
 
@@ -351,31 +366,50 @@ class AdoptedRates:
         return np.tile(np.asarray(now, np.float64), (total_steps, 1))
 
 
-def make_rates(optimizer: torch.optim.Optimizer, reference: Any, total_steps: int) -> Rates:
+def make_rates(
+    optimizer: torch.optim.Optimizer, reference: Any, total_steps: int, every: int = 1
+) -> Rates:
     """Return what writes the learning rates for a reference.
 
     Args:
         optimizer: Its groups' ``lr`` on entry are the peaks, unless a scheduler is adopted.
         reference: A name, a function of progress, or a scheduler of this optimiser.
         total_steps: Optimiser steps of the run.
+        every: Optimiser steps between two steps of a scheduler.
 
     Raises:
         AdapterError: It is none of these, belongs to another optimiser, or ends too early; or no
-            group has a usable learning rate.
+            group has a usable learning rate; or nothing is stepped ``every`` so many steps.
         UnknownNameError: No reference has that name.
         SpecError: The function gives something that is not a finite number of at least 0.
     """
+    check_every(every)
     scheduler = in_torch_form(reference)
     if scheduler is not None:
         owner = getattr(scheduler, "optimizer", optimizer)
-        if owner is not optimizer:
+        if unwrapped(owner) is not optimizer:
             raise AdapterError(
-                f"reference: the scheduler {type(reference).__name__} belongs to another optimiser "
+                f"reference: the scheduler {name_of(scheduler)} belongs to another optimiser "
                 f"({type(owner).__name__}); make it for the one that is given here"
             )
-        return AdoptedRates(optimizer, scheduler, total_steps)
+        if every > 1 and needs_metric(scheduler):
+            raise AdapterError(
+                f"reference_every={every}: the scheduler {name_of(scheduler)} goes by the metric, "
+                "and is stepped after the validation of each window; leave reference_every out"
+            )
+        return AdoptedRates(optimizer, scheduler, total_steps, every)
+    if every > 1:
+        raise AdapterError(
+            f"reference_every={every}: only a scheduler has steps, and reference is {reference!r}; "
+            "leave reference_every out, for names and functions follow total_steps"
+        )
     if isinstance(reference, str) or callable(reference):
         return TableRates(optimizer, reference_multipliers(reference, total_steps))
+    if callable(getattr(reference, "step", None)):
+        raise AdapterError(
+            f"reference: {type(reference).__name__} has a step() and no state_dict(), which going "
+            "back and resuming need; give it state_dict() and load_state_dict()"
+        )
     raise AdapterError(
         f"reference: {reference!r} is neither a name, nor a function of progress, nor a scheduler; "
         "use 'warmup-linear', 'cosine', 'one-cycle', 'constant' or one of these objects"
@@ -425,7 +459,8 @@ class FollowedRates:
         period: int = 1,
     ) -> None:
         self._optimizer, self._schedulers = optimizer, list(schedulers)
-        self.by_metric = any(needs_metric(in_torch_form(one) or one) for one in schedulers)
+        self._forms = [in_torch_form(scheduler) or scheduler for scheduler in schedulers]
+        self.by_metric = any(map(needs_metric, self._forms))
         self._total_steps, self._step, self._multiplier = total_steps, steps_done, 1.0
         self._own: list[Any] | None = None
         self._written: list[Any] = []
@@ -538,7 +573,7 @@ class FollowedRates:
         """Find out what a single scheduler that counts steps is going to do."""
         rates = None
         if len(self._schedulers) == 1 and not self.by_metric:
-            scheduler = in_torch_form(self._schedulers[0])
+            scheduler = self._forms[0]
             owner = getattr(scheduler, "optimizer", self._optimizer)
             left = max(self._total_steps - steps_done, 1)
             advances = math.ceil(left / period)
@@ -547,6 +582,11 @@ class FollowedRates:
         if rates is None:
             return
         rates = np.repeat(rates, period, axis=0)  # (advances, groups) -> (steps, groups)
+        if not steps_done and is_spent_early(rates[: self._total_steps]):
+            told = _SPENT.format(name=name_of(scheduler), every=period)
+            tell(
+                f"{told} make it for {self._total_steps} optimiser steps, or let it step by epochs"
+            )
         # What a run that goes on had behind it comes with its state.
         rates = np.concatenate([np.repeat(rates[:1], steps_done, axis=0), rates])
         self._ahead = rates[: self._total_steps]
@@ -568,6 +608,30 @@ def _multipliers(reference: Any, total_steps: int) -> np.ndarray:
 
 
 # What a scheduler is going to do, found out on a copy of it.
+
+
+def is_spent_early(rates: np.ndarray) -> bool:
+    """Return whether rates all but vanish in the first half of a run, once they had their peak.
+
+    That is below 1e-6 of it for more than a hundredth of that half, or once below 1e-12: with
+    restarts a cosine comes near 0 for single steps.
+
+    Args:
+        rates: (T, groups) of all steps.
+    """
+    peaks = rates.max(axis=0)
+    shares = (rates[:, peaks > 0] / peaks[peaks > 0]).max(axis=1, initial=0.0)
+    half = shares[: len(shares) // 2]
+    after = half[int((shares >= 1 - 1e-6).argmax()) :]
+    return bool((after < 1e-12).any() or (after < 1e-6).sum() > len(half) / 100)
+
+
+_SPENT = (
+    "reference: the scheduler {name} leaves less than a millionth of the learning rate's peak in "
+    "the first half of the run, for it is stepped every {every} optimiser steps; if it counts "
+    "epochs,"
+)
+_IN_EPOCHS = " pass reference_every= the optimiser steps of an epoch"
 
 _CYCLED = ("momentum", "betas", "weight_decay")
 
@@ -604,11 +668,12 @@ def forecast(
         return None, frozenset()
     try:
         dummy = _stand_in(optimizer)
-        twin = copy.deepcopy(scheduler, {id(optimizer): dummy})
+        owner = getattr(scheduler, "optimizer", optimizer)
+        twin = copy.deepcopy(scheduler, {id(optimizer): dummy, id(owner): dummy})
     except Exception as error:  # noqa: BLE001 - any scheduler of the user's own
         logging.getLogger("trimtab").info(
             "the scheduler %s cannot be copied (%s); its future stays unknown to the policy",
-            type(scheduler).__name__,
+            name_of(scheduler),
             error,
         )
         return None, frozenset()
@@ -623,7 +688,7 @@ def forecast(
                 twin.step()
             except Exception as error:
                 raise AdapterError(
-                    f"reference: the scheduler {type(scheduler).__name__} fails at step "
+                    f"reference: the scheduler {name_of(scheduler)} fails at step "
                     f"{step + 1} of {total_steps} ({error}); make it for total_steps={total_steps} "
                     "optimiser steps"
                 ) from error

@@ -19,6 +19,7 @@ from trimtab.adapters.torch.depth import DepthRates
 from trimtab.adapters.torch.proofs import Proofs, Replay
 from trimtab.adapters.torch.schedules import Rates
 from trimtab.adapters.torch.statistics import WindowStatistics
+from trimtab.adapters.torch.wrappers import scaler_of
 
 
 class Stepper:
@@ -29,6 +30,8 @@ class Stepper:
         model: Whose gradients are clipped together with those of weights outside it.
         clip: Norm at which gradients are clipped; None for no clipping.
         scaler: A ``torch.amp.GradScaler``, or None.
+        stepped: What is stepped: the optimiser as the loop has it, which may be wrapped; None for
+            the optimiser itself. A wrapper that has a scaler steps that as well.
 
     Attributes:
         optimizer: The optimiser.
@@ -47,7 +50,12 @@ class Stepper:
         *,
         clip: float | None = None,
         scaler: Any = None,
+        stepped: Any = None,
     ) -> None:
+        self._stepped = optimizer if stepped is None else stepped
+        inside = scaler_of(self._stepped)
+        scaler = inside if scaler is None else scaler
+        self._steps_scaler = scaler is not None and scaler is not inside
         check_scaler(scaler)
         self.optimizer, self._model = optimizer, model
         self.clip, self.scaler = check_clip(clip), scaler
@@ -87,8 +95,8 @@ class Stepper:
         """Clip, step, and update the scaler, which may leave the step out."""
         if self.clip is not None:
             self._clip(self._clipped)
-        if self.scaler is None:
-            self.optimizer.step()
+        if not self._steps_scaler:
+            self._stepped.step()
         else:
             self.scaler.step(self.optimizer)
             self.scaler.update()
