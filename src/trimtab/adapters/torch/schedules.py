@@ -34,8 +34,10 @@ class Rates(Protocol):
         known_ahead: Whether ``multipliers`` holds the future; otherwise 1.0 stands there until
             the step is reached.
         cycled: Keys of the groups, besides ``lr``, that the reference changes as well.
+        joined: Called when groups that joined the optimiser get their first rates.
     """
 
+    joined: Callable[[], None]
     starts: list[float]
     lead: int
     multipliers: np.ndarray
@@ -77,6 +79,10 @@ class Rates(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict`; the groups' rates are written by the next `begin`."""
         ...
+
+
+def _nothing() -> None:
+    return None
 
 
 def _put(group: dict[str, Any], value: Any) -> None:
@@ -149,6 +155,7 @@ class TableRates:
     cycled: frozenset[str] = frozenset()
 
     def __init__(self, optimizer: torch.optim.Optimizer, multipliers: np.ndarray) -> None:
+        self.joined: Callable[[], None] = _nothing
         self._optimizer = optimizer
         self._peaks = Peaks(optimizer.param_groups)
         self.starts = self._peaks.all(optimizer.param_groups)
@@ -156,18 +163,23 @@ class TableRates:
         self.multipliers = multipliers
         self._reference: list[float] = multipliers.tolist()
         self._last = len(self._reference) - 1
-        self._step = 0
+        self._step, self._multiplier = 0, 1.0
         self._scaled: list[float] = []
         self._written: list[float] = []
 
     def begin(self, step: int, multiplier: float) -> None:
         """Write the rates of ``step``; groups that joined bring their rate as their own peak."""
-        for group in self._optimizer.param_groups[len(self.starts) :]:
-            self.starts.append(self._peaks.of(group))
-        self._scaled = [start * multiplier for start in self.starts]
+        self._step, self._multiplier = step, multiplier
+        self._join()
+
+    def _join(self) -> None:
+        groups, known = self._optimizer.param_groups, len(self.starts)
+        self.starts += [self._peaks.of(group) for group in groups[known:]]
+        self._scaled = [start * self._multiplier for start in self.starts]
         self._written = list(self._scaled)
-        self._step = step
         self.advance(0)
+        if len(groups) > known:
+            self.joined()
 
     def intact(self) -> bool:
         """Return whether the groups still hold what was written; if not, write it again."""
@@ -175,7 +187,8 @@ class TableRates:
         written = self._written
         for index, group in enumerate(self._optimizer.param_groups):
             if index == len(written):  # it joined within the window
-                break
+                self._join()
+                return True
             if group["lr"] is not written[index] and _differs(group, written[index]):
                 self.advance(0)
                 return False
@@ -237,6 +250,7 @@ class AdoptedRates:
     def __init__(
         self, optimizer: torch.optim.Optimizer, scheduler: Any, total_steps: int, every: int = 1
     ) -> None:
+        self.joined: Callable[[], None] = _nothing
         self._optimizer = optimizer
         self._scheduler, self._every = scheduler, every
         self._by_metric = needs_metric(scheduler)
@@ -266,7 +280,10 @@ class AdoptedRates:
 
     def intact(self) -> bool:
         """Return whether the groups still hold what was written; if not, write it again."""
-        for group, written in zip(self._optimizer.param_groups, self._written, strict=False):
+        groups = self._optimizer.param_groups
+        if len(groups) > len(self.starts):
+            self._join(groups)
+        for group, written in zip(groups, self._written, strict=False):
             if group["lr"] is not written and _differs(group, written):
                 self._put_all(self._written)
                 return False
@@ -327,6 +344,13 @@ class AdoptedRates:
         self._scheduler.load_state_dict(copy.deepcopy(state["scheduler"]))
         self._own = [_copied(rate) for rate in state["own"]]
         self.multipliers[:] = state["multipliers"].numpy()
+
+    def _join(self, groups: list[dict[str, Any]]) -> None:
+        """Steer groups that joined; what the scheduler does with them is its own affair."""
+        self.starts += [float(group["lr"]) for group in groups[len(self.starts) :]]
+        self._own = self._own + [_copied(group["lr"]) for group in groups[len(self._own) :]]
+        self._write()
+        self.joined()
 
     def _let_step(self, *metric: float) -> None:
         if self._written is not self._own:
@@ -458,6 +482,7 @@ class FollowedRates:
         steps_done: int = 0,
         period: int = 1,
     ) -> None:
+        self.joined: Callable[[], None] = _nothing
         self._optimizer, self._schedulers = optimizer, list(schedulers)
         self._forms = [in_torch_form(scheduler) or scheduler for scheduler in schedulers]
         self.by_metric = any(map(needs_metric, self._forms))
@@ -492,6 +517,9 @@ class FollowedRates:
             if not self.known_ahead and self._step < self._total_steps:
                 now = float(self._own[self.lead]) / self.starts[self.lead]
                 self.multipliers[self._step :] = now
+        self._own = self._own + [_copied(group["lr"]) for group in groups[len(self._own) :]]
+        if len(groups) > len(self.starts):
+            self._join(groups)
         self._written = self._wanted(self._own)
         for group, rate in zip(groups, self._written, strict=False):
             _put(group, rate)
@@ -561,6 +589,12 @@ class FollowedRates:
             self.put_back()
 
     # Inside.
+
+    def _join(self, groups: list[dict[str, Any]]) -> None:
+        for group in groups[len(self.starts) :]:  # unfrozen: their rate is their own peak
+            follows = self._table is None
+            self.starts.append(float(group["lr"]) if follows else self._peaks.of(group))
+        self.joined()
 
     def _wanted(self, own: list[Any]) -> list[Any]:
         if self._table is None:
