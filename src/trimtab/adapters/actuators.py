@@ -139,7 +139,7 @@ class Actuator:
     """
 
     def __init__(self, item: Hyperparameter, places: Sequence[Any]) -> None:
-        self.item, self.places = item, places
+        self.item, self.places = item, list(places)
 
     def write(self, offset: float) -> str:
         """Write the value at an offset; return what was not taken, or an empty string."""
@@ -162,7 +162,8 @@ class Actuator:
     def begin_at(self, item: Hyperparameter, starts: Iterable[float]) -> None:
         """Take over the hyperparameter and the starts of a run that goes on."""
         self.item = item
-        for place, start in zip(self.places, starts, strict=True):
+        # A group that joined in the run before may join again later.
+        for place, start in zip(self.places, starts, strict=False):
             place.start = float(start)
 
 

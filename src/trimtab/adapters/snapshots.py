@@ -131,6 +131,20 @@ class Snapshots:
         if self.place != "none":
             self._take(*self._source.collect())
 
+    def extend(self, prefix: str) -> None:
+        """Keep arrays as well that were not there when the state was kept, and are as then.
+
+        Args:
+            prefix: What their names begin with.
+        """
+        if not self.kept:
+            return
+        kept, (live, _) = self._load(), self._source.collect()
+        new = {n: one for n, one in live.items() if n.startswith(prefix) and n not in kept}
+        if new:
+            copied = self._source.copy(new, {}, "cpu" if self.place == "disk" else self.place)
+            self._take(kept | copied, self._plain)
+
     def restore(self) -> None:
         """Put the kept state back; without one, nothing happens."""
         if self.kept:

@@ -194,6 +194,11 @@ class SteeredRun:
         self._decide(metrics, seen.measured, seen.problem or problem)
         self._begin_window()
 
+    def groups_joined(self) -> None:
+        """Keep weights that are trained from now on, and write the values of their groups."""
+        self.snapshots.extend("weight.")
+        self._write_values()
+
     def is_beyond(self) -> bool:
         """Return whether all announced steps are done, and say so if one more comes."""
         session = self.session_now
@@ -329,6 +334,10 @@ class SteeredRun:
             self.warn("diverged", _GIVEN_UP.format(count=int(session.carry.divergences)))
         multiplier = 1.0 if self._lr_index is None else session.multiplier(self._lr_index)
         self.driver.begin_window(multiplier, state)
+        self._write_values()
+
+    def _write_values(self) -> None:
+        session = self.session_now
         for actuator, offset in zip(self._actuators, session.carry.offset.tolist(), strict=True):
             problem = "" if actuator is None else actuator.write(offset)
             if problem:

@@ -68,11 +68,22 @@ def reference_multipliers(
             raise unknown_name("reference", reference, REFERENCES)
         schedule = REFERENCES[reference]
         return np.array([schedule(step, total_steps) for step in range(total_steps)], np.float64)
-    values = [float(reference(step / total_steps)) for step in range(total_steps)]
-    for step, value in enumerate(values):
-        if not math.isfinite(value) or value < 0:
-            raise SpecError(
-                f"reference: {value!r} at step {step} of {total_steps}; "
-                "the function must give finite multipliers of at least 0"
-            )
+    values = [_multiplier(reference, step, total_steps) for step in range(total_steps)]
     return np.array(values, np.float64)
+
+
+def _multiplier(reference: Callable[[float], float], step: int, total_steps: int) -> float:
+    must = "the function must take progress in [0, 1) and give finite multipliers of at least 0"
+    try:
+        given = reference(step / total_steps)
+    except Exception as error:
+        raise SpecError(
+            f"reference: {type(error).__name__} ({error}) at step {step} of {total_steps}; {must}"
+        ) from error
+    try:
+        value = float(given)
+    except (TypeError, ValueError) as error:
+        raise SpecError(f"reference: {given!r} at step {step} of {total_steps}; {must}") from error
+    if not math.isfinite(value) or value < 0:
+        raise SpecError(f"reference: {value!r} at step {step} of {total_steps}; {must}")
+    return value

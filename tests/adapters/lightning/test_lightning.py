@@ -24,6 +24,7 @@ pytest.importorskip("lightning")
 
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import (
+    BaseFinetuning,
     Callback,
     LearningRateMonitor,
     ModelCheckpoint,
@@ -431,3 +432,51 @@ def test_a_fit_without_an_end_is_refused() -> None:
 def test_a_value_that_is_not_logged_is_named() -> None:
     with pytest.raises(MetricError, match="no 'f1'; it has accuracy, loss, val_loss"):
         fit(Module(), [TrimtabCallback(policy=None, monitor="f1")])
+
+
+class Unfreezing(BaseFinetuning):
+    """Lets the first layer join the optimiser when the second epoch begins."""
+
+    def freeze_before_training(self, pl_module: Any) -> None:
+        self.freeze(pl_module.net.body[0])
+
+    def finetune_function(self, pl_module: Any, epoch: int, optimizer: Any) -> None:
+        if epoch == 1:
+            self.unfreeze_and_add_param_group(pl_module.net.body[0], optimizer, lr=1e-3)
+
+
+class OneGroup(Module):
+    """Trains what is not frozen, in one group."""
+
+    def configure_optimizers(self) -> Any:
+        free = [weight for weight in self.parameters() if weight.requires_grad]
+        return torch.optim.AdamW(free, lr=1e-2, weight_decay=0.1)
+
+
+@pytest.mark.parametrize("reference", [None, "cosine"])
+def test_a_layer_that_is_unfrozen_is_scheduled_and_steered(reference: Any) -> None:
+    module = OneGroup(schedule="none")
+    used: list[list[tuple[float, float]]] = []
+
+    class Listening(Callback):
+        def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+            if not used and trainer.global_step == 0:
+                trainer.optimizers[0].register_step_pre_hook(
+                    lambda o, *_: used.append(
+                        [(g["lr"], g["weight_decay"]) for g in o.param_groups]
+                    )
+                )
+
+    steering = TrimtabCallback(
+        policy="random",
+        reference=reference,
+        hyperparameters=("lr", "weight_decay"),
+        decisions=8,
+        keep_best=False,
+    )
+    fit(module, [Unfreezing(), steering, Listening()])
+    assert [len(step) for step in used] == [1] * 12 + [2] * 24
+    for first, second in used[12:]:
+        assert second[0] == pytest.approx(0.1 * first[0])
+        assert second[1] == pytest.approx(first[1])
+    assert len({step[1] for step in used[12:]}) > 2

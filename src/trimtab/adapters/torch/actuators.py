@@ -51,9 +51,9 @@ class Place:
 # Where each kind is kept.
 
 
-def _group_places(optimizer: torch.optim.Optimizer, key: str) -> Iterator[Place]:
+def _group_places(optimizer: torch.optim.Optimizer, key: str, first: int = 0) -> Iterator[Place]:
     """Yield one place for each group that has a positive value; a zero was switched off."""
-    for index, group in enumerate(optimizer.param_groups):
+    for index, group in enumerate(optimizer.param_groups[first:], start=first):
         start = _first(group.get(key))
         if start is not None and float(start) > 0:
             yield Place(float(start), *_group_entry(optimizer, index, key))
@@ -75,6 +75,15 @@ def _group_entry(
             group[key] = (value, *held[1:]) if key == "betas" else value
 
     return read, write
+
+
+def join_groups(
+    actuators: Iterable[Actuator | None], optimizer: torch.optim.Optimizer, first: int
+) -> None:
+    """Let what writes parameter groups write those from ``first`` on as well."""
+    for actuator in actuators:
+        if actuator is not None and actuator.item.kind in _GROUP_KEYS:
+            actuator.places += _group_places(optimizer, _GROUP_KEYS[actuator.item.kind], first)
 
 
 def _first(held: Any) -> Any:
@@ -159,7 +168,7 @@ _MISSING = {
     "adapter_scale": "the model {model} has no LoRA layer with a scaling above 0; wrap it with "
     "peft.get_peft_model, or give SteeredValue('adapter_scale', 1.0) and read it in your layer",
 }
-_CYCLED_BY = {"momentum": "momentum", "beta1": "betas", "weight_decay": "weight_decay"}
+_GROUP_KEYS = {"momentum": "momentum", "beta1": "betas", "weight_decay": "weight_decay"}
 
 
 def _places(
@@ -171,8 +180,8 @@ def _places(
     smoothing: Place | None,
     depth: DepthRates | None,
 ) -> list[Place]:
-    if kind in ("weight_decay", "momentum", "beta1"):
-        return list(_group_places(optimizer, "betas" if kind == "beta1" else kind))
+    if kind in _GROUP_KEYS:
+        return list(_group_places(optimizer, _GROUP_KEYS[kind]))
     if kind == "dropout":
         found = list(_module_places(model.modules(), _dropout_names))
         return found or list(_config_places(model))
@@ -230,7 +239,7 @@ def find_actuators(
     """
 
     def places(kind: str) -> list[Place]:
-        if _CYCLED_BY.get(kind) in cycled:
+        if _GROUP_KEYS.get(kind) in cycled:
             raise AdapterError(
                 f"hyperparameters: {kind!r} is changed by the adopted scheduler as well; switch "
                 "that off there (cycle_momentum=False), or leave it out here"

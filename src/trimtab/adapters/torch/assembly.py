@@ -109,7 +109,9 @@ def steer(
         store=options.store,
     )
     proofs = Proofs(actuators, optimizer, depth)
-    return TorchDriver(run, stepper=stepper, rates=rates, proofs=proofs, depth=depth)
+    return TorchDriver(
+        run, stepper=stepper, rates=rates, proofs=proofs, depth=depth, actuators=actuators
+    )
 
 
 def _name_of(reference: Any) -> str:

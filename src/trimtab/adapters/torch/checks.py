@@ -83,6 +83,19 @@ def check_scaler(scaler: Any) -> None:
         )
 
 
+def check_every(every: Any) -> None:
+    """Raise unless this is a whole number of optimiser steps.
+
+    Raises:
+        AdapterError: It is something else.
+    """
+    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+        raise AdapterError(
+            f"reference_every: {every!r} is not a whole number of at least 1; give the optimiser "
+            "steps between two steps of the scheduler, such as len(loader)"
+        )
+
+
 def check_loss(loss: Any) -> None:
     """Raise unless this is one number.
 

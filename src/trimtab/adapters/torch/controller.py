@@ -23,6 +23,7 @@ from trimtab.adapters.torch.distributed import Processes
 from trimtab.adapters.torch.memory import MicroBatches
 from trimtab.adapters.torch.schedules import make_rates
 from trimtab.adapters.torch.steering import Stepper
+from trimtab.adapters.torch.wrappers import Accumulation, unwrapped
 from trimtab.core.decision import Summary
 from trimtab.core.spec import ControlSpec
 
@@ -53,8 +54,9 @@ class TorchController:
     nothing of this happens: the weights are bit for bit those of the plain loop.
 
     Args:
-        optimizer: One ``torch.optim.Optimizer`` that steps without a closure. Each group's ``lr``
-            on entry is its peak; ratios between groups are kept.
+        optimizer: One ``torch.optim.Optimizer`` that steps without a closure, also as Accelerate
+            or Fabric return it. Each group's ``lr`` on entry, times its ``lr_scale`` if it has
+            one, is its peak; ratios between groups are kept.
         total_steps: How often `step` will be called. Further steps stay at the last values.
         validate: Returns the validation loss, or a dict of floats that holds ``monitor``.
         model: Whose weights and buffers are snapshotted (several: ``nn.ModuleList``).
@@ -68,10 +70,14 @@ class TorchController:
             update.
         reference: ``"warmup-linear"``, ``"cosine"``, ``"one-cycle"``, ``"constant"``, a function
             of progress in [0, 1), or the optimiser's own scheduler, which is then stepped here and
-            nowhere else: once per optimiser step; a ``ReduceLROnPlateau`` instead with the
+            nowhere else: once per ``reference_every`` optimiser steps (also one of timm, ignite or
+            Accelerate); a ``ReduceLROnPlateau`` instead with the
             monitored value, after the validation that ends a window (not after the first one).
+        reference_every: Optimiser steps between two steps of that scheduler: the steps of an epoch
+            for one that counts epochs.
         clip: Norm at which gradients are clipped; None for no clipping.
-        scaler: The loop's ``torch.amp.GradScaler``; it is unscaled, stepped and updated here.
+        scaler: The loop's ``torch.amp.GradScaler``; it is unscaled, stepped and updated here. One
+            that Accelerate or Fabric keeps is found by itself.
         loss_fn: The loss module, where ``label_smoothing`` is steered.
         layers: Modules from the input to the output, where depth is steered; None to take the
             model's longest stack.
@@ -100,6 +106,7 @@ class TorchController:
         model: nn.Module,
         hyperparameters: Iterable[Steerable] = ("lr",),
         reference: Any = "warmup-linear",
+        reference_every: int = 1,
         clip: float | None = None,
         scaler: Any = None,
         loss_fn: nn.Module | None = None,
@@ -111,10 +118,12 @@ class TorchController:
         check_optimizer(optimizer)
         check_model(model)
         self.optimizer, self.model = optimizer, model
-        self._stepper = Stepper(optimizer, model, clip=clip, scaler=scaler)
+        inner = unwrapped(optimizer)
+        self._accumulation = Accumulation(optimizer)
+        self._stepper = Stepper(inner, model, clip=clip, scaler=scaler, stepped=optimizer)
         self._memory = MicroBatches(model)
         self._processes = processes = Processes()
-        self._rates = make_rates(optimizer, reference, steps)
+        self._rates = make_rates(inner, reference, steps, reference_every)
         self._driver = steer(
             chosen,
             stepper=self._stepper,
@@ -130,7 +139,9 @@ class TorchController:
         self._run, self._statistics = self._driver.run, self._driver.statistics
         self._clips = clip is not None
         divided = wants_depth(chosen.hyperparameters)
-        self._is_plain = scaler is None and not divided and processes.count == 1
+        self._is_plain = self._stepper.scaler is None and not divided and processes.count == 1
+        if self._accumulation.is_possible:
+            self._is_plain = False
 
     # What a loop calls.
 
@@ -184,6 +195,9 @@ class TorchController:
                 rates.advance()
                 return
         driver = self._driver
+        if self._accumulation.gathers(loss):
+            return
+        loss = self._accumulation.mean(loss)
         if driver.at_window_start:
             check_loss(loss)
             self._run.start()

@@ -7,7 +7,6 @@ trainer steps it, `FollowedRates` write for the moment of the optimiser's step o
 from __future__ import annotations
 
 import copy
-import inspect
 import logging
 import math
 import warnings
@@ -16,10 +15,12 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from trimtab.adapters.torch.checks import lead_group
+from trimtab.adapters.torch.checks import check_every, lead_group
+from trimtab.adapters.torch.scheduler_forms import in_torch_form, name_of, needs_metric
+from trimtab.adapters.torch.wrappers import unwrapped
 from trimtab.core.errors import AdapterError
+from trimtab.core.notices import tell
 from trimtab.core.references import reference_multipliers
 
 
@@ -33,8 +34,10 @@ class Rates(Protocol):
         known_ahead: Whether ``multipliers`` holds the future; otherwise 1.0 stands there until
             the step is reached.
         cycled: Keys of the groups, besides ``lr``, that the reference changes as well.
+        joined: Called when groups that joined the optimiser get their first rates.
     """
 
+    joined: Callable[[], None]
     starts: list[float]
     lead: int
     multipliers: np.ndarray
@@ -78,6 +81,10 @@ class Rates(Protocol):
         ...
 
 
+def _nothing() -> None:
+    return None
+
+
 def _put(group: dict[str, Any], value: Any) -> None:
     """Write a learning rate; one that is a tensor is filled in place, as compiled steps need."""
     current = group["lr"]
@@ -101,6 +108,46 @@ def _differs(group: dict[str, Any], written: Any) -> bool:
     return bool(current != written)
 
 
+class Peaks:
+    """What a schedule that knows no ``lr_scale`` multiplies in each parameter group.
+
+    Layer-wise decay in timm, BEiT and MAE writes ``lr_scale`` into the groups and leaves it to the
+    scheduler to multiply by it. Where the rates are in proportion to it, it is in them already.
+
+    Args:
+        groups: The parameter groups on entry.
+        key: Where their rate stands.
+    """
+
+    def __init__(self, groups: Sequence[dict[str, Any]], key: str = "lr") -> None:
+        self._key, self._unscaled = key, math.nan
+        scales = [_scale(group) for group in groups]
+        rates = [self._rate(group) for group in groups]
+        if len(set(scales)) > 1 and min(scales) > 0:
+            base = rates[0] / scales[0]
+            pairs = zip(rates, scales, strict=True)
+            if all(math.isclose(rate, base * scale, rel_tol=1e-6) for rate, scale in pairs):
+                self._unscaled = base
+
+    def all(self, groups: Sequence[dict[str, Any]]) -> list[float]:
+        """Return each group's peak."""
+        return [self.of(group) for group in groups]
+
+    def of(self, group: dict[str, Any]) -> float:
+        """Return a group's peak, by its rate as it stands there now."""
+        rate, scale = self._rate(group), _scale(group)
+        counted = math.isclose(rate, self._unscaled * scale, rel_tol=1e-6)
+        return rate if counted else rate * scale
+
+    def _rate(self, group: dict[str, Any]) -> float:
+        return float(group.get(self._key, group["lr"]))
+
+
+def _scale(group: dict[str, Any]) -> float:
+    scale = group.get("lr_scale")
+    return 1.0 if scale is None else float(scale)
+
+
 class TableRates:
     """A reference that is a function of progress: group's own peak times multiplier times it."""
 
@@ -108,24 +155,31 @@ class TableRates:
     cycled: frozenset[str] = frozenset()
 
     def __init__(self, optimizer: torch.optim.Optimizer, multipliers: np.ndarray) -> None:
+        self.joined: Callable[[], None] = _nothing
         self._optimizer = optimizer
-        self.starts = [float(group["lr"]) for group in optimizer.param_groups]
+        self._peaks = Peaks(optimizer.param_groups)
+        self.starts = self._peaks.all(optimizer.param_groups)
         self.lead = lead_group(self.starts)
         self.multipliers = multipliers
         self._reference: list[float] = multipliers.tolist()
         self._last = len(self._reference) - 1
-        self._step = 0
+        self._step, self._multiplier = 0, 1.0
         self._scaled: list[float] = []
         self._written: list[float] = []
 
     def begin(self, step: int, multiplier: float) -> None:
         """Write the rates of ``step``; groups that joined bring their rate as their own peak."""
-        for group in self._optimizer.param_groups[len(self.starts) :]:
-            self.starts.append(float(group["lr"]))
-        self._scaled = [start * multiplier for start in self.starts]
+        self._step, self._multiplier = step, multiplier
+        self._join()
+
+    def _join(self) -> None:
+        groups, known = self._optimizer.param_groups, len(self.starts)
+        self.starts += [self._peaks.of(group) for group in groups[known:]]
+        self._scaled = [start * self._multiplier for start in self.starts]
         self._written = list(self._scaled)
-        self._step = step
         self.advance(0)
+        if len(groups) > known:
+            self.joined()
 
     def intact(self) -> bool:
         """Return whether the groups still hold what was written; if not, write it again."""
@@ -133,7 +187,8 @@ class TableRates:
         written = self._written
         for index, group in enumerate(self._optimizer.param_groups):
             if index == len(written):  # it joined within the window
-                break
+                self._join()
+                return True
             if group["lr"] is not written[index] and _differs(group, written[index]):
                 self.advance(0)
                 return False
@@ -184,14 +239,28 @@ class AdoptedRates:
     and with a multiplier of exactly 1.0 the scheduler's rates stay as they are. A
     `ReduceLROnPlateau` is stepped with the monitored value instead, after the validation that
     ends a window.
+
+    Args:
+        optimizer: Whose groups are written.
+        scheduler: In PyTorch's form, see `in_torch_form`.
+        total_steps: Optimiser steps of the run.
+        every: Optimiser steps between two steps of the scheduler.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, scheduler: Any, total_steps: int) -> None:
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, scheduler: Any, total_steps: int, every: int = 1
+    ) -> None:
+        self.joined: Callable[[], None] = _nothing
         self._optimizer = optimizer
-        self._scheduler = scheduler
-        self._by_metric = isinstance(scheduler, ReduceLROnPlateau)
-        rates, self.cycled = forecast(optimizer, scheduler, total_steps, self._by_metric)
+        self._scheduler, self._every = scheduler, every
+        self._by_metric = needs_metric(scheduler)
+        count = math.ceil(total_steps / every)
+        rates, self.cycled = forecast(optimizer, scheduler, count, self._by_metric)
         self.known_ahead = rates is not None
+        if rates is not None:
+            rates = np.repeat(rates, every, axis=0)[:total_steps]  # (count, groups) -> (T, groups)
+            if is_spent_early(rates):
+                tell(_SPENT.format(name=name_of(scheduler), every=every) + _IN_EPOCHS)
         table = self._now_repeated(total_steps) if rates is None else rates
         self.starts = table.max(axis=0).tolist()
         self.lead = lead_group(self.starts)
@@ -211,7 +280,10 @@ class AdoptedRates:
 
     def intact(self) -> bool:
         """Return whether the groups still hold what was written; if not, write it again."""
-        for group, written in zip(self._optimizer.param_groups, self._written, strict=False):
+        groups = self._optimizer.param_groups
+        if len(groups) > len(self.starts):
+            self._join(groups)
+        for group, written in zip(groups, self._written, strict=False):
             if group["lr"] is not written and _differs(group, written):
                 self._put_all(self._written)
                 return False
@@ -223,7 +295,7 @@ class AdoptedRates:
         if self._step > self._total_steps:
             return
         self._previous = self._written
-        if not self._by_metric:
+        if not self._by_metric and self._step % self._every == 0:
             self._let_step()
         self._write()
 
@@ -273,6 +345,13 @@ class AdoptedRates:
         self._own = [_copied(rate) for rate in state["own"]]
         self.multipliers[:] = state["multipliers"].numpy()
 
+    def _join(self, groups: list[dict[str, Any]]) -> None:
+        """Steer groups that joined; what the scheduler does with them is its own affair."""
+        self.starts += [float(group["lr"]) for group in groups[len(self.starts) :]]
+        self._own = self._own + [_copied(group["lr"]) for group in groups[len(self._own) :]]
+        self._write()
+        self.joined()
+
     def _let_step(self, *metric: float) -> None:
         if self._written is not self._own:
             self._put_all(self._own)
@@ -311,30 +390,50 @@ class AdoptedRates:
         return np.tile(np.asarray(now, np.float64), (total_steps, 1))
 
 
-def make_rates(optimizer: torch.optim.Optimizer, reference: Any, total_steps: int) -> Rates:
+def make_rates(
+    optimizer: torch.optim.Optimizer, reference: Any, total_steps: int, every: int = 1
+) -> Rates:
     """Return what writes the learning rates for a reference.
 
     Args:
         optimizer: Its groups' ``lr`` on entry are the peaks, unless a scheduler is adopted.
         reference: A name, a function of progress, or a scheduler of this optimiser.
         total_steps: Optimiser steps of the run.
+        every: Optimiser steps between two steps of a scheduler.
 
     Raises:
         AdapterError: It is none of these, belongs to another optimiser, or ends too early; or no
-            group has a usable learning rate.
+            group has a usable learning rate; or nothing is stepped ``every`` so many steps.
         UnknownNameError: No reference has that name.
         SpecError: The function gives something that is not a finite number of at least 0.
     """
-    if callable(getattr(reference, "step", None)) and hasattr(reference, "state_dict"):
-        owner = getattr(reference, "optimizer", optimizer)
-        if owner is not optimizer:
+    check_every(every)
+    scheduler = in_torch_form(reference)
+    if scheduler is not None:
+        owner = getattr(scheduler, "optimizer", optimizer)
+        if unwrapped(owner) is not optimizer:
             raise AdapterError(
-                f"reference: the scheduler {type(reference).__name__} belongs to another optimiser "
+                f"reference: the scheduler {name_of(scheduler)} belongs to another optimiser "
                 f"({type(owner).__name__}); make it for the one that is given here"
             )
-        return AdoptedRates(optimizer, reference, total_steps)
+        if every > 1 and needs_metric(scheduler):
+            raise AdapterError(
+                f"reference_every={every}: the scheduler {name_of(scheduler)} goes by the metric, "
+                "and is stepped after the validation of each window; leave reference_every out"
+            )
+        return AdoptedRates(optimizer, scheduler, total_steps, every)
+    if every > 1:
+        raise AdapterError(
+            f"reference_every={every}: only a scheduler has steps, and reference is {reference!r}; "
+            "leave reference_every out, for names and functions follow total_steps"
+        )
     if isinstance(reference, str) or callable(reference):
         return TableRates(optimizer, reference_multipliers(reference, total_steps))
+    if callable(getattr(reference, "step", None)):
+        raise AdapterError(
+            f"reference: {type(reference).__name__} has a step() and no state_dict(), which going "
+            "back and resuming need; give it state_dict() and load_state_dict()"
+        )
     raise AdapterError(
         f"reference: {reference!r} is neither a name, nor a function of progress, nor a scheduler; "
         "use 'warmup-linear', 'cosine', 'one-cycle', 'constant' or one of these objects"
@@ -383,17 +482,23 @@ class FollowedRates:
         steps_done: int = 0,
         period: int = 1,
     ) -> None:
+        self.joined: Callable[[], None] = _nothing
         self._optimizer, self._schedulers = optimizer, list(schedulers)
-        self.by_metric = any(_needs_metric(scheduler) for scheduler in schedulers)
+        self._forms = [in_torch_form(scheduler) or scheduler for scheduler in schedulers]
+        self.by_metric = any(map(needs_metric, self._forms))
         self._total_steps, self._step, self._multiplier = total_steps, steps_done, 1.0
         self._own: list[Any] | None = None
         self._written: list[Any] = []
         self._table: list[float] | None = None
         self.cycled: frozenset[str] = frozenset()
         self.known_ahead = True
-        self.starts = self._peaks()
+        key = "initial_lr" if self._schedulers else "lr"
+        groups = optimizer.param_groups
+        self._peaks = Peaks(groups, key)
+        self.starts = [float(group.get(key, group["lr"])) for group in groups]
         self.multipliers = np.ones(total_steps)
         if reference is not None:
+            self.starts = self._peaks.all(groups)
             self.multipliers = _multipliers(reference, total_steps)
             self._table = self.multipliers.tolist()
         elif schedulers:
@@ -412,6 +517,9 @@ class FollowedRates:
             if not self.known_ahead and self._step < self._total_steps:
                 now = float(self._own[self.lead]) / self.starts[self.lead]
                 self.multipliers[self._step :] = now
+        self._own = self._own + [_copied(group["lr"]) for group in groups[len(self._own) :]]
+        if len(groups) > len(self.starts):
+            self._join(groups)
         self._written = self._wanted(self._own)
         for group, rate in zip(groups, self._written, strict=False):
             _put(group, rate)
@@ -482,6 +590,12 @@ class FollowedRates:
 
     # Inside.
 
+    def _join(self, groups: list[dict[str, Any]]) -> None:
+        for group in groups[len(self.starts) :]:  # unfrozen: their rate is their own peak
+            follows = self._table is None
+            self.starts.append(float(group["lr"]) if follows else self._peaks.of(group))
+        self.joined()
+
     def _wanted(self, own: list[Any]) -> list[Any]:
         if self._table is None:
             multiplier = self._multiplier
@@ -489,22 +603,24 @@ class FollowedRates:
         reference = self._table[min(self._step, self._total_steps - 1)]
         return [start * self._multiplier * reference for start in self.starts]
 
-    def _peaks(self) -> list[float]:
-        key = "initial_lr" if self._schedulers else "lr"
-        return [float(group.get(key, group["lr"])) for group in self._optimizer.param_groups]
-
     def _look_ahead(self, steps_done: int, period: int) -> None:
         """Find out what a single scheduler that counts steps is going to do."""
         rates = None
         if len(self._schedulers) == 1 and not self.by_metric:
-            owner = getattr(self._schedulers[0], "optimizer", self._optimizer)
+            scheduler = self._forms[0]
+            owner = getattr(scheduler, "optimizer", self._optimizer)
             left = max(self._total_steps - steps_done, 1)
             advances = math.ceil(left / period)
-            rates, self.cycled = forecast(owner, self._schedulers[0], advances, by_metric=False)
+            rates, self.cycled = forecast(owner, scheduler, advances, by_metric=False)
         self.known_ahead = rates is not None
         if rates is None:
             return
         rates = np.repeat(rates, period, axis=0)  # (advances, groups) -> (steps, groups)
+        if not steps_done and is_spent_early(rates[: self._total_steps]):
+            told = _SPENT.format(name=name_of(scheduler), every=period)
+            tell(
+                f"{told} make it for {self._total_steps} optimiser steps, or let it step by epochs"
+            )
         # What a run that goes on had behind it comes with its state.
         rates = np.concatenate([np.repeat(rates[:1], steps_done, axis=0), rates])
         self._ahead = rates[: self._total_steps]
@@ -525,17 +641,31 @@ def _multipliers(reference: Any, total_steps: int) -> np.ndarray:
     )
 
 
-def _needs_metric(scheduler: Any) -> bool:
-    """Return whether a scheduler's step asks for a value, as ``ReduceLROnPlateau`` does."""
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    try:
-        parameters = inspect.signature(scheduler.step).parameters.values()
-    except (TypeError, ValueError):
-        return False
-    return any(item.default is item.empty and item.kind in positional for item in parameters)
-
-
 # What a scheduler is going to do, found out on a copy of it.
+
+
+def is_spent_early(rates: np.ndarray) -> bool:
+    """Return whether rates all but vanish in the first half of a run, once they had their peak.
+
+    That is below 1e-6 of it for more than a hundredth of that half, or once below 1e-12: with
+    restarts a cosine comes near 0 for single steps.
+
+    Args:
+        rates: (T, groups) of all steps.
+    """
+    peaks = rates.max(axis=0)
+    shares = (rates[:, peaks > 0] / peaks[peaks > 0]).max(axis=1, initial=0.0)
+    half = shares[: len(shares) // 2]
+    after = half[int((shares >= 1 - 1e-6).argmax()) :]
+    return bool((after < 1e-12).any() or (after < 1e-6).sum() > len(half) / 100)
+
+
+_SPENT = (
+    "reference: the scheduler {name} leaves less than a millionth of the learning rate's peak in "
+    "the first half of the run, for it is stepped every {every} optimiser steps; if it counts "
+    "epochs,"
+)
+_IN_EPOCHS = " pass reference_every= the optimiser steps of an epoch"
 
 _CYCLED = ("momentum", "betas", "weight_decay")
 
@@ -572,11 +702,12 @@ def forecast(
         return None, frozenset()
     try:
         dummy = _stand_in(optimizer)
-        twin = copy.deepcopy(scheduler, {id(optimizer): dummy})
+        owner = getattr(scheduler, "optimizer", optimizer)
+        twin = copy.deepcopy(scheduler, {id(optimizer): dummy, id(owner): dummy})
     except Exception as error:  # noqa: BLE001 - any scheduler of the user's own
         logging.getLogger("trimtab").info(
             "the scheduler %s cannot be copied (%s); its future stays unknown to the policy",
-            type(scheduler).__name__,
+            name_of(scheduler),
             error,
         )
         return None, frozenset()
@@ -591,7 +722,7 @@ def forecast(
                 twin.step()
             except Exception as error:
                 raise AdapterError(
-                    f"reference: the scheduler {type(scheduler).__name__} fails at step "
+                    f"reference: the scheduler {name_of(scheduler)} fails at step "
                     f"{step + 1} of {total_steps} ({error}); make it for total_steps={total_steps} "
                     "optimiser steps"
                 ) from error

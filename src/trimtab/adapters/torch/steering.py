@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -12,13 +12,15 @@ import numpy as np
 import torch
 from torch import nn
 
+from trimtab.adapters.actuators import Actuator
 from trimtab.adapters.steering import SteeredRun
-from trimtab.adapters.torch.actuators import Place
+from trimtab.adapters.torch.actuators import Place, join_groups
 from trimtab.adapters.torch.checks import check_clip, check_scaler
 from trimtab.adapters.torch.depth import DepthRates
 from trimtab.adapters.torch.proofs import Proofs, Replay
 from trimtab.adapters.torch.schedules import Rates
 from trimtab.adapters.torch.statistics import WindowStatistics
+from trimtab.adapters.torch.wrappers import scaler_of
 
 
 class Stepper:
@@ -29,6 +31,8 @@ class Stepper:
         model: Whose gradients are clipped together with those of weights outside it.
         clip: Norm at which gradients are clipped; None for no clipping.
         scaler: A ``torch.amp.GradScaler``, or None.
+        stepped: What is stepped: the optimiser as the loop has it, which may be wrapped; None for
+            the optimiser itself. A wrapper that has a scaler steps that as well.
 
     Attributes:
         optimizer: The optimiser.
@@ -47,7 +51,12 @@ class Stepper:
         *,
         clip: float | None = None,
         scaler: Any = None,
+        stepped: Any = None,
     ) -> None:
+        self._stepped = optimizer if stepped is None else stepped
+        inside = scaler_of(self._stepped)
+        scaler = inside if scaler is None else scaler
+        self._steps_scaler = scaler is not None and scaler is not inside
         check_scaler(scaler)
         self.optimizer, self._model = optimizer, model
         self.clip, self.scaler = check_clip(clip), scaler
@@ -59,11 +68,16 @@ class Stepper:
         """Find the trainable weights again, for a loop may freeze, unfreeze and add groups."""
         groups = self.optimizer.param_groups
         self.weights = [w for group in groups for w in group["params"] if w.requires_grad]
+        self.look_for_clipped()
+
+    def look_for_clipped(self) -> None:
+        """Find what is clipped again: every weight, for one may be unfrozen at any step."""
         if self.clip is None:
             return
         # In the model's order, as clip_grad_norm_(model.parameters()) adds the norms up.
-        clipped = {id(w): w for w in self._model.parameters() if w.requires_grad}
-        self._clipped = list((clipped | {id(w): w for w in self.weights}).values())
+        clipped = {id(w): w for w in self._model.parameters()}
+        clipped |= {id(w): w for group in self.optimizer.param_groups for w in group["params"]}
+        self._clipped = list(clipped.values())
 
     def clipping(self) -> Place | None:
         """Return where the clipping norm is kept; None if nothing is clipped."""
@@ -87,8 +101,8 @@ class Stepper:
         """Clip, step, and update the scaler, which may leave the step out."""
         if self.clip is not None:
             self._clip(self._clipped)
-        if self.scaler is None:
-            self.optimizer.step()
+        if not self._steps_scaler:
+            self._stepped.step()
         else:
             self.scaler.step(self.optimizer)
             self.scaler.update()
@@ -123,6 +137,7 @@ class TorchDriver:
         rates: Writes the learning rates.
         proofs: What is still to be proven before the first update, or None.
         depth: Divides the optimiser's groups by depth for its step, or None.
+        actuators: What writes other hyperparameters; those of groups are told of groups that join.
 
     Attributes:
         run: The run.
@@ -138,10 +153,13 @@ class TorchDriver:
         rates: Rates,
         proofs: Proofs | None = None,
         depth: DepthRates | None = None,
+        actuators: Sequence[Actuator | None] = (),
     ) -> None:
         # Weak, so that a controller that is deleted lets go of its model at once.
-        run.driver = weakref.proxy(self)
+        run.driver = itself = weakref.proxy(self)
+        rates.joined = lambda: itself.groups_joined()
         self.run = run
+        self._actuators, self._known_groups = actuators, len(stepper.optimizer.param_groups)
         self.statistics = WindowStatistics()
         self.at_window_start = True
         self._stepper, self._rates = stepper, rates
@@ -253,6 +271,15 @@ class TorchDriver:
             if not self._rates.intact():
                 optimizer = type(self._stepper.optimizer).__name__
                 self.run.warn("lr not taken", _NOT_TAKEN.format(optimizer=optimizer))
+
+    def groups_joined(self) -> None:
+        """Steer in all respects the groups that joined the optimiser, before its next step."""
+        optimizer = self._stepper.optimizer
+        known, self._known_groups = self._known_groups, len(optimizer.param_groups)
+        join_groups(self._actuators, optimizer, known)
+        self._stepper.look_for_clipped()
+        if self.run.session is not None:
+            self.run.groups_joined()
 
     def validated(self, monitored: float, step: int) -> None:
         """Let a scheduler that goes by the metric step, and tell the session what is ahead."""
