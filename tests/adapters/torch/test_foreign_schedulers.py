@@ -10,7 +10,8 @@ import torch
 from torch.optim import lr_scheduler
 
 from trimtab.adapters.torch import TorchController
-from trimtab.adapters.torch.schedules import FollowedRates, make_rates
+from trimtab.adapters.torch.followed_rates import FollowedRates
+from trimtab.adapters.torch.schedules import make_rates
 from trimtab.core.errors import AdapterError, SpecError, TrimtabWarning
 
 OFF: dict[str, Any] = {"policy": None, "keep_best": False}

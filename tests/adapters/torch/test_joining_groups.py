@@ -12,7 +12,8 @@ from torch.optim import lr_scheduler
 
 from tests.adapters.tiny_training import Still
 from trimtab.adapters.torch import TorchController
-from trimtab.adapters.torch.schedules import FollowedRates, make_rates
+from trimtab.adapters.torch.followed_rates import FollowedRates
+from trimtab.adapters.torch.schedules import make_rates
 from trimtab.core.references import reference_multipliers
 
 JOINS = 17  # in the middle of a window

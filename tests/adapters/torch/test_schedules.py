@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from trimtab.adapters.torch.schedules import FollowedRates
+from trimtab.adapters.torch.followed_rates import FollowedRates
 
 
 @pytest.mark.parametrize("rate", [1, 0.5, np.float64(0.25), np.float32(0.125), torch.tensor(0.75)])

@@ -22,8 +22,8 @@ from trimtab.adapters.lightning.trainer import (
     validation_batches,
 )
 from trimtab.adapters.options import RunKeywords, RunOptions, takes_run_keywords
+from trimtab.adapters.torch.followed_rates import FollowedRates
 from trimtab.adapters.torch.proofs import ClipProof
-from trimtab.adapters.torch.schedules import FollowedRates
 from trimtab.adapters.torch.state import random_state, restore_random_state
 from trimtab.adapters.torch.trainer import SteeredTraining, drop_gradients, mean_over_batches
 from trimtab.core.decision import Summary

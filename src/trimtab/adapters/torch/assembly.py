@@ -118,4 +118,6 @@ def _name_of(reference: Any) -> str:
     """Return what the record calls a reference; None stands for a trainer's own scheduler."""
     if reference is None or isinstance(reference, str):
         return reference or "trainer"
+    if isinstance(reference, list | tuple):
+        return ", ".join(map(_name_of, reference))
     return str(getattr(reference, "__name__", type(reference).__name__))

@@ -13,17 +13,38 @@ from torch import nn
 from trimtab.core.errors import AdapterError
 
 
+def check_optimizers(given: Any) -> list[Any]:
+    """Return the optimisers that are handed over, one or a list of several.
+
+    Raises:
+        AdapterError: One of them cannot be steered, or two hold the same weight.
+    """
+    if isinstance(given, dict | set | frozenset):
+        raise AdapterError(
+            f"optimizer: {len(given)} optimisers in a {type(given).__name__}, which has no order "
+            "to step them in; give a list, such as [muon, adamw]"
+        )
+    optimizers = list(given) if isinstance(given, list | tuple) else [given]
+    if not optimizers:
+        raise AdapterError("optimizer: an empty list; give one optimiser, or [muon, adamw]")
+    held: dict[int, int] = {}
+    for index, optimizer in enumerate(optimizers):
+        check_optimizer(optimizer)
+        for weight in (w for group in optimizer.param_groups for w in group["params"]):
+            if held.setdefault(id(weight), index) != index:
+                raise AdapterError(
+                    f"optimizer: a weight of shape {tuple(weight.shape)} is held by optimisers "
+                    f"{held[id(weight)]} and {index} of the list; give each weight to one"
+                )
+    return optimizers
+
+
 def check_optimizer(optimizer: Any) -> None:
     """Raise unless this is one optimiser that steps without a closure.
 
     Raises:
-        AdapterError: It is several, none at all, has no weights, or needs a closure.
+        AdapterError: It is none at all, has no weights, or needs a closure.
     """
-    if isinstance(optimizer, list | tuple | dict | set):
-        raise AdapterError(
-            f"optimizer: {len(optimizer)} optimisers in a {type(optimizer).__name__}; one is "
-            "steered at a time, so put their weights into parameter groups of one optimiser"
-        )
     needed = ("param_groups", "state", "step", "zero_grad")
     missing = [name for name in needed if not hasattr(optimizer, name)]
     if missing:

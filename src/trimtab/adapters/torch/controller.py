@@ -18,10 +18,11 @@ from trimtab.adapters.options import (
 )
 from trimtab.adapters.torch.actuators import wants_depth
 from trimtab.adapters.torch.assembly import steer
-from trimtab.adapters.torch.checks import check_loss, check_model, check_optimizer
+from trimtab.adapters.torch.checks import check_loss, check_model, check_optimizers
 from trimtab.adapters.torch.distributed import Processes
 from trimtab.adapters.torch.memory import MicroBatches
 from trimtab.adapters.torch.schedules import make_rates
+from trimtab.adapters.torch.several import Several
 from trimtab.adapters.torch.steering import Stepper
 from trimtab.adapters.torch.wrappers import Accumulation, unwrapped
 from trimtab.core.decision import Summary
@@ -55,8 +56,10 @@ class TorchController:
 
     Args:
         optimizer: One ``torch.optim.Optimizer`` that steps without a closure, also as Accelerate
-            or Fabric return it. Each group's ``lr`` on entry, times its ``lr_scale`` if it has
-            one, is its peak; ratios between groups are kept.
+            or Fabric return it; or a list of several, such as ``[muon, adamw]``, which step in
+            that order under one multiplier, with one validation and one snapshot. Each group's
+            ``lr`` on entry, times its ``lr_scale`` if it has one, is its peak; ratios between
+            groups are kept.
         total_steps: How often `step` will be called. Further steps stay at the last values.
         validate: Returns the validation loss, or a dict of floats that holds ``monitor``.
         model: Whose weights and buffers are snapshotted (several: ``nn.ModuleList``).
@@ -69,10 +72,11 @@ class TorchController:
             mix-up, batch size, EMA decay. Each is proven to be used, or refused, before the first
             update.
         reference: ``"warmup-linear"``, ``"cosine"``, ``"one-cycle"``, ``"constant"``, a function
-            of progress in [0, 1), or the optimiser's own scheduler, which is then stepped here and
-            nowhere else: once per ``reference_every`` optimiser steps (also one of timm, ignite or
-            Accelerate); a ``ReduceLROnPlateau`` instead with the
-            monitored value, after the validation that ends a window (not after the first one).
+            of progress in [0, 1), or the optimiser's own scheduler, also one of timm, ignite or
+            Accelerate (of several optimisers a list, at most one for each). It is then stepped
+            here and nowhere else: once per ``reference_every`` optimiser steps; a
+            ``ReduceLROnPlateau`` instead with the monitored value, after the validation that ends
+            a window (not after the first one).
         reference_every: Optimiser steps between two steps of that scheduler: the steps of an epoch
             for one that counts epochs.
         clip: Norm at which gradients are clipped; None for no clipping.
@@ -87,7 +91,7 @@ class TorchController:
     controller; the first one validates, decides and records, and the others apply what it says.
 
     Attributes:
-        optimizer: The optimiser.
+        optimizer: The optimiser; of several, what holds the groups of all and steps them.
         model: The model.
 
     Raises:
@@ -99,7 +103,7 @@ class TorchController:
 
     def __init__(
         self,
-        optimizer: torch.optim.Optimizer,
+        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
         *,
         total_steps: int,
         validate: Callable[[], float | Mapping[str, float]],
@@ -115,12 +119,13 @@ class TorchController:
     ) -> None:
         chosen = RunOptions(hyperparameters=hyperparameters, reference=reference, **options)
         steps = check_total_steps(total_steps)
-        check_optimizer(optimizer)
+        optimizers = check_optimizers(optimizer)
         check_model(model)
-        self.optimizer, self.model = optimizer, model
-        inner = unwrapped(optimizer)
-        self._accumulation = Accumulation(optimizer)
-        self._stepper = Stepper(inner, model, clip=clip, scaler=scaler, stepped=optimizer)
+        self.optimizer = optimizers[0] if len(optimizers) == 1 else Several(optimizers)
+        self.model = model
+        inner = unwrapped(self.optimizer)
+        self._accumulation = Accumulation(self.optimizer)
+        self._stepper = Stepper(inner, model, clip=clip, scaler=scaler, stepped=self.optimizer)
         self._memory = MicroBatches(model)
         self._processes = processes = Processes()
         self._rates = make_rates(inner, reference, steps, reference_every)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from trimtab.adapters.torch.several import parts_of
 from trimtab.core.errors import AdapterError
 
 
@@ -41,32 +42,34 @@ class DepthRates:
         model: nn.Module,
         layers: Sequence[nn.Module] | None = None,
     ) -> None:
-        if not type(optimizer).step.__module__.startswith("torch.optim"):
-            raise AdapterError(
-                f"layer_decay, frozen_depth: {type(optimizer).__name__} may keep state of its own "
-                "in its parameter groups, which cannot be divided by depth; use an optimiser of "
-                "torch.optim, or leave these two out"
-            )
-        self._optimizer = optimizer
+        self._optimizers = parts_of(optimizer)
+        for part in self._optimizers:
+            if not type(part).step.__module__.startswith("torch.optim"):
+                raise AdapterError(
+                    f"layer_decay, frozen_depth: {type(part).__name__} may keep state of its own "
+                    "in its parameter groups, which cannot be divided by depth; use an optimiser "
+                    "of torch.optim, or leave these two out"
+                )
         self.layer_decay, self.frozen_depth = 1.0, 0.0
         self.layer = _layer_of_each(model, layers_of(model) if layers is None else list(layers))
         self.n_layers = 1 + max(self.layer.values())
-        self._whole: list[dict[str, Any]] | None = None
+        self._whole: list[list[dict[str, Any]]] | None = None  # of each optimiser
 
     def divide(self) -> None:
         """Put groups divided by depth in the place of the optimiser's."""
         self.rejoin()
         if self.layer_decay == 1.0 and self.frozen_depth == 0.0:
             return
-        self._whole = self._optimizer.param_groups
-        self._optimizer.param_groups = [
-            part for group in self._whole for part in self._parts(group)
-        ]
+        self._whole = [optimizer.param_groups for optimizer in self._optimizers]
+        for optimizer, whole in zip(self._optimizers, self._whole, strict=True):
+            optimizer.param_groups = [part for group in whole for part in self._parts(group)]
 
     def rejoin(self) -> None:
         """Give the optimiser its own groups back."""
         if self._whole is not None:
-            self._optimizer.param_groups, self._whole = self._whole, None
+            for optimizer, whole in zip(self._optimizers, self._whole, strict=True):
+                optimizer.param_groups = whole
+            self._whole = None
 
     def _parts(self, group: dict[str, Any]) -> Iterator[dict[str, Any]]:
         weights: dict[int, list[torch.Tensor]] = {}

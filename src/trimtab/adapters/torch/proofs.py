@@ -9,7 +9,7 @@ import copy
 import sys
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from trimtab.adapters.actuators import SteeredValue
 from trimtab.adapters.torch.depth import DepthRates
+from trimtab.adapters.torch.several import parts_of
 from trimtab.adapters.torch.state import left_as_it_was
 from trimtab.core.errors import AdapterError
 from trimtab.core.hyperparameters import Hyperparameter
@@ -209,19 +210,20 @@ def _differ(low: Sequence[torch.Tensor], high: Sequence[torch.Tensor]) -> bool:
 
 
 def _prove_update(actuator: Any, optimizer: Any, depth: DepthRates | None) -> None:
-    name, kind = type(optimizer).__name__, actuator.item.name
+    kind, parts = actuator.item.name, parts_of(optimizer)
+    name = " and ".join(dict.fromkeys(type(part).__name__ for part in parts))
     try:
-        changed = changes_update(actuator, optimizer, depth)
+        unmoved = _unmoved(actuator, optimizer, depth)
     except Exception as error:
         raise AdapterError(
             f"{kind}: {name} could not be tried on a small weight "
             f"({type(error).__name__}: {error}), so nothing proves that it uses the value; leave "
             f"{kind!r} out of hyperparameters="
         ) from error
-    if not changed:
+    if unmoved:
         raise AdapterError(
-            f"{kind}: {name} makes the same update at {actuator.item.low:g} and at "
-            f"{actuator.item.high:g}, so it does not use the value; leave {kind!r} out of "
+            f"{kind}: {type(unmoved[0]).__name__} makes the same update at {actuator.item.low:g} "
+            f"and at {actuator.item.high:g}, so it does not use the value; leave {kind!r} out of "
             "hyperparameters=, or use an optimiser that does"
         )
 
@@ -234,28 +236,61 @@ def changes_update(
     The optimiser itself steps, through the same writing that steers it; its groups, state and step
     hooks are exchanged for that time, and its own are not touched.
     """
-    ends = []
+    return not _unmoved(actuator, optimizer, depth)
+
+
+def _unmoved(actuator: Any, optimizer: Any, depth: DepthRates | None) -> list[Any]:
+    """Return the optimisers that hold the value and do not use it."""
+    parts, seen = parts_of(optimizer), []
     for value in (actuator.item.low, actuator.item.high):
-        with _small_weights(optimizer, depth) as weights:
-            before = [place.read() for place in actuator.places]
-            try:
-                for place in actuator.places:
-                    place.write(value)
-                for sign in (1.0, -0.5):
-                    for weight in weights:
-                        weight.grad = sign * torch.ones_like(weight)
-                    if depth is not None:
-                        depth.divide()
-                    type(optimizer).step(optimizer)  # type: ignore[call-arg, unused-ignore]
-                    if depth is not None:
-                        depth.rejoin()
-            finally:
-                if depth is not None:
-                    depth.rejoin()
-                for place, kept in zip(actuator.places, before, strict=True):
-                    place.write(kept)
-            ends.append([weight.detach().clone() for weight in weights])
-    return _differ(*ends)
+        with ExitStack() as stack:
+            small = [stack.enter_context(_small_weights(part, depth)) for part in parts]
+            seen.append(_steps_at(value, actuator, parts, small, depth))
+    (low, low_held), (high, high_held) = seen
+    # With layers in the place of settings, an optimiser may hold weights of one layer only.
+    concerned = [a != b for a, b in zip(low_held, high_held, strict=True)]
+    moved = [_differ(a, b) for a, b in zip(low, high, strict=True)]
+    if len(parts) == 1 or not any(concerned):
+        return [] if any(moved) else parts[:1]
+    asked = zip(parts, concerned, moved, strict=True)
+    return [part for part, holds, moves in asked if holds and not moves]
+
+
+def _steps_at(
+    value: float, actuator: Any, parts: list[Any], small: list[list[torch.Tensor]], depth: Any
+) -> tuple[list[list[torch.Tensor]], list[str]]:
+    """Do two steps at a value; return each optimiser's weights then, and its settings."""
+    before = [place.read() for place in actuator.places]
+    try:
+        for place in actuator.places:
+            place.write(value)
+        held = [_settings(part) for part in parts]
+        for step in range(2):
+            for weight in (weight for weights in small for weight in weights):
+                weight.grad = _gradient(weight, step)
+            if depth is not None:
+                depth.divide()
+            for part in parts:
+                type(part).step(part)
+            if depth is not None:
+                depth.rejoin()
+    finally:
+        if depth is not None:
+            depth.rejoin()
+        for place, kept in zip(actuator.places, before, strict=True):
+            place.write(kept)
+    return [[weight.detach().clone() for weight in weights] for weights in small], held
+
+
+def _gradient(weight: torch.Tensor, step: int) -> torch.Tensor:
+    """Return a gradient that differs from step to step by more than its length, as Muon needs."""
+    ones = torch.ones_like(weight)
+    return -0.5 * ones.flatten().cumsum(0).view_as(weight) if step else ones
+
+
+def _settings(optimizer: Any) -> str:
+    groups = optimizer.param_groups
+    return str([{key: group[key] for key in group if key != "params"} for group in groups])
 
 
 @contextmanager

@@ -1,15 +1,13 @@
 """Who writes a PyTorch optimiser's learning rates at each step: reference times multiplier.
 
-In a loop of one's own `TableRates` and `AdoptedRates` do, and step the user's scheduler; where a
-trainer steps it, `FollowedRates` write for the moment of the optimiser's step only.
+In a loop of one's own `TableRates` and `AdoptedRates` do, and step the user's schedulers; where a
+trainer steps them, see `trimtab.adapters.torch.followed_rates`.
 """
 
 from __future__ import annotations
 
 import copy
-import logging
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -17,7 +15,10 @@ import numpy as np
 import torch
 
 from trimtab.adapters.torch.checks import check_every, lead_group
+from trimtab.adapters.torch.forecast import IN_EPOCHS, SPENT, forecast, is_spent_early
+from trimtab.adapters.torch.group_rates import Peaks, copied, differs, put
 from trimtab.adapters.torch.scheduler_forms import in_torch_form, name_of, needs_metric
+from trimtab.adapters.torch.several import columns_of, parts_of
 from trimtab.adapters.torch.wrappers import unwrapped
 from trimtab.core.errors import AdapterError
 from trimtab.core.notices import tell
@@ -85,69 +86,6 @@ def _nothing() -> None:
     return None
 
 
-def _put(group: dict[str, Any], value: Any) -> None:
-    """Write a learning rate; one that is a tensor is filled in place, as compiled steps need."""
-    current = group["lr"]
-    if isinstance(current, torch.Tensor):
-        current.fill_(value) if isinstance(value, float) else current.copy_(value)
-    else:
-        group["lr"] = value
-
-
-def _copied(rate: Any) -> Any:
-    return rate.detach().clone() if isinstance(rate, torch.Tensor) else rate
-
-
-def _differs(group: dict[str, Any], written: Any) -> bool:
-    """Return whether a rate is not what was written; on an accelerator that is not looked at."""
-    current = group["lr"]
-    if isinstance(current, torch.Tensor):
-        if current.device.type != "cpu":
-            return False
-        return bool(current != torch.as_tensor(written, dtype=current.dtype))
-    return bool(current != written)
-
-
-class Peaks:
-    """What a schedule that knows no ``lr_scale`` multiplies in each parameter group.
-
-    Layer-wise decay in timm, BEiT and MAE writes ``lr_scale`` into the groups and leaves it to the
-    scheduler to multiply by it. Where the rates are in proportion to it, it is in them already.
-
-    Args:
-        groups: The parameter groups on entry.
-        key: Where their rate stands.
-    """
-
-    def __init__(self, groups: Sequence[dict[str, Any]], key: str = "lr") -> None:
-        self._key, self._unscaled = key, math.nan
-        scales = [_scale(group) for group in groups]
-        rates = [self._rate(group) for group in groups]
-        if len(set(scales)) > 1 and min(scales) > 0:
-            base = rates[0] / scales[0]
-            pairs = zip(rates, scales, strict=True)
-            if all(math.isclose(rate, base * scale, rel_tol=1e-6) for rate, scale in pairs):
-                self._unscaled = base
-
-    def all(self, groups: Sequence[dict[str, Any]]) -> list[float]:
-        """Return each group's peak."""
-        return [self.of(group) for group in groups]
-
-    def of(self, group: dict[str, Any]) -> float:
-        """Return a group's peak, by its rate as it stands there now."""
-        rate, scale = self._rate(group), _scale(group)
-        counted = math.isclose(rate, self._unscaled * scale, rel_tol=1e-6)
-        return rate if counted else rate * scale
-
-    def _rate(self, group: dict[str, Any]) -> float:
-        return float(group.get(self._key, group["lr"]))
-
-
-def _scale(group: dict[str, Any]) -> float:
-    scale = group.get("lr_scale")
-    return 1.0 if scale is None else float(scale)
-
-
 class TableRates:
     """A reference that is a function of progress: group's own peak times multiplier times it."""
 
@@ -189,7 +127,7 @@ class TableRates:
             if index == len(written):  # it joined within the window
                 self._join()
                 return True
-            if group["lr"] is not written[index] and _differs(group, written[index]):
+            if group["lr"] is not written[index] and differs(group, written[index]):
                 self.advance(0)
                 return False
         return True
@@ -206,7 +144,7 @@ class TableRates:
             if type(group["lr"]) is float:
                 group["lr"] = value
             else:
-                _put(group, value)
+                put(group, value)
 
     def hold(self) -> None:
         """Write the last step's rates."""
@@ -242,25 +180,30 @@ class AdoptedRates:
 
     Args:
         optimizer: Whose groups are written.
-        scheduler: In PyTorch's form, see `in_torch_form`.
+        schedulers: In PyTorch's form, see `in_torch_form`; of several optimisers one for each, or
+            for some.
         total_steps: Optimiser steps of the run.
-        every: Optimiser steps between two steps of the scheduler.
+        every: Optimiser steps between two steps of the schedulers.
     """
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, scheduler: Any, total_steps: int, every: int = 1
+        self,
+        optimizer: torch.optim.Optimizer,
+        schedulers: Sequence[Any],
+        total_steps: int,
+        every: int = 1,
     ) -> None:
         self.joined: Callable[[], None] = _nothing
-        self._optimizer = optimizer
-        self._scheduler, self._every = scheduler, every
-        self._by_metric = needs_metric(scheduler)
-        count = math.ceil(total_steps / every)
-        rates, self.cycled = forecast(optimizer, scheduler, count, self._by_metric)
+        self._optimizer, self._every = optimizer, every
+        self._schedulers = list(schedulers)
+        self._by_metric = [needs_metric(scheduler) for scheduler in schedulers]
+        rates, self.cycled = self._ahead(math.ceil(total_steps / every))
         self.known_ahead = rates is not None
         if rates is not None:
             rates = np.repeat(rates, every, axis=0)[:total_steps]  # (count, groups) -> (T, groups)
             if is_spent_early(rates):
-                tell(_SPENT.format(name=name_of(scheduler), every=every) + _IN_EPOCHS)
+                name = ", ".join(map(name_of, schedulers))
+                tell(SPENT.format(name=name, every=every) + IN_EPOCHS)
         table = self._now_repeated(total_steps) if rates is None else rates
         self.starts = table.max(axis=0).tolist()
         self.lead = lead_group(self.starts)
@@ -284,7 +227,7 @@ class AdoptedRates:
         if len(groups) > len(self.starts):
             self._join(groups)
         for group, written in zip(groups, self._written, strict=False):
-            if group["lr"] is not written and _differs(group, written):
+            if group["lr"] is not written and differs(group, written):
                 self._put_all(self._written)
                 return False
         return True
@@ -295,7 +238,7 @@ class AdoptedRates:
         if self._step > self._total_steps:
             return
         self._previous = self._written
-        if not self._by_metric and self._step % self._every == 0:
+        if not all(self._by_metric) and self._step % self._every == 0:
             self._let_step()
         self._write()
 
@@ -306,17 +249,14 @@ class AdoptedRates:
 
     def validated(self, value: float) -> None:
         """Step a scheduler that goes by a metric; the rates are written by the next `begin`."""
-        if self._by_metric:
+        if any(self._by_metric):
             self._let_step(value)
             self._write()
             self.multipliers[self._step :] = self._lead_multiplier()
 
     def snapshot(self) -> dict[str, Any] | None:
         """Return the scheduler's state and its own rates."""
-        return {
-            "scheduler": copy.deepcopy(self._scheduler.state_dict()),
-            "own": [_copied(rate) for rate in self._own],
-        }
+        return {"scheduler": self._states(), "own": [copied(rate) for rate in self._own]}
 
     def restore(self, state: dict[str, Any] | None) -> None:
         """Put a scheduler that goes by a metric back; one that counts steps goes on.
@@ -324,39 +264,72 @@ class AdoptedRates:
         Lost steps count, so a schedule over steps stays where the run is, exactly as a named
         reference does; it would not reach its end otherwise.
         """
-        if self._by_metric and state is not None:
-            self._scheduler.load_state_dict(copy.deepcopy(state["scheduler"]))
-            self._own = [_copied(rate) for rate in state["own"]]
-            self.multipliers[self._step :] = self._lead_multiplier()
+        if state is None or not any(self._by_metric):
+            return
+        self._load_states(state["scheduler"], self._by_metric)
+        own = list(self._own)
+        for scheduler, by_metric in zip(self._schedulers, self._by_metric, strict=True):
+            for at in self._columns(scheduler) if by_metric else ():
+                if at < len(state["own"]):
+                    own[at] = copied(state["own"][at])
+        self._own = own
+        self.multipliers[self._step :] = self._lead_multiplier()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the scheduler's state, its own rates, the peaks and the multipliers."""
         return {
             "starts": list(self.starts),
-            "scheduler": copy.deepcopy(self._scheduler.state_dict()),
-            "own": [_copied(rate) for rate in self._own],
+            "scheduler": self._states(),
+            "own": [copied(rate) for rate in self._own],
             "multipliers": torch.from_numpy(self.multipliers.copy()),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` returned, into the scheduler as well."""
         self.starts = list(state["starts"])
-        self._scheduler.load_state_dict(copy.deepcopy(state["scheduler"]))
-        self._own = [_copied(rate) for rate in state["own"]]
+        self._load_states(state["scheduler"], [True] * len(self._schedulers))
+        self._own = [copied(rate) for rate in state["own"]]
         self.multipliers[:] = state["multipliers"].numpy()
 
     def _join(self, groups: list[dict[str, Any]]) -> None:
         """Steer groups that joined; what the scheduler does with them is its own affair."""
         self.starts += [float(group["lr"]) for group in groups[len(self.starts) :]]
-        self._own = self._own + [_copied(group["lr"]) for group in groups[len(self._own) :]]
+        self._own = self._own + [copied(group["lr"]) for group in groups[len(self._own) :]]
         self._write()
         self.joined()
 
     def _let_step(self, *metric: float) -> None:
         if self._written is not self._own:
             self._put_all(self._own)
-        self._scheduler.step(*metric)
+        for scheduler, by_metric in zip(self._schedulers, self._by_metric, strict=True):
+            if by_metric == bool(metric):
+                scheduler.step(*metric)
         self._own = self._read()
+
+    def _columns(self, scheduler: Any) -> list[int]:
+        owner = unwrapped(getattr(scheduler, "optimizer", self._optimizer))
+        return columns_of(self._optimizer, owner)
+
+    def _ahead(self, count: int) -> tuple[np.ndarray | None, frozenset[str]]:
+        """Return (count, groups) rates after each step of the schedulers, and what else moves."""
+        table, cycled, known = self._now_repeated(count), frozenset[str](), True
+        for scheduler, by_metric in zip(self._schedulers, self._by_metric, strict=True):
+            owner = unwrapped(getattr(scheduler, "optimizer", self._optimizer))
+            rates, others = forecast(owner, scheduler, count, by_metric)
+            known, cycled = known and rates is not None, cycled | others
+            if rates is not None:
+                table[:, self._columns(scheduler)] = rates
+        return (table if known else None), cycled
+
+    def _states(self) -> Any:
+        states = [copy.deepcopy(scheduler.state_dict()) for scheduler in self._schedulers]
+        return states[0] if len(states) == 1 else states
+
+    def _load_states(self, states: Any, wanted: Sequence[bool]) -> None:
+        several = states if len(self._schedulers) > 1 else [states]
+        for scheduler, state, is_wanted in zip(self._schedulers, several, wanted, strict=True):
+            if is_wanted:
+                scheduler.load_state_dict(copy.deepcopy(state))
 
     def _write(self) -> None:
         if self._multiplier == 1.0:
@@ -374,7 +347,7 @@ class AdoptedRates:
 
     def _read(self) -> list[Any]:
         return [
-            rate if type(rate := group["lr"]) is float else _copied(rate)
+            rate if type(rate := group["lr"]) is float else copied(rate)
             for group in self._optimizer.param_groups
         ]
 
@@ -383,7 +356,7 @@ class AdoptedRates:
             if type(group["lr"]) is float:
                 group["lr"] = rate
             else:
-                _put(group, rate)
+                put(group, rate)
 
     def _now_repeated(self, total_steps: int) -> np.ndarray:
         now = [float(group["lr"]) for group in self._optimizer.param_groups]
@@ -408,20 +381,11 @@ def make_rates(
         SpecError: The function gives something that is not a finite number of at least 0.
     """
     check_every(every)
-    scheduler = in_torch_form(reference)
-    if scheduler is not None:
-        owner = getattr(scheduler, "optimizer", optimizer)
-        if unwrapped(owner) is not optimizer:
-            raise AdapterError(
-                f"reference: the scheduler {name_of(scheduler)} belongs to another optimiser "
-                f"({type(owner).__name__}); make it for the one that is given here"
-            )
-        if every > 1 and needs_metric(scheduler):
-            raise AdapterError(
-                f"reference_every={every}: the scheduler {name_of(scheduler)} goes by the metric, "
-                "and is stepped after the validation of each window; leave reference_every out"
-            )
-        return AdoptedRates(optimizer, scheduler, total_steps, every)
+    given = list(reference) if isinstance(reference, list | tuple) else [reference]
+    forms = [in_torch_form(one) for one in given]
+    if forms and all(form is not None for form in forms):
+        _check_schedulers(optimizer, forms, every)
+        return AdoptedRates(optimizer, forms, total_steps, every)
     if every > 1:
         raise AdapterError(
             f"reference_every={every}: only a scheduler has steps, and reference is {reference!r}; "
@@ -440,292 +404,24 @@ def make_rates(
     )
 
 
-class FollowedRates:
-    """Writes the rates for the moment of the optimiser's step, and takes them away after it.
-
-    Between two steps the groups hold the scheduler's own rates. So a scheduler in chainable form,
-    which reads ``group["lr"]`` back, never compounds with what was written, and checkpoints hold
-    what they would hold without trimtab. With a multiplier of exactly 1.0 the scheduler's own
-    rates stay as they are. It offers what `trimtab.adapters.torch.schedules.Rates` asks for.
-
-    Args:
-        optimizer: Whose groups are written.
-        schedulers: Those that the trainer steps on this optimiser.
-        reference: A name or a function of progress, which takes the schedulers' place; None to
-            follow them, or a constant rate if there are none.
-        total_steps: Optimiser steps of the run.
-        steps_done: Of these, how many were done before, in a run that goes on.
-        period: Optimiser steps between two steps of the scheduler.
-
-    Attributes:
-        starts: Peak learning rate of each group.
-        lead: Index of the group that stands for all of them in the record.
-        multipliers: (T,) float64, reference of the leading group over its peak.
-        known_ahead: Whether ``multipliers`` holds the future; otherwise the last rate is expected
-            to stay.
-        by_metric: Whether a scheduler goes by a metric.
-        cycled: Keys of the groups, besides ``lr``, that the scheduler changes as well.
-
-    Raises:
-        AdapterError: The reference is neither a name nor a function, the scheduler ends too
-            early, or no group has a usable learning rate.
-        UnknownNameError: No reference has that name.
-    """
-
-    def __init__(
-        self,
-        optimizer: torch.optim.Optimizer,
-        schedulers: Sequence[Any],
-        *,
-        reference: str | Callable[[float], float] | None,
-        total_steps: int,
-        steps_done: int = 0,
-        period: int = 1,
-    ) -> None:
-        self.joined: Callable[[], None] = _nothing
-        self._optimizer, self._schedulers = optimizer, list(schedulers)
-        self._forms = [in_torch_form(scheduler) or scheduler for scheduler in schedulers]
-        self.by_metric = any(map(needs_metric, self._forms))
-        self._total_steps, self._step, self._multiplier = total_steps, steps_done, 1.0
-        self._own: list[Any] | None = None
-        self._written: list[Any] = []
-        self._table: list[float] | None = None
-        self.cycled: frozenset[str] = frozenset()
-        self.known_ahead = True
-        key = "initial_lr" if self._schedulers else "lr"
-        groups = optimizer.param_groups
-        self._peaks = Peaks(groups, key)
-        self.starts = [float(group.get(key, group["lr"])) for group in groups]
-        self.multipliers = np.ones(total_steps)
-        if reference is not None:
-            self.starts = self._peaks.all(groups)
-            self.multipliers = _multipliers(reference, total_steps)
-            self._table = self.multipliers.tolist()
-        elif schedulers:
-            self._look_ahead(steps_done, period)
-        self.lead = lead_group(self.starts)
-        if reference is None and schedulers and self.known_ahead:
-            self.multipliers = self._ahead[:, self.lead] / self.starts[self.lead]
-
-    # At each optimiser step.
-
-    def write(self) -> float:
-        """Write the rates of the coming step; return the first group's."""
-        groups = self._optimizer.param_groups
-        if self._own is None:
-            self._own = [_copied(group["lr"]) for group in groups]
-            if not self.known_ahead and self._step < self._total_steps:
-                now = float(self._own[self.lead]) / self.starts[self.lead]
-                self.multipliers[self._step :] = now
-        self._own = self._own + [_copied(group["lr"]) for group in groups[len(self._own) :]]
-        if len(groups) > len(self.starts):
-            self._join(groups)
-        self._written = self._wanted(self._own)
-        for group, rate in zip(groups, self._written, strict=False):
-            _put(group, rate)
-        return float(groups[0]["lr"])
-
-    def put_back(self) -> None:
-        """Put the schedulers' own rates back, before they step."""
-        if self._own is not None:
-            for group, rate in zip(self._optimizer.param_groups, self._own, strict=False):
-                _put(group, rate)
-        self._own = None
-
-    # What steering asks of rates.
-
-    def begin(self, step: int, multiplier: float) -> None:
-        """Multiply by ``multiplier`` from ``step`` on."""
-        self._step, self._multiplier = step, multiplier
-
-    def advance(self) -> None:
-        """Go on to the next step."""
-        self._step += 1
-
-    def intact(self) -> bool:
-        """Return True: between two steps the rates are not ours."""
-        return True
-
-    def hold(self) -> None:
-        """Stay at the last step."""
-        self._step = self._total_steps - 1
-
-    def validated(self, value: float) -> None:
-        """Do nothing: a scheduler that goes by a metric is stepped by the trainer."""
-
-    def snapshot(self) -> dict[str, Any] | None:
-        """Return the state of schedulers that go by a metric; those that count steps go on."""
-        if not self.by_metric:
-            return None
-        own = self._own or [group["lr"] for group in self._optimizer.param_groups]
-        return {
-            "schedulers": [copy.deepcopy(item.state_dict()) for item in self._schedulers],
-            "own": [float(rate) for rate in own],
-        }
-
-    def restore(self, state: dict[str, Any] | None) -> None:
-        """Put schedulers that go by a metric back to `snapshot`."""
-        if state is None or not self.by_metric:
-            return
-        for scheduler, kept in zip(self._schedulers, state["schedulers"], strict=True):
-            scheduler.load_state_dict(copy.deepcopy(kept))
-        self._own = list(state["own"])
-        self.put_back()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the peaks and the multipliers; schedulers' states are the trainer's to save."""
-        return {
-            "starts": list(self.starts),
-            "multipliers": self.multipliers.tolist(),
-            "own": None if self._own is None else [float(rate) for rate in self._own],
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` returned."""
-        self.starts = [float(start) for start in state["starts"]]
-        self.multipliers[:] = state["multipliers"]
-        if state["own"] is not None:  # it was saved between writing and stepping
-            self._own = list(state["own"])
-            self.put_back()
-
-    # Inside.
-
-    def _join(self, groups: list[dict[str, Any]]) -> None:
-        for group in groups[len(self.starts) :]:  # unfrozen: their rate is their own peak
-            follows = self._table is None
-            self.starts.append(float(group["lr"]) if follows else self._peaks.of(group))
-        self.joined()
-
-    def _wanted(self, own: list[Any]) -> list[Any]:
-        if self._table is None:
-            multiplier = self._multiplier
-            return own if multiplier == 1.0 else [rate * multiplier for rate in own]
-        reference = self._table[min(self._step, self._total_steps - 1)]
-        return [start * self._multiplier * reference for start in self.starts]
-
-    def _look_ahead(self, steps_done: int, period: int) -> None:
-        """Find out what a single scheduler that counts steps is going to do."""
-        rates = None
-        if len(self._schedulers) == 1 and not self.by_metric:
-            scheduler = self._forms[0]
-            owner = getattr(scheduler, "optimizer", self._optimizer)
-            left = max(self._total_steps - steps_done, 1)
-            advances = math.ceil(left / period)
-            rates, self.cycled = forecast(owner, scheduler, advances, by_metric=False)
-        self.known_ahead = rates is not None
-        if rates is None:
-            return
-        rates = np.repeat(rates, period, axis=0)  # (advances, groups) -> (steps, groups)
-        if not steps_done and is_spent_early(rates[: self._total_steps]):
-            told = _SPENT.format(name=name_of(scheduler), every=period)
-            tell(
-                f"{told} make it for {self._total_steps} optimiser steps, or let it step by epochs"
+def _check_schedulers(optimizer: Any, schedulers: Sequence[Any], every: int) -> None:
+    """Raise unless each scheduler belongs to an optimiser of its own among those given."""
+    parts, taken = parts_of(optimizer), set()
+    for scheduler in schedulers:
+        owner = getattr(scheduler, "optimizer", parts[0])
+        if not any(unwrapped(owner) is part for part in parts):
+            raise AdapterError(
+                f"reference: the scheduler {name_of(scheduler)} belongs to another optimiser "
+                f"({type(owner).__name__}); make it for the one that is given here"
             )
-        # What a run that goes on had behind it comes with its state.
-        rates = np.concatenate([np.repeat(rates[:1], steps_done, axis=0), rates])
-        self._ahead = rates[: self._total_steps]
-        self.starts = self._ahead.max(axis=0).tolist()
-
-
-def _multipliers(reference: Any, total_steps: int) -> np.ndarray:
-    if callable(getattr(reference, "step", None)):
-        raise AdapterError(
-            f"reference: the scheduler {type(reference).__name__}; hand it to the trainer, which "
-            "steps it and is followed, and leave reference= out"
-        )
-    if isinstance(reference, str) or callable(reference):
-        return reference_multipliers(reference, total_steps)
-    raise AdapterError(
-        f"reference: {reference!r} is neither a name nor a function of progress; use "
-        "'warmup-linear', 'cosine', 'one-cycle', 'constant', or None for the trainer's own"
-    )
-
-
-# What a scheduler is going to do, found out on a copy of it.
-
-
-def is_spent_early(rates: np.ndarray) -> bool:
-    """Return whether rates all but vanish in the first half of a run, once they had their peak.
-
-    That is below 1e-6 of it for more than a hundredth of that half, or once below 1e-12: with
-    restarts a cosine comes near 0 for single steps.
-
-    Args:
-        rates: (T, groups) of all steps.
-    """
-    peaks = rates.max(axis=0)
-    shares = (rates[:, peaks > 0] / peaks[peaks > 0]).max(axis=1, initial=0.0)
-    half = shares[: len(shares) // 2]
-    after = half[int((shares >= 1 - 1e-6).argmax()) :]
-    return bool((after < 1e-12).any() or (after < 1e-6).sum() > len(half) / 100)
-
-
-_SPENT = (
-    "reference: the scheduler {name} leaves less than a millionth of the learning rate's peak in "
-    "the first half of the run, for it is stepped every {every} optimiser steps; if it counts "
-    "epochs,"
-)
-_IN_EPOCHS = " pass reference_every= the optimiser steps of an epoch"
-
-_CYCLED = ("momentum", "betas", "weight_decay")
-
-
-def _stand_in(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """Return an optimiser of one weight a group that holds the same settings."""
-    groups = optimizer.param_groups
-    dummy = torch.optim.SGD([{"params": [torch.zeros(1)]} for _ in groups], lr=0.1)
-    for mine, theirs in zip(dummy.param_groups, groups, strict=True):
-        settings = {key: value for key, value in theirs.items() if key != "params"}
-        mine.update(copy.deepcopy(settings))
-    dummy.defaults = dict(optimizer.defaults)
-    return dummy
-
-
-def forecast(
-    optimizer: torch.optim.Optimizer, scheduler: Any, total_steps: int, by_metric: bool
-) -> tuple[np.ndarray | None, frozenset[str]]:
-    """Return (T, groups) rates from a copy of the scheduler, and which other keys it changes.
-
-    None stands for a scheduler whose future is not known: it goes by a metric, or cannot be
-    copied. The scheduler itself and its optimiser are left alone.
-
-    Args:
-        optimizer: The scheduler's optimiser.
-        scheduler: Stands before step 0.
-        total_steps: Optimiser steps of the run, T.
-        by_metric: Whether it goes by a metric.
-
-    Raises:
-        AdapterError: The scheduler fails before the run's last step.
-    """
-    if by_metric:
-        return None, frozenset()
-    try:
-        dummy = _stand_in(optimizer)
-        owner = getattr(scheduler, "optimizer", optimizer)
-        twin = copy.deepcopy(scheduler, {id(optimizer): dummy, id(owner): dummy})
-    except Exception as error:  # noqa: BLE001 - any scheduler of the user's own
-        logging.getLogger("trimtab").info(
-            "the scheduler %s cannot be copied (%s); its future stays unknown to the policy",
-            name_of(scheduler),
-            error,
-        )
-        return None, frozenset()
-    table = np.empty((total_steps, len(dummy.param_groups)), np.float64)
-    first = [{key: group.get(key) for key in _CYCLED} for group in dummy.param_groups]
-    cycled: set[str] = set()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for step in range(total_steps):
-            table[step] = [float(group["lr"]) for group in dummy.param_groups]
-            try:
-                twin.step()
-            except Exception as error:
-                raise AdapterError(
-                    f"reference: the scheduler {name_of(scheduler)} fails at step "
-                    f"{step + 1} of {total_steps} ({error}); make it for total_steps={total_steps} "
-                    "optimiser steps"
-                ) from error
-            for group, settings in zip(dummy.param_groups, first, strict=True):
-                cycled |= {key for key in _CYCLED if group.get(key) != settings[key]}
-    return table, frozenset(cycled)
+        if id(unwrapped(owner)) in taken:
+            raise AdapterError(
+                f"reference: {name_of(scheduler)} is the second scheduler of one "
+                f"{type(owner).__name__}; put both into a ChainedScheduler or a SequentialLR"
+            )
+        taken.add(id(unwrapped(owner)))
+        if every > 1 and needs_metric(scheduler):
+            raise AdapterError(
+                f"reference_every={every}: the scheduler {name_of(scheduler)} goes by the metric, "
+                "and is stepped after the validation of each window; leave reference_every out"
+            )

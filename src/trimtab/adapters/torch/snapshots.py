@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+
+from trimtab.adapters.torch.several import parts_of, states_of
 
 # Entries of a parameter group that belong to whoever schedules or steers them, not to a snapshot.
 _STEERED = frozenset(
@@ -75,8 +77,11 @@ class TrainingState:
                 if id(weight) in in_optimizer:
                     yield f"weight.{in_optimizer.pop(id(weight))}", weight
 
-    def _stateful(self) -> list[torch.Tensor]:
-        return [weight for group in self._optimizer.param_groups for weight in group["params"]]
+    def _stateful(self) -> list[tuple[torch.Tensor, MutableMapping[Any, Any]]]:
+        """Return each weight of the optimiser, and where its state is kept."""
+        states = states_of(self._optimizer)
+        groups = zip(self._optimizer.param_groups, states, strict=True)
+        return [(weight, state) for group, state in groups for weight in group["params"]]
 
     def collect(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Return the live tensors by name, and plain values beside them."""
@@ -84,9 +89,9 @@ class TrainingState:
         for name, buffer in self._model.named_buffers():
             tensors[f"buffer.{name}"] = buffer.detach()
         states: list[dict[str, Any]] = []
-        for index, weight in enumerate(self._stateful()):
+        for index, (weight, state) in enumerate(self._stateful()):
             plain: dict[str, Any] = {}
-            for key, value in self._optimizer.state.get(weight, {}).items():
+            for key, value in state.get(weight, {}).items():
                 if isinstance(value, torch.Tensor):
                     tensors[f"state.{index}.{key}"] = value.detach()
                     plain[key] = _Elsewhere(str(value.device))
@@ -111,7 +116,9 @@ class TrainingState:
     def expected_bytes(self) -> int:
         """Return how large a snapshot will be, before the optimiser has its state."""
         kept = [*(weight for _, weight in self._weights()), *self._model.buffers()]
-        return sum(map(self.size, kept)) + optimizer_state_bytes(self._optimizer)
+        return sum(map(self.size, kept)) + sum(
+            map(optimizer_state_bytes, parts_of(self._optimizer))
+        )
 
     # Copies.
 
@@ -191,12 +198,12 @@ class TrainingState:
 
     def _put_optimizer(self, kept: dict[str, torch.Tensor], plain: dict[str, Any]) -> None:
         states = plain["optimizer"]
-        for index, weight in enumerate(self._stateful()):
+        for index, (weight, held) in enumerate(self._stateful()):
             wanted = states[index] if index < len(states) else {}
             if not wanted:
-                self._optimizer.state.pop(weight, None)
+                held.pop(weight, None)
                 continue
-            state = self._optimizer.state[weight]
+            state = held[weight]
             for key in [key for key in state if key not in wanted]:
                 del state[key]
             for key, value in wanted.items():

@@ -19,6 +19,7 @@ from trimtab.adapters.torch.checks import check_clip, check_scaler
 from trimtab.adapters.torch.depth import DepthRates
 from trimtab.adapters.torch.proofs import Proofs, Replay
 from trimtab.adapters.torch.schedules import Rates
+from trimtab.adapters.torch.several import parts_of
 from trimtab.adapters.torch.statistics import WindowStatistics
 from trimtab.adapters.torch.wrappers import scaler_of
 
@@ -91,11 +92,12 @@ class Stepper:
         """Divide the gradients by the scaler's factor, unless the loop did so itself."""
         if self.scaler is None:
             return
-        try:
-            self.scaler.unscale_(self.optimizer)
-        except RuntimeError as error:
-            if "already been called" not in str(error):
-                raise
+        for part in parts_of(self.optimizer):
+            try:
+                self.scaler.unscale_(part)
+            except RuntimeError as error:
+                if "already been called" not in str(error):
+                    raise
 
     def update(self) -> None:
         """Clip, step, and update the scaler, which may leave the step out."""
@@ -104,7 +106,8 @@ class Stepper:
         if not self._steps_scaler:
             self._stepped.step()
         else:
-            self.scaler.step(self.optimizer)
+            for part in parts_of(self.optimizer):
+                self.scaler.step(part)
             self.scaler.update()
 
     def skip(self) -> None:

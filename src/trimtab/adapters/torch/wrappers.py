@@ -16,6 +16,7 @@ def unwrapped(optimizer: Any) -> Any:
 
 def scaler_of(optimizer: Any) -> Any:
     """Return the gradient scaler that a wrapper steps its optimiser by, or None."""
+    optimizer = getattr(optimizer, "given", [optimizer])[0]  # of several all have the same
     while _is_wrapper(optimizer):
         strategy = getattr(optimizer, "_strategy", None)
         holder = optimizer if strategy is None else getattr(strategy, "precision", None)
@@ -42,7 +43,8 @@ class Accumulation:
     """
 
     def __init__(self, optimizer: Any) -> None:
-        self._state = getattr(optimizer, "gradient_state", None)
+        first = getattr(optimizer, "given", [optimizer])[0]
+        self._state = getattr(first, "gradient_state", None)
         self._losses: list[torch.Tensor | float] = []
 
     @property

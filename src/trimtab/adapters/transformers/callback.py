@@ -16,8 +16,8 @@ from transformers.trainer_callback import ExportableState
 from trimtab.adapters.actuators import Steerable
 from trimtab.adapters.options import RunKeywords, RunOptions, takes_run_keywords
 from trimtab.adapters.torch.actuators import Place
+from trimtab.adapters.torch.followed_rates import FollowedRates
 from trimtab.adapters.torch.proofs import StandInNorm
-from trimtab.adapters.torch.schedules import FollowedRates
 from trimtab.adapters.torch.state import left_as_it_was, write_state
 from trimtab.adapters.torch.trainer import SteeredTraining, drop_gradients, mean_over_batches
 from trimtab.adapters.transformers.trainer import (
