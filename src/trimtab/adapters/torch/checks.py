@@ -52,7 +52,8 @@ def check_optimizer(optimizer: Any) -> None:
             f"optimizer: {type(optimizer).__name__} has no {', '.join(missing)}; "
             "give a torch.optim.Optimizer"
         )
-    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    step = getattr(type(optimizer), "step", optimizer.step)  # a wrapper may pass it on
+    closure = inspect.signature(step).parameters.get("closure")
     needs_closure = closure is not None and closure.default is inspect.Parameter.empty
     if needs_closure or isinstance(optimizer, torch.optim.LBFGS):
         raise AdapterError(
@@ -117,8 +118,12 @@ def check_every(every: Any) -> None:
         )
 
 
-def check_loss(loss: Any) -> None:
+def check_loss(loss: Any, told: str = "step(loss)") -> None:
     """Raise unless this is one number.
+
+    Args:
+        loss: What was handed over.
+        told: The call, in messages.
 
     Raises:
         AdapterError: It is something else.
@@ -126,12 +131,12 @@ def check_loss(loss: Any) -> None:
     if isinstance(loss, torch.Tensor):
         if loss.numel() != 1:
             raise AdapterError(
-                f"step(loss): a tensor of shape {tuple(loss.shape)}; give the mean loss of the "
+                f"{told}: a tensor of shape {tuple(loss.shape)}; give the mean loss of the "
                 "step, one number"
             )
     elif not isinstance(loss, int | float):
         raise AdapterError(
-            f"step(loss): {loss!r} is no loss; give the mean loss of the step, one number"
+            f"{told}: {loss!r} is no loss; give the mean loss of the step, one number"
         )
 
 

@@ -24,8 +24,10 @@ from trimtab.adapters.torch.memory import MicroBatches
 from trimtab.adapters.torch.schedules import make_rates
 from trimtab.adapters.torch.several import Several
 from trimtab.adapters.torch.steering import Stepper
+from trimtab.adapters.torch.step_hooks import StepHooks, check_hooks
 from trimtab.adapters.torch.wrappers import Accumulation, unwrapped
 from trimtab.core.decision import Summary
+from trimtab.core.errors import AdapterError
 from trimtab.core.spec import ControlSpec
 
 
@@ -147,6 +149,63 @@ class TorchController:
         self._is_plain = self._stepper.scaler is None and not divided and processes.count == 1
         if self._accumulation.is_possible:
             self._is_plain = False
+        self._hooks: StepHooks | None = None
+
+    @classmethod
+    def attach(
+        cls,
+        optimizer: torch.optim.Optimizer,
+        *,
+        total_steps: int,
+        validate: Callable[[], float | Mapping[str, float]],
+        model: nn.Module,
+        **settings: Any,
+    ) -> TorchController:
+        """Return a controller for a loop that is not the user's own (ignite, skorch, fastai).
+
+        ``optimizer.step()``, ``zero_grad()`` and the scaler's calls stay where they are; inside
+        the ``with`` block each step of the optimiser is steered as `step` steers it, bit for bit:
+
+        .. code-block:: python
+
+            with TorchController.attach(
+                optimizer, total_steps=1000, validate=validate, model=model
+            ) as controller:
+                loss_fn = controller.watch(loss_fn)
+                create_supervised_trainer(model, optimizer, loss_fn).run(loader, max_epochs=5)
+
+        Losses come through `watch` or `tell`; of several between two steps the mean is taken. A
+        loop that hands a closure to ``step`` needs neither. A scheduler that the loop steps is
+        overruled, and that is told.
+
+        Args:
+            optimizer: What the loop steps. A trainer that makes one when it begins has to be told
+                to make it first (``net.initialize()``, ``learn.create_opt()``).
+            total_steps: How often the loop will step it.
+            validate: Returns the validation loss, or a dict of floats that holds ``monitor``.
+            model: Whose weights and buffers are snapshotted.
+            **settings: The other arguments of `TorchController`. With ``clip`` gradients are
+                clipped right before the step; ``scaler`` is the loop's own, whose left out steps
+                count.
+
+        Raises:
+            AdapterError: The optimiser calls no hooks at its step, or something else handed over
+                cannot be steered as it is.
+            SpecError: A number or a start value is out of range.
+        """
+        for one in optimizer if isinstance(optimizer, list | tuple) else [optimizer]:
+            check_hooks(unwrapped(one))
+        self = cls(optimizer, total_steps=total_steps, validate=validate, model=model, **settings)
+        self._is_plain = False
+        self._hooks = StepHooks(
+            [self._stepper.optimizer],
+            driver=self._driver,
+            stepper=self._stepper,
+            rates=self._rates,
+            processes=self._processes,
+            model=model,
+        )
+        return self
 
     # What a loop calls.
 
@@ -158,13 +217,16 @@ class TorchController:
             StoreError: The store cannot be opened.
         """
         self._run.start()
+        if self._hooks is not None:
+            self._hooks.register()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         """Finish the record; put the best weights back unless an error leaves the block."""
         if kind is None:
-            self._driver.finish()
+            self.close()
         else:
+            self._let_go()
             self._driver.finish("failed" if issubclass(kind, Exception) else "stopped")
 
     def step(self, loss: torch.Tensor | float) -> None:
@@ -179,7 +241,7 @@ class TorchController:
 
         Raises:
             AdapterError: The run is closed, the loss is not one number, or, at the first step, a
-                hyperparameter is not used.
+                hyperparameter is not used; or it steers a loop that steps the optimiser itself.
         """
         # An ordinary step goes a short way that touches few objects: after a training step of 5 ms
         # all are out of the processor's caches, and the long way was measured to take 11 us more.
@@ -199,6 +261,11 @@ class TorchController:
                 optimizer.zero_grad()
                 rates.advance()
                 return
+        if self._hooks is not None:
+            raise AdapterError(
+                "step(loss): this controller was made by attach and steers at optimizer.step(); "
+                "call tell(loss) before that, or make it by TorchController(...)"
+            )
         driver = self._driver
         if self._accumulation.gathers(loss):
             return
@@ -212,6 +279,36 @@ class TorchController:
             self.optimizer.step()
         self.optimizer.zero_grad()
         driver.after_update()
+
+    def watch(self, loss_fn: Any, loss_of: Callable[[Any], Any] | None = None) -> Any:
+        """Return a loss function for the loop, after `attach`: its training losses are taken in.
+
+        Losses are of training where gradients are on and the model is in training mode. A module
+        is returned itself, with a hook until the block is left; another function in a wrapper that
+        has its attributes.
+
+        Args:
+            loss_fn: Returns the mean loss of a batch or micro-batch, undivided; or a mapping that
+                holds it as ``"loss"``, an object that has it as ``loss``, or a tuple that begins
+                with it. A model that computes its own loss will do.
+            loss_of: Returns the loss in what ``loss_fn`` returns, where it is something else.
+
+        Raises:
+            AdapterError: The controller was not made by `attach`, or ``loss_fn`` cannot be called.
+        """
+        return self._attached("watch(loss_fn)").watch(loss_fn, loss_of)
+
+    def tell(self, loss: torch.Tensor | float) -> None:
+        """Take in a training loss before ``optimizer.step()``, after `attach`.
+
+        Args:
+            loss: Mean loss of a batch or micro-batch, one number, neither scaled nor divided by the
+                number of micro-batches.
+
+        Raises:
+            AdapterError: The controller was not made by `attach`, or the loss is not one number.
+        """
+        self._attached("tell(loss)").tell(loss)
 
     def backward(self, loss_of: Callable[[Any], torch.Tensor], batch: Any) -> torch.Tensor:
         """Do a batch's forward and backward pass, in smaller parts where memory runs out.
@@ -245,6 +342,9 @@ class TorchController:
 
     def close(self) -> Summary:
         """End the run as leaving the block does, and return the summary."""
+        if self._hooks is not None:
+            self._hooks.tell_unused()
+        self._let_go()
         self._driver.finish()
         return self.summary
 
@@ -268,6 +368,18 @@ class TorchController:
     def snapshot_bytes(self) -> int:
         """Size of one snapshot, 0 for none; also told in the log ``trimtab`` at the beginning."""
         return self._run.snapshots.bytes
+
+    def _attached(self, call: str) -> StepHooks:
+        if self._hooks is None:
+            raise AdapterError(
+                f"{call}: this controller steers at step(loss); make it by "
+                "TorchController.attach(...) for a loop that steps the optimiser itself"
+            )
+        return self._hooks
+
+    def _let_go(self) -> None:
+        if self._hooks is not None:
+            self._hooks.remove()
 
     def _update(self, loss: torch.Tensor | float) -> None:
         """Do the update of a step that is scaled, clipped, divided by depth, or one of several."""

@@ -101,14 +101,18 @@ class Stepper:
 
     def update(self) -> None:
         """Clip, step, and update the scaler, which may leave the step out."""
-        if self.clip is not None:
-            self._clip(self._clipped)
+        self.clip_now()
         if not self._steps_scaler:
             self._stepped.step()
         else:
             for part in parts_of(self.optimizer):
                 self.scaler.step(part)
             self.scaler.update()
+
+    def clip_now(self) -> None:
+        """Clip the gradients, if there is a norm to clip at."""
+        if self.clip is not None:
+            self._clip(self._clipped)
 
     def skip(self) -> None:
         """Leave the weights alone, and let the scaler take note."""

@@ -1,4 +1,4 @@
-"""Optimisers that Accelerate and Fabric wrap: what is inside, and what they do at each step."""
+"""Optimisers that Accelerate, Fabric and fastai wrap: what is inside, and how it is stepped."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import torch
 
 
 def unwrapped(optimizer: Any) -> Any:
-    """Return the optimiser inside Accelerate's or Fabric's; any other one is returned as it is."""
+    """Return the optimiser inside Accelerate's, Fabric's or fastai's; another one as it is."""
     while _is_wrapper(optimizer):
-        optimizer = optimizer.optimizer
+        optimizer = _inside(optimizer)
     return optimizer
 
 
@@ -23,13 +23,17 @@ def scaler_of(optimizer: Any) -> Any:
         scaler = getattr(holder, "scaler", None)
         if scaler is not None:
             return scaler
-        optimizer = optimizer.optimizer
+        optimizer = _inside(optimizer)
     return None
+
+
+def _inside(wrapper: Any) -> Any:
+    return wrapper.opt if hasattr(wrapper, "fwd_map") else wrapper.optimizer
 
 
 def _is_wrapper(optimizer: Any) -> bool:
     names = {cls.__name__ for cls in type(optimizer).__mro__}
-    return bool(names & {"AcceleratedOptimizer", "_FabricOptimizer"})
+    return bool(names & {"AcceleratedOptimizer", "_FabricOptimizer", "OptimWrapper"})
 
 
 class Accumulation:
