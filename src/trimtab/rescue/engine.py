@@ -17,7 +17,9 @@ from trimtab.rescue.signals import Signal, StepHistory
 __all__ = ["GuardedTraining", "Jump", "Probe", "RescueEngine"]
 
 CHECK_EVERY = 10
-"""Updates between two looks at weights, buffers and optimiser state, and between snapshots."""
+"""Steps between two looks at weights, buffers and optimiser state."""
+
+_SNAPSHOT_EVERY = 20
 
 _SOON = 60  # a restore within so many steps of the last one goes further
 _HEALTHY = 50  # steps after which a cut is halved
@@ -133,7 +135,7 @@ class RescueEngine:
         training: GuardedTraining,
         *,
         act: bool = True,
-        told: Callable[[Event], None] = lambda event: None,
+        told: Callable[[Event], None],
     ) -> None:
         self.events: list[Event] = []
         self.step, self.cap, self.rate_factor = 0, math.inf, 1.0
@@ -144,7 +146,7 @@ class RescueEngine:
         self._restored_at, self._restores = -_SOON, 0
         self._bad = self._spikes = self._zeros = self._scaled = self._same = 0
         self._shifted = False
-        self._looked_at = self._healthy = 0
+        self._looked_at = self._taken_at = self._healthy = 0
         self._probed_at, self._probe = -CHECK_EVERY, None
         self._lowest, self._rate_at_lowest, self._drifts = math.inf, math.nan, False
 
@@ -152,8 +154,7 @@ class RescueEngine:
 
     def begin(self) -> None:
         """Take the first snapshot, before the first update."""
-        if self._training.not_finite() is None:
-            self._training.take(0, math.nan)
+        self._training.take(0, math.nan)
 
     def before_update(self, loss: float, norm: float, *, scaled: bool = False) -> bool:
         """Return whether the step's update is to be done.
@@ -267,8 +268,9 @@ class RescueEngine:
         evidence = f"loss {loss:.3g}, gradient norm {norm:.3g}"
         state = self._training.not_finite(forward=True)
         if self._bad >= _MOST_BAD:
-            whose = "weights and inputs are sound" if state is None else f"{state[0]} each time"
-            return not self._stop(Fault.EVERY_BATCH, f"{evidence}, {self._bad} in a row; {whose}")
+            whose = "the weights are sound" if state is None else f"{state[0]} each time"
+            evidence = f"{evidence}, {self._bad} in a row; {whose}"
+            return not self._stop(Fault.EVERY_BATCH, evidence, damaged=state is not None)
         if state is not None:
             return not self._restore(state[0], evidence, where=state[1])
         fault, where, rows = self._training.first_not_finite()
@@ -289,7 +291,10 @@ class RescueEngine:
             if jump.certain or (probe is not None and probe.is_damaged(self.history.spread)):
                 self._restore(jump.fault, evidence, where=jump.name, probe=probe)
                 return
-        if self._spikes == 0 and not self._drift():
+        if self._spikes or self._drift():
+            return
+        if self.step - self._taken_at >= _SNAPSHOT_EVERY or self.step < _SNAPSHOT_EVERY:
+            self._taken_at = self.step
             self._training.take(self.step, self.history.mean())
 
     def _drift(self) -> bool:
@@ -333,7 +338,8 @@ class RescueEngine:
         again = self.step - self._restored_at < _SOON
         self._restores = self._restores + 1 if again else 1
         if self._restores > _MOST_RESTORES:
-            return self._stop(fault, f"{evidence}, again after {_MOST_RESTORES} restores")
+            evidence = f"{evidence}, again after {_MOST_RESTORES} restores"
+            return self._stop(fault, evidence, damaged=True)
         lost = min(self.step - max(self._restored_at, 0), self.step)
         self._restored_at, self._healthy = self.step, 0
         restored = self._training.restore(older=again) if self._act else None
@@ -354,9 +360,11 @@ class RescueEngine:
         self._spikes = 0
         return self._act
 
-    def _stop(self, fault: Fault, evidence: str) -> bool:
-        """Give up with the last good state; the loop goes on without updates."""
-        restored = self._training.restore(older=False) if self._act else None
+    def _stop(self, fault: Fault, evidence: str, *, damaged: bool) -> bool:
+        """Give up, with the last good state where this one is damaged."""
+        restored = self._training.restore(older=False) if self._act and damaged else None
+        if self._act and not damaged:
+            self._training.undo_forward()
         self.gave_up = self._record(fault, Treatment.STOP, evidence, restored=restored)
         return self._act
 

@@ -120,6 +120,8 @@ class Event:
         done = _DONE[self.treatment].format(
             restored=self.restored, lost=self.updates_lost, factor=self.rate_factor
         )
+        if self.treatment is Treatment.STOP and self.restored is not None:
+            done += f" with the state of step {self.restored}"
         if not self.acted:
             done = f"nothing was done (dry run), where otherwise {done}"
         rest = f"; {self.not_done}" if self.not_done else ""
@@ -146,5 +148,5 @@ _DONE = {
     Treatment.SPLIT: "the batch was done in smaller parts",
     Treatment.HOLD: "nothing was changed",
     Treatment.TELL: "nothing was changed",
-    Treatment.STOP: "the last good state was put back, and no update is done any more",
+    Treatment.STOP: "nothing helps, and it is given up",
 }

@@ -31,8 +31,8 @@ class StepHistory:
 
     A spike is far above everything that was seen in the last 50 steps, so that small batches and
     dropout make none: more than three times the median and eight robust standard deviations above
-    it, and three times as far above it as the highest. A rise is a mean of five steps 1.25
-    times the median that lies four standard errors above it; a lasting one is of ten steps, and six.
+    it, and four times as far above it as the highest of them. A rise is a mean of five steps 1.25
+    times the median and four standard errors above it; a lasting one is of ten, and six.
 
     Attributes:
         losses: Of up to 50 steps.
@@ -110,7 +110,9 @@ class StepHistory:
         middle = _median(self.losses)
         spread = _spread(self.losses, middle)
         reach = max(self.losses) - middle
-        loss = middle + max(8.0 * spread, 2.0 * abs(middle), 3.0 * reach)
+        # So many times the highest of n draws: once in ten million, of an exponential tail.
+        times = 7.0 / math.log10(len(self.losses))
+        loss = middle + max(8.0 * spread, 2.0 * abs(middle), times * reach)
         norm = max(1e3 * _median(self.norms), 1e2 * max(self.norms))
         return loss, norm or math.inf, middle, spread
 

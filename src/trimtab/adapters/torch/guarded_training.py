@@ -71,6 +71,7 @@ class GuardedTorchTraining:
         self._good: list[_Kept] = []
         self._pending: _Kept | None = None
         self._lowest: _Kept | None = None
+        self._found: dict[str, torch.Tensor] | None = None  # since the last snapshot
         self._norms: dict[str, float] = {}
         self._looked: tuple[list[str], list[torch.Tensor], list[float]] | None = None
         self._batches: deque[tuple[Batch, float]] = deque(maxlen=_REMEMBERED)
@@ -136,14 +137,15 @@ class GuardedTorchTraining:
     @torch.no_grad()
     def _measured(self) -> tuple[list[str], list[torch.Tensor], list[float]]:
         """Return names, tensors and norms of all that is kept and can be damaged."""
-        live, _ = self._source.collect()
-        found = [
-            (name, tensor)
-            for name, tensor in live.items()
-            if tensor.is_floating_point() and tensor.numel() and tensor.layout is torch.strided
-            if not (name.startswith("state.") and tensor.dim() == 0)
-        ]
-        names, tensors = [name for name, _ in found], [tensor for _, tensor in found]
+        if self._found is None:
+            live, _ = self._source.collect()
+            self._found = {
+                name: tensor
+                for name, tensor in live.items()
+                if tensor.is_floating_point() and tensor.numel() and tensor.layout is torch.strided
+                if not (name.startswith("state.") and tensor.dim() == 0)
+            }
+        names, tensors = list(self._found), list(self._found.values())
         return names, tensors, norms_of(tensors).tolist()
 
     def _place(self, name: str, tensor: torch.Tensor) -> str:
@@ -153,7 +155,7 @@ class GuardedTorchTraining:
             index, _, entry = rest.partition(".")
             return f"{entry} of {self._weight_names()[int(index)]}"
         finite = torch.isfinite(tensor.detach())
-        rows = "" if tensor.dim() < 1 else _rows(~finite)  # noqa: PLR2004 - a scalar has none
+        rows = "" if tensor.dim() < 1 else _rows(~finite)
         return f"{rest}{rows}"
 
     def _weight_names(self) -> list[str]:
@@ -187,7 +189,7 @@ class GuardedTorchTraining:
         found: list[str] = []
 
         def look(name: str) -> Callable[..., None]:
-            def hook(module: nn.Module, given: Any, output: Any) -> None:
+            def hook(module: nn.Module, _: Any, output: Any) -> None:
                 if not found and any(not torch.isfinite(t).all() for t in floats_in(output)):
                     found.append(f"{name or 'the model'} ({type(module).__name__})")
 
@@ -266,7 +268,7 @@ class GuardedTorchTraining:
                 self._drop(self._good.pop(0))
         room = self._free.pop()
         room.keep()
-        self._pending = _Kept(step, loss, room)
+        self._pending, self._found = _Kept(step, loss, room), None
         names, _, norms = self._looked or self._measured()
         self._norms, self._looked = dict(zip(names, norms, strict=True)), None
         self.gradient_sums, self.rate_sum = [0.0, 0.0], 0.0
@@ -293,6 +295,7 @@ class GuardedTorchTraining:
         if kept is None:
             return None
         kept.state.restore()
+        self._found = None
         self.note_forward()
         names, _, norms = self._measured()
         self._norms, self._looked = dict(zip(names, norms, strict=True)), None

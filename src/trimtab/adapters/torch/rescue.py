@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import logging
+import random
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
+from trimtab.adapters.snapshots import is_out_of_memory
 from trimtab.adapters.torch.checks import check_model, check_optimizer
-from trimtab.adapters.torch.guarded_training import Batch, GuardedTorchTraining, norms_of
+from trimtab.adapters.torch.guarded_training import Batch
 from trimtab.adapters.torch.memory import MicroBatches
 from trimtab.adapters.torch.steering import Stepper
-from trimtab.core.errors import AdapterError, RescueError
-from trimtab.core.notices import tell
-from trimtab.rescue.engine import RescueEngine
+from trimtab.adapters.torch.step_guard import StepGuard
+from trimtab.core.errors import AdapterError
 from trimtab.rescue.events import Event, Fault, Treatment
 
-ON_GIVING_UP = ("stop", "raise", "go-on")
-_ALOUD = 3  # events of one kind; later ones go to the log
 _MOST_LOADER_ERRORS = 20  # in a row
 
 
@@ -76,24 +74,22 @@ class Rescue:
     ) -> None:
         check_optimizer(optimizer)
         check_model(model)
-        if on_giving_up not in ON_GIVING_UP:
-            raise AdapterError(f"on_giving_up={on_giving_up!r}: one of {', '.join(ON_GIVING_UP)}")
         if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
             raise AdapterError(
                 "scheduler: a ReduceLROnPlateau steps with a metric; step it in the loop, and "
                 "leave scheduler= out"
             )
         self.optimizer, self.model = optimizer, model
-        self._scheduler, self._on_giving_up, self._acts = scheduler, on_giving_up, act
+        self._scheduler, self._acts = scheduler, act
         self._stepper = Stepper(optimizer, model, clip=clip, scaler=scaler)
-        self._training = GuardedTorchTraining(model, optimizer, snapshots)
-        self._engine = RescueEngine(self._training, act=act, told=self._tell)
+        self._guard = StepGuard(
+            self._stepper, model, act=act, on_giving_up=on_giving_up, snapshots=snapshots
+        )
+        self._engine, self._training = self._guard.engine, self._guard.training
         self._memory = MicroBatches(model, self._note_split)
         self._losses: list[torch.Tensor] = []
         self._expected: list[float] | None = None
-        self._last_batch: torch.Tensor | None = None
-        self._begun = self._closed = self._off = False
-        self._scale = 0.0 if scaler is None else float(scaler.get_scale())
+        self._begun = self._closed = False
 
     # What a loop calls.
 
@@ -125,7 +121,7 @@ class Rescue:
                 self._engine.tell(Fault.LOADER_RAISED, str(error), "", Treatment.SKIP)
                 continue
             failed = 0
-            if self._engine.gave_up is not None and self._on_giving_up == "stop":
+            if self._guard.stopped:
                 return
             yield batch
 
@@ -143,19 +139,40 @@ class Rescue:
             RuntimeError: Memory ran out with one example a part.
         """
         self._begin()
-        scaler = self._stepper.scaler
-
-        def done(part: Any, share: float) -> torch.Tensor:
-            loss = loss_of(part)
-            weighted = loss if share == 1.0 else loss * share
-            (weighted if scaler is None else scaler.scale(weighted)).backward()
-            return weighted.detach()
-
         name = id.tolist() if isinstance(id, torch.Tensor) else id
         self._training.batch = Batch(loss_of, batch, name)
-        loss = self._memory.run(batch, done)
+        loss = self._whole(loss_of, batch) if self._memory.parts == 1 else None
+        if loss is None:
+            loss = self._memory.run(batch, lambda part, share: self._part(loss_of, part, share))
         self._losses.append(loss)
         return loss
+
+    def _whole(self, loss_of: Callable[[Any], torch.Tensor], batch: Any) -> torch.Tensor | None:
+        """Do a batch as a whole; None, with everything as it was before, if memory ran out."""
+        weights = self._stepper.weights
+        if any(weight.grad is not None for weight in weights):
+            return None  # accumulated gradients have to be set aside
+        drawn = random.getstate(), torch.get_rng_state()
+        try:
+            return self._part(loss_of, batch, 1.0)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        random.setstate(drawn[0])
+        torch.set_rng_state(drawn[1])
+        self._training.undo_forward()
+        for weight in weights:
+            weight.grad = None
+        return None
+
+    def _part(
+        self, loss_of: Callable[[Any], torch.Tensor], part: Any, share: float
+    ) -> torch.Tensor:
+        loss = loss_of(part)
+        weighted = loss if share == 1.0 else loss * share
+        scaler = self._stepper.scaler
+        (weighted if scaler is None else scaler.scale(weighted)).backward()
+        return weighted.detach()
 
     def step(self, loss: torch.Tensor | float | None = None) -> None:
         """Do one optimiser step, clear the gradients, and step the scheduler.
@@ -174,15 +191,13 @@ class Rescue:
             loss = torch.stack(self._losses).mean()
         self._losses.clear()
         self._begin()
-        if self._off:
-            self._stepper.update()
-        else:
-            self._guarded_update(loss)
+        if self._expected is not None:
+            self._guard.check_rates(self._expected)
+        self._guard.update(loss)
         self.optimizer.zero_grad()
         if self._scheduler is not None:
             self._scheduler.step()
             self._expected = [float(group["lr"]) for group in self.optimizer.param_groups]
-        self._training.batch = None
 
     @property
     def events(self) -> list[Event]:
@@ -198,9 +213,7 @@ class Rescue:
         """Let go of the snapshots, and say if the rescue gave up; later calls do nothing."""
         if not self._closed:
             self._closed = True
-            self._training.close()
-            if self.gave_up is not None:
-                tell(f"the rescue gave up: {self.gave_up.sentence()}")
+            self._guard.close()
 
     # Inside.
 
@@ -213,121 +226,5 @@ class Rescue:
             if self._scheduler is not None:
                 self._expected = [float(group["lr"]) for group in self.optimizer.param_groups]
 
-    def _guarded_update(self, loss: torch.Tensor | float) -> None:
-        stepper, engine, training = self._stepper, self._engine, self._training
-        if engine.gave_up is not None:  # and on_giving_up is "stop"
-            stepper.skip()
-            engine.after_update(done=False)
-            return
-        stepper.unscale()
-        value, norm = self._read(loss)
-        training.gradient_sums[0] += norm
-        training.gradient_sums[1] += norm * norm
-        self._note_batch()
-        self._check_rates()
-        done = engine.before_update(value, norm, scaled=stepper.scaler is not None)
-        if done:
-            self._update()
-            training.remember(value)
-        else:
-            stepper.skip()
-        self._mend_scale()
-        engine.after_update(done)
-        training.note_forward()
-        self._give_up()
-
-    def _read(self, loss: torch.Tensor | float) -> tuple[float, float]:
-        """Return the loss and the norm of all gradients."""
-        gradients = [w.grad for w in self._stepper.weights if w.grad is not None]
-        norm = norms_of(gradients).norm()
-        if isinstance(loss, torch.Tensor) and loss.device == norm.device:
-            value, norm_value = torch.stack([loss.detach().reshape(()).float(), norm]).tolist()
-            return value, norm_value
-        return float(loss), float(norm)
-
-    def _update(self) -> None:
-        """Do the update, with the learning rates cut where that was decided."""
-        groups = self.optimizer.param_groups
-        rate = max(float(group["lr"]) for group in groups)
-        factor = self._engine.factor(rate)
-        self._training.rate_sum += rate * factor
-        if factor == 1.0:
-            self._stepper.update()
-            return
-        rates = [_multiplied(group, factor) for group in groups]
-        self._stepper.update()
-        for group, rate in zip(groups, rates, strict=True):
-            _write(group, rate)
-
-    def _note_batch(self) -> None:
-        """Tell the engine whether the batch is the one before again, by a few entries."""
-        batch = self._training.batch
-        if batch is None:
-            return
-        from trimtab.adapters.torch.trainer import _tensors
-
-        first = next(iter(_tensors(batch.data)), None)
-        if first is None or first.device.type != "cpu":
-            return
-        entries = first.detach().reshape(-1)[:64].clone()
-        before, self._last_batch = self._last_batch, entries
-        self._engine.note_batch(before is not None and torch.equal(before, entries))
-
-    def _check_rates(self) -> None:
-        """Overrule a learning rate that is not the scheduler's."""
-        if self._expected is None:
-            return
-        groups = self.optimizer.param_groups
-        found = [float(group["lr"]) for group in groups]
-        if found != self._expected and len(found) == len(self._expected):
-            evidence = f"{found} where the scheduler says {self._expected}"
-            self._engine.tell(Fault.RATE_OVERWRITTEN, evidence, "", Treatment.OVERRULE)
-            if self._acts:
-                for group, rate in zip(groups, self._expected, strict=True):
-                    _write(group, rate)
-
-    def _mend_scale(self) -> None:
-        """Put a gradient scaler's scale back where overflows drove it below 1."""
-        scaler = self._stepper.scaler
-        if scaler is None:
-            return
-        scale = float(scaler.get_scale())
-        if scale >= 1.0:
-            self._scale = max(scale, 1.0)
-        elif self._acts and self._scale > 0:
-            scaler.update(self._scale)
-
-    def _give_up(self) -> None:
-        if self._engine.gave_up is None or not self._acts:
-            return
-        if self._on_giving_up == "raise":
-            raise RescueError(self._engine.gave_up.sentence())
-        self._off = self._on_giving_up == "go-on"
-
     def _note_split(self, message: str) -> None:
         self._engine.tell(Fault.OUT_OF_MEMORY, message, "", Treatment.SPLIT)
-
-    def _tell(self, event: Event) -> None:
-        same = sum(one.fault is event.fault for one in self._engine.events)
-        if same <= _ALOUD:
-            tell(event.sentence())
-        else:
-            logging.getLogger("trimtab").warning(event.sentence())
-
-
-def _multiplied(group: dict[str, Any], factor: float) -> Any:
-    """Multiply a group's learning rate and return what it was."""
-    rate = group["lr"]
-    if isinstance(rate, torch.Tensor):
-        before = rate.clone()
-        rate.mul_(factor)
-        return before
-    group["lr"] = rate * factor
-    return rate
-
-
-def _write(group: dict[str, Any], rate: Any) -> None:
-    if isinstance(group["lr"], torch.Tensor):
-        group["lr"].fill_(rate) if isinstance(rate, float) else group["lr"].copy_(rate)
-    else:
-        group["lr"] = rate
