@@ -14,8 +14,6 @@ from typing import Any, NamedTuple, Protocol
 from trimtab.rescue.events import Event, Fault, Treatment
 from trimtab.rescue.signals import Signal, StepHistory
 
-__all__ = ["GuardedTraining", "Jump", "Probe", "RescueEngine"]
-
 CHECK_EVERY = 10
 """Steps between two looks at weights, buffers and optimiser state."""
 
@@ -147,7 +145,8 @@ class RescueEngine:
         self._bad = self._spikes = self._zeros = self._scaled = self._same = 0
         self._shifted = False
         self._looked_at = self._taken_at = self._healthy = 0
-        self._probed_at, self._probe = -CHECK_EVERY, None
+        self._probed_at = -CHECK_EVERY
+        self._probe: Probe | None = None
         self._lowest, self._rate_at_lowest, self._drifts = math.inf, math.nan, False
 
     # What a loop asks and tells.
@@ -179,13 +178,31 @@ class RescueEngine:
         self._recover()
         if self.step - self._looked_at >= CHECK_EVERY:
             self._looked_at = self.step
-            self._look()
+            self.look()
 
     def factor(self, rate: float) -> float:
         """Return what the coming update's learning rate, the user's own, is multiplied by."""
         self.rate = rate
         self.rate_factor = 1.0 if rate <= self.cap else self.cap / rate
         return self.rate_factor
+
+    def look(self) -> None:
+        """Look at weights, buffers and optimiser state, and take a snapshot if they are good."""
+        state = self._training.not_finite()
+        if state is not None:
+            self._restore(state[0], "seen at a check", where=state[1])
+            return
+        for jump in self._training.jumps()[:1]:
+            evidence = f"norm {jump.before:.3g} became {jump.after:.3g}"
+            probe = None if jump.certain else self._training.probe()
+            if jump.certain or (probe is not None and probe.is_damaged(self.history.spread)):
+                self._restore(jump.fault, evidence, where=jump.name, probe=probe)
+                return
+        if self._spikes or self._drift():
+            return
+        if self.step - self._taken_at >= _SNAPSHOT_EVERY or self.step < _SNAPSHOT_EVERY:
+            self._taken_at = self.step
+            self._training.take(self.step, self.history.mean())
 
     def note_batch(self, equal: bool) -> None:
         """Take in whether a batch is the one before it again."""
@@ -278,24 +295,6 @@ class RescueEngine:
             finite_loss = math.isfinite(loss)
             fault = Fault.GRADIENT_NOT_FINITE if finite_loss else Fault.LOSS_NOT_FINITE
         return not self._skip(fault, evidence, where=where, batch=rows)
-
-    def _look(self) -> None:
-        """Look at weights, buffers and optimiser state, and take a snapshot if they are good."""
-        state = self._training.not_finite()
-        if state is not None:
-            self._restore(state[0], "seen at a check", where=state[1])
-            return
-        for jump in self._training.jumps()[:1]:
-            evidence = f"norm {jump.before:.3g} became {jump.after:.3g}"
-            probe = None if jump.certain else self._training.probe()
-            if jump.certain or (probe is not None and probe.is_damaged(self.history.spread)):
-                self._restore(jump.fault, evidence, where=jump.name, probe=probe)
-                return
-        if self._spikes or self._drift():
-            return
-        if self.step - self._taken_at >= _SNAPSHOT_EVERY or self.step < _SNAPSHOT_EVERY:
-            self._taken_at = self.step
-            self._training.take(self.step, self.history.mean())
 
     def _drift(self) -> bool:
         """Go back where the loss was lowest if it has risen since together with the rate."""

@@ -7,8 +7,6 @@ from collections import deque
 from collections.abc import Sequence
 from enum import Enum
 
-__all__ = ["Signal", "StepHistory"]
-
 LENGTH = 50
 """Steps that are remembered, and told in an event."""
 

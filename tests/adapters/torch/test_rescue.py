@@ -318,3 +318,47 @@ def test_a_scaler_whose_scale_died_gets_it_back():
             rescue.step(loss)
     assert scaler.get_scale() >= 1.0
     assert [e.fault for e in rescue.events] == [Fault.DEAD_SCALER]
+
+
+def steered(loop, fault=lambda step, loop: None, **options):
+    """Train under ``policy="guard"``; the loop calls ``loss.backward()`` itself."""
+    validate = lambda: loop.test_loss()  # noqa: E731
+    controller = trimtab.TorchController(
+        loop.optimizer,
+        total_steps=STEPS,
+        validate=validate,
+        model=loop.model,
+        policy="guard",
+        reference=loop.scheduler,
+        **options,
+    )
+    with controller:
+        for step, batch in enumerate(loop.batches()):
+            fault(step, loop)
+            loss = loop.loss_of(batch)
+            loss.backward()
+            controller.step(loss)
+    loop.controller = controller
+    return loop.ended()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_guard_policy_follows_the_users_schedule_bit_for_bit(seed):
+    mine = steered(Loop(seed))
+    assert mine.controller.events == []
+    assert equal(mine, Loop(seed).plain())
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_the_guard_policy_puts_a_damaged_state_back(name):
+    act, _, _ = DAMAGE[name]
+    mine = steered(Loop(), at(60, act))
+    assert [e for e in mine.controller.events if e.restored is not None]
+    assert mine.controller.summary.finished
+    assert not mine.controller.summary.diverged
+    assert mine.test_loss() <= 1.3 * Loop().plain().test_loss()
+
+
+def test_keep_best_is_off_under_the_guard_policy_unless_asked_for():
+    assert not equal(steered(Loop(), keep_best=True, decisions=5), Loop(9).plain())
+    assert equal(steered(Loop()), Loop().plain())

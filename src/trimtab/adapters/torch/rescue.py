@@ -13,8 +13,8 @@ from trimtab.adapters.snapshots import is_out_of_memory
 from trimtab.adapters.torch.checks import check_model, check_optimizer
 from trimtab.adapters.torch.guarded_training import Batch
 from trimtab.adapters.torch.memory import MicroBatches
-from trimtab.adapters.torch.steering import Stepper
 from trimtab.adapters.torch.step_guard import StepGuard
+from trimtab.adapters.torch.stepper import Stepper
 from trimtab.core.errors import AdapterError
 from trimtab.rescue.events import Event, Fault, Treatment
 
@@ -222,7 +222,7 @@ class Rescue:
             raise AdapterError("the rescue is closed; make a new one for another loop")
         if not self._begun:
             self._begun = True
-            self._engine.begin()
+            self._guard.begin()
             if self._scheduler is not None:
                 self._expected = [float(group["lr"]) for group in self.optimizer.param_groups]
 

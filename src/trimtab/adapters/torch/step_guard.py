@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from trimtab.adapters.torch.guarded_training import GuardedTorchTraining, floats_in, norms_of
-from trimtab.adapters.torch.steering import Stepper
+from trimtab.adapters.torch.stepper import Stepper
 from trimtab.core.errors import AdapterError, RescueError
 from trimtab.core.notices import tell
 from trimtab.rescue.engine import RescueEngine
@@ -33,6 +34,7 @@ class StepGuard:
     Attributes:
         engine: What judges each step.
         training: The state that it looks at.
+        loss: Of the last step that was done; 0 before the first.
 
     Raises:
         AdapterError: There is no such way of giving up.
@@ -47,8 +49,10 @@ class StepGuard:
         self._stepper, self._acts, self._on_giving_up = stepper, act, on_giving_up
         self.training = GuardedTorchTraining(model, stepper.optimizer, snapshots)
         self.engine = RescueEngine(self.training, act=act, told=self._tell)
+        self.loss = 0.0
         self._last_entries: torch.Tensor | None = None
-        self._off = False
+        self._begun = self._off = False
+        self._uncut: list[Any] = []  # learning rates to put back after the step
         scaler = stepper.scaler
         self._scale = 0.0 if scaler is None else float(scaler.get_scale())
 
@@ -57,38 +61,73 @@ class StepGuard:
         """Whether no update is done any more."""
         return self._acts and self.engine.gave_up is not None and self._on_giving_up == "stop"
 
+    def begin(self) -> None:
+        """Take the first snapshot; later calls do nothing."""
+        if not self._begun:
+            self._begun = True
+            self.engine.begin()
+
     def update(self, loss: torch.Tensor | float) -> bool:
         """Do the update of a step, or what mends it; return whether it was done.
 
         Raises:
             RescueError: Nothing helps, and the user wants to be stopped then.
         """
-        stepper, engine, training = self._stepper, self.engine, self.training
+        self._stepper.unscale()
+        done = self.before(loss)
+        if done:
+            self._stepper.update()
+        else:
+            self._stepper.skip()
+        self.after(done)
+        return done
+
+    def before(self, loss: torch.Tensor | float) -> bool:
+        """Return whether a step's update is to be done; its gradients are unscaled.
+
+        Learning rates that were cut are written for this step, and put back by `after`.
+        """
+        self.begin()
+        engine, training = self.engine, self.training
         if self._off:
-            stepper.update()
             return True
         if self.stopped:
             training.undo_forward()
-            stepper.skip()
-            engine.after_update(done=False)
             return False
-        stepper.unscale()
         value, norm = self._read(loss)
         training.gradient_sums[0] += norm
         training.gradient_sums[1] += norm * norm
         self._note_batch()
-        done = engine.before_update(value, norm, scaled=stepper.scaler is not None)
+        done = engine.before_update(value, norm, scaled=self._stepper.scaler is not None)
         if done:
-            self._update()
+            self.loss = value if math.isfinite(value) else self.loss
             training.remember(value)
-        else:
-            stepper.skip()
-        self._mend_scale()
-        engine.after_update(done)
-        training.note_forward()
-        training.batch = None
-        self._give_up()
+            self._cut_rates()
         return done
+
+    def after(self, done: bool) -> None:
+        """Look at the state after a step, and put cut learning rates back.
+
+        Raises:
+            RescueError: Nothing helps, and the user wants to be stopped then.
+        """
+        groups = self._stepper.optimizer.param_groups
+        for group, rate in zip(groups, self._uncut, strict=False):
+            _write(group, rate)
+        self._uncut = []
+        if self._off:
+            return
+        if not self.stopped:
+            self._mend_scale()
+        self.engine.after_update(done)
+        self.training.note_forward()
+        self.training.batch = None
+        self._give_up()
+
+    def look(self) -> None:
+        """Look at the state now, and put a good one back if it is damaged."""
+        if not self._off and not self.stopped:
+            self.engine.look()
 
     def check_rates(self, expected: Sequence[float]) -> None:
         """Overrule a learning rate that is not the one expected."""
@@ -116,19 +155,14 @@ class StepGuard:
             return value, norm_value
         return float(loss), float(norm)
 
-    def _update(self) -> None:
-        """Do the update, with the learning rates cut where that was decided."""
+    def _cut_rates(self) -> None:
+        """Write lower learning rates for one step, where that was decided."""
         groups = self._stepper.optimizer.param_groups
         rate = max(float(group["lr"]) for group in groups)
         factor = self.engine.factor(rate)
         self.training.rate_sum += rate * factor
-        if factor == 1.0:
-            self._stepper.update()
-            return
-        rates = [_multiplied(group, factor) for group in groups]
-        self._stepper.update()
-        for group, rate in zip(groups, rates, strict=True):
-            _write(group, rate)
+        if factor != 1.0:
+            self._uncut = [_multiplied(group, factor) for group in groups]
 
     def _note_batch(self) -> None:
         """Tell the engine whether the batch is the one before again, by a few entries."""
