@@ -98,6 +98,8 @@ class TorchDriver:
             proofs, self._proofs = self._proofs, None
             proofs.finish()
         if self.guard is not None:
+            if not self._rates.intact():  # before a guard lowers them for this step
+                self.tell_overwritten()
             self._done = self.guard.before(loss)
             loss = self.guard.loss  # the window is told of the steps that were done
         if self.run.after_last_decision:
@@ -106,13 +108,16 @@ class TorchDriver:
         if not self.statistics.before_step(loss, self._stepper.weights) and self.run.guarded:
             self._cut_short = True
             return False
-        if not self._rates.intact():
+        if self.guard is None and not self._rates.intact():
             self.tell_overwritten()
         return self._done
 
     def tell_overwritten(self) -> None:
-        """Say, once, that something else set a learning rate that was written here."""
-        self.run.warn("lr overwritten", _OVERWRITTEN)
+        """Say that something else set a learning rate that was written here; once, or an event."""
+        if self.guard is None:
+            self.run.warn("lr overwritten", _OVERWRITTEN)
+        else:
+            self.guard.tell_overwritten()
 
     def divide_groups(self) -> None:
         """Give each layer its own rate, right before the optimiser's step."""
@@ -217,7 +222,7 @@ class TorchDriver:
         if not self._beyond and self.run.is_beyond():
             self._beyond = True
             self._rates.hold()
-        elif not self._rates.intact():
+        elif self.guard is None and not self._rates.intact():
             self.tell_overwritten()
         with torch.no_grad():
             return self._done and (not self.run.guarded or math.isfinite(float(loss)))

@@ -134,11 +134,14 @@ class StepGuard:
         groups = self._stepper.optimizer.param_groups
         found = [float(group["lr"]) for group in groups]
         if found != list(expected) and len(found) == len(expected):
-            evidence = f"{found} where the schedule says {list(expected)}"
-            self.engine.tell(Fault.RATE_OVERWRITTEN, evidence, "", Treatment.OVERRULE)
+            self.tell_overwritten(f"{found} where the schedule says {list(expected)}")
             if self._acts:
                 for group, rate in zip(groups, expected, strict=True):
                     _write(group, rate)
+
+    def tell_overwritten(self, evidence: str = "it was not the schedule's") -> None:
+        """Record that a learning rate was overruled."""
+        self.engine.tell(Fault.RATE_OVERWRITTEN, evidence, "", Treatment.OVERRULE)
 
     def close(self) -> None:
         """Let go of the snapshots, and say if the rescue gave up."""
