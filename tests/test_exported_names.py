@@ -87,6 +87,7 @@ FACE = [
     "Decision",
     "Hyperparameter",
     "Metrics",
+    "Rescue",
     "Snapshot",
     "StaticChoice",
     "SteeredValue",

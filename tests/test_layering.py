@@ -20,14 +20,15 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "trimtab"
 
 # Part of the package -> the parts that it may import besides itself.
-_BELOW_THREE = frozenset({"core", "controllers", "records", "envs", "adapters", "tasks"})
+_BELOW_THREE = frozenset({"core", "controllers", "records", "envs", "adapters", "tasks", "rescue"})
 LAYERS = {
     "core": frozenset[str](),
     "policies": frozenset[str](),
     "controllers": frozenset({"core"}),
     "records": frozenset({"core"}),
     "envs": frozenset({"core"}),
-    "adapters": frozenset({"core", "defaults"}),
+    "adapters": frozenset({"core", "defaults", "rescue"}),
+    "rescue": frozenset({"core"}),
     "testing": frozenset({"core"}),
     "tasks": frozenset({"core", "adapters"}),
     "agents": _BELOW_THREE | {"defaults"},
@@ -45,6 +46,7 @@ LIGHT = {
     "envs": {"numpy", "gymnasium"},
     "adapters": {"numpy", "safetensors"},
     "testing": {"numpy"},
+    "rescue": {"numpy"},
     "tasks": {"numpy", "safetensors"},
     "agents": {"numpy", "gymnasium", "rich", "safetensors"},
     "search": {"numpy", "rich", "safetensors"},

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from trimtab import agents as agents
+    from trimtab.adapters.torch import Rescue as Rescue
     from trimtab.adapters.torch import SteeredValue as SteeredValue
     from trimtab.adapters.torch import TorchController as TorchController
     from trimtab.core.decision import Decision as Decision
@@ -45,6 +46,7 @@ __all__ = [
     "Decision",
     "Hyperparameter",
     "Metrics",
+    "Rescue",
     "Snapshot",
     "StaticChoice",
     "SteeredValue",
@@ -70,6 +72,7 @@ _HOMES = MappingProxyType(
         "Decision": "trimtab.core.decision",
         "Hyperparameter": "trimtab.core.hyperparameters",
         "Metrics": "trimtab.core.metrics",
+        "Rescue": "trimtab.adapters.torch",
         "Snapshot": "trimtab.core.protocols",
         "StaticChoice": "trimtab.core.static_choice",
         "SteeredValue": "trimtab.adapters.torch",

@@ -17,6 +17,9 @@ from trimtab.core.hyperparameters import Hyperparameter
 from trimtab.core.protocols import Controller
 from trimtab.core.spec import ControlSpec
 
+GUARD = "guard"
+"""The policy that steers nothing and rescues."""
+
 
 class RunKeywords(TypedDict, total=False):
     """The keywords that `RunOptions` has a default for, for those who check types."""
@@ -25,12 +28,14 @@ class RunKeywords(TypedDict, total=False):
     policy: Any
     monitor: str
     mode: str
-    keep_best: bool
+    keep_best: bool | None
     snapshots: str
     seed: int
     store: str | None
     log_to: str | Iterable[str] | None
     watch_only: bool
+    act: bool
+    on_giving_up: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,17 +47,22 @@ class RunOptions:
         reference: A name, a function of progress, or a schedule of the framework's; None for the
             one that is there.
         decisions: Number of decisions.
-        policy: Name or path of a policy, a `Controller`, or None to switch it off.
+        policy: Name or path of a policy, a `Controller`, None to switch it off, or ``"guard"`` to
+            follow the reference bit for bit and rescue the run from its accidents.
         monitor: Key of the watched value in what validation gives.
         mode: ``"min"`` or ``"max"``: which way it gets better; ``"auto"`` goes by its name, or by
             the metric object that measures it.
-        keep_best: Whether the weights that were best on validation are put back at the end.
+        keep_best: Whether the weights that were best on validation are put back at the end; None:
+            unless the policy is ``"guard"``.
         snapshots: ``"memory"`` (the device), ``"cpu"``, ``"disk"`` or ``"none"``.
         seed: Of the policy.
         store: Database URL or SQLite file for the record; None keeps none.
         log_to: Trackers that are told as well: a folder for TensorBoard, ``mlflow:URI``,
             ``wandb:PROJECT``, or several of them; None tells none.
         watch_only: Follow the reference, propose and record, but never change anything.
+        act: False for a dry run of ``policy="guard"``: it tells what went wrong and does nothing.
+        on_giving_up: When ``policy="guard"`` cannot mend a run: ``"stop"`` leaves out all updates
+            from then on, ``"raise"`` raises `RescueError`, ``"go-on"`` trains on, unguarded.
     """
 
     hyperparameters: Iterable[Steerable]
@@ -61,22 +71,34 @@ class RunOptions:
     policy: Any = "trimtab-1"
     monitor: str = "loss"
     mode: str = "auto"
-    keep_best: bool = True
+    keep_best: bool | None = None
     snapshots: str = "cpu"
     seed: int = 0
     store: str | None = None
     log_to: str | Iterable[str] | None = None
     watch_only: bool = False
+    act: bool = True
+    on_giving_up: str = "stop"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hyperparameters", entries_of(self.hyperparameters))
         check_mode(self.mode)
 
     @property
+    def keeps_best(self) -> bool:
+        """Whether the best weights are put back at the end."""
+        return not self.rescues if self.keep_best is None else self.keep_best
+
+    @property
     def moves(self) -> bool:
         """Whether values besides the reference may ever change."""
-        is_off = self.policy is None or self.policy in ("reference", "zero")
+        is_off = self.policy is None or self.policy in ("reference", "zero", GUARD)
         return not self.watch_only and not is_off
+
+    @property
+    def rescues(self) -> bool:
+        """Whether accidents are rescued without steering."""
+        return isinstance(self.policy, str) and self.policy == GUARD
 
     def controller(self, items: list[Hyperparameter]) -> tuple[ControlSpec, Controller]:
         """Return what is steered, and who chooses.
@@ -87,11 +109,12 @@ class RunOptions:
         """
         from trimtab.defaults import controller_for
 
-        return controller_for(self.policy, items, decisions=self.decisions)
+        policy = None if self.rescues else self.policy
+        return controller_for(policy, items, decisions=self.decisions)
 
     def needs_snapshots(self, controller: Controller) -> bool:
         """Return whether the run may ever go back to its best state."""
-        return not self.watch_only and (self.keep_best or controller.guarded)
+        return not self.watch_only and (self.keeps_best or controller.guarded)
 
     def run_info(
         self, spec: ControlSpec, *, task: str, total_steps: int, policy: str, reference: str

@@ -51,6 +51,10 @@ class Driver(Protocol):
         """Take in a validation's value, in its own unit, and the steps done by then."""
         ...
 
+    def is_sound(self) -> bool:
+        """Return whether all weights and buffers are finite."""
+        ...
+
     def state_dict(self) -> dict[str, Any]:
         """Return the open window and the learning rates."""
         ...
@@ -180,10 +184,8 @@ class SteeredRun:
             metrics: Of the window, without its validation.
             problem: Why the values are held, in words; empty to let the controller choose.
         """
-        if self.guarded and not metrics.finite:
-            seen = Validated(math.nan)
-        else:
-            seen = self._validation.later()
+        is_lost = self.guarded and not metrics.finite
+        seen = Validated(math.nan) if is_lost else self._validated()
         if seen.monitored is not None:
             done = self.session_now.steps_done + int(metrics.steps)
             self.driver.validated(seen.monitored, done)
@@ -198,6 +200,18 @@ class SteeredRun:
         """Keep weights that are trained from now on, and write the values of their groups."""
         self.snapshots.extend("weight.")
         self._write_values()
+
+    def _validated(self) -> Validated:
+        """Validate, and again where the loss is not finite: a sound model is not to blame."""
+        seen = self._validation.later()
+        if math.isfinite(seen.loss):
+            return seen
+        is_sound = self.driver.is_sound()
+        again = self._validation.later()
+        if math.isfinite(again.loss) or not is_sound:
+            return again
+        problem = f"the validation loss is {again.loss!r} though all weights are finite"
+        return Validated(self._validation.last_loss, problem=problem)
 
     def is_beyond(self) -> bool:
         """Return whether all announced steps are done, and say so if one more comes."""

@@ -7,8 +7,6 @@ from typing import Any
 
 from trimtab.core.errors import SpecError
 
-__all__ = ["MODES", "check_mode", "direction_of", "direction_of_metric", "is_loss", "mode_for"]
-
 MODES: tuple[str, ...] = ("auto", "min", "max")
 """What ``mode=`` takes; ``"auto"`` goes by the monitored value's name."""
 

@@ -8,7 +8,8 @@ TrimtabError
 ├── MetricError (ValueError)        a user's function returned something that cannot be steered by
 ├── AdapterError (ValueError)       a framework object cannot be steered as it is
 ├── MissingDependencyError (ImportError)  an optional package is needed for what was asked
-└── StoreError (RuntimeError)       the record of runs cannot be read or written
+├── StoreError (RuntimeError)       the record of runs cannot be read or written
+└── RescueError (RuntimeError)      a run could not be saved, and the user wants to be stopped
 
 TrimtabWarning (UserWarning)        what the user can change, said once, in a run that goes on
 """
@@ -24,6 +25,7 @@ __all__ = [
     "MetricError",
     "MissingDependencyError",
     "PolicyFileError",
+    "RescueError",
     "SpecError",
     "StoreError",
     "TrimtabError",
@@ -71,6 +73,10 @@ class MissingDependencyError(TrimtabError, ImportError):
 
 class StoreError(TrimtabError, RuntimeError):
     """The record of runs cannot be opened, read or written."""
+
+
+class RescueError(TrimtabError, RuntimeError):
+    """A run went wrong in a way that nothing mends."""
 
 
 class TrimtabWarning(UserWarning):

@@ -116,16 +116,48 @@ def test_in_mid_run_a_failing_validation_holds_the_values(loop, listener, answer
         assert decision.action is None
 
 
-def test_a_validation_that_is_not_finite_counts_as_divergence(loop):
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_one_validation_that_is_not_finite_is_done_again_and_nothing_else(loop, value):
     it = loop()
     good = it.validate
 
-    def sometimes():
+    def once():
         measured = good()
-        return measured | {"loss": math.nan} if it.validations == 9 else measured
+        return measured | {"loss": value} if it.validations == 9 else measured
 
-    summary = it.run_steered(validate=sometimes, policy="random").summary
+    summary = it.run_steered(validate=once, policy="random").summary
+    assert (summary.rollbacks, summary.frozen) == (0, 0)
 
+    other = loop()
+    usual = other.run_steered(policy="random").summary
+    assert summary.schedule == usual.schedule
+
+
+def test_a_validation_that_stays_not_finite_with_sound_weights_holds_the_values(loop):
+    it = loop()
+    good = it.validate
+
+    def never_again():
+        return good() | ({"loss": math.nan} if it.validations >= 9 else {})
+
+    with pytest.warns(TrimtabWarning, match="loss is nan though all weights are finite"):
+        summary = it.run_steered(validate=never_again, policy="random").summary
+    assert summary.rollbacks == 0
+    assert summary.frozen > 1
+    assert summary.finished
+
+
+def test_a_validation_that_is_not_finite_for_the_weights_are_not_is_rolled_back(loop):
+    it = loop()
+    good, broken = it.validate, []
+
+    def breaks():
+        if it.validations == 9 and not broken:
+            broken.append(True)
+            next(iter(it.model.parameters())).data.fill_(math.nan)
+        return good()
+
+    summary = it.run_steered(validate=breaks, policy="random").summary
     assert summary.rollbacks >= 1
     assert any("rolled back" in d.why() for d in summary.decisions)
     assert summary.finished

@@ -57,6 +57,11 @@ class SteeredModel:
         total_steps: int,
         validate: Callable[[], float | Mapping[str, float]],
     ) -> None:
+        if options.rescues:
+            raise AdapterError(
+                "policy='guard' rescues PyTorch models, in loops of one's own and in Transformers "
+                "and Lightning; in Keras choose a policy, or None"
+            )
         leftover = model.__dict__.get(_LEFTOVER)
         if leftover is not None:  # of a run that an error ended
             leftover()
@@ -97,12 +102,14 @@ class SteeredModel:
                 TrainingState(model, optimizer, self._rates.is_steered_variable),
                 needed=options.needs_snapshots(policy),
             ),
-            keep_best=options.keep_best,
+            keep_best=options.keeps_best,
             store=options.store,
             after_restore=self._drop_poisoned_metrics,
             after_end=self._finalize,
         )
-        self.driver = KerasDriver(self.run, self._rates, lambda: synchronise(model))
+        self.driver = KerasDriver(
+            self.run, self._rates, lambda: synchronise(model), weights=model.get_weights
+        )
         self._tries = 0  # of a proof in a loop of the user's own
         self._patch_model()
 

@@ -7,6 +7,8 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from trimtab.adapters.keras.schedules import KerasRates
 from trimtab.adapters.steering import SteeredRun
 from trimtab.core.metrics import window_metrics
@@ -19,17 +21,23 @@ class KerasDriver:
         run: The run, not yet begun.
         rates: The optimiser's learning rate.
         before_decision: Called before variables are read and written, in the middle of the run.
+        weights: Returns all weights of the model as arrays.
 
     Attributes:
         run: The run.
     """
 
     def __init__(
-        self, run: SteeredRun, rates: KerasRates, before_decision: Callable[[], None]
+        self,
+        run: SteeredRun,
+        rates: KerasRates,
+        before_decision: Callable[[], None],
+        weights: Callable[[], Sequence[np.ndarray]],
     ) -> None:
         run.driver = weakref.proxy(self)
         self.run = run
         self._rates, self._before_decision = rates, before_decision
+        self._weights = weights
         self._losses: list[float | None] = []  # of the open window
         self._lost = ""  # what went wrong in the open window, in words
 
@@ -105,6 +113,12 @@ class KerasDriver:
 
     def validated(self, monitored: float, step: int) -> None:
         """Do nothing: no schedule of Keras goes by a metric."""
+
+    def is_sound(self) -> bool:
+        """Return whether all weights are finite."""
+        self._before_decision()
+        floats = (one for one in self._weights() if np.issubdtype(one.dtype, np.floating))
+        return all(bool(np.isfinite(one).all()) for one in floats)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the open window and the learning rates: plain values."""

@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from trimtab.adapters.actuators import SteeredValue
 from trimtab.adapters.torch.controller import TorchController
+from trimtab.adapters.torch.rescue import Rescue
 
-__all__ = ["SteeredValue", "TorchController"]
+__all__ = ["Rescue", "SteeredValue", "TorchController"]

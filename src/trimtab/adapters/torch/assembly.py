@@ -18,7 +18,9 @@ from trimtab.adapters.torch.proofs import Proofs
 from trimtab.adapters.torch.schedules import Rates
 from trimtab.adapters.torch.snapshots import TrainingState
 from trimtab.adapters.torch.state import left_as_it_was
-from trimtab.adapters.torch.steering import Stepper, TorchDriver
+from trimtab.adapters.torch.steering import TorchDriver
+from trimtab.adapters.torch.step_guard import StepGuard
+from trimtab.adapters.torch.stepper import Stepper
 from trimtab.adapters.validation import Validates, Validation
 
 
@@ -105,12 +107,27 @@ def steer(
             TrainingState(model, optimizer, stepper.scaler, (rates.snapshot, rates.restore)),
             needed=options.needs_snapshots(policy),
         ),
-        keep_best=options.keep_best,
+        keep_best=options.keeps_best,
         store=options.store,
     )
     proofs = Proofs(actuators, optimizer, depth)
     return TorchDriver(
-        run, stepper=stepper, rates=rates, proofs=proofs, depth=depth, actuators=actuators
+        run,
+        stepper=stepper,
+        rates=rates,
+        proofs=proofs,
+        depth=depth,
+        actuators=actuators,
+        guard=_guard_of(options, stepper, model),
+    )
+
+
+def _guard_of(options: RunOptions, stepper: Stepper, model: nn.Module) -> StepGuard | None:
+    if not options.rescues or options.watch_only:
+        return None
+    place = "cpu" if options.snapshots == "none" else options.snapshots
+    return StepGuard(
+        stepper, model, act=options.act, on_giving_up=options.on_giving_up, snapshots=place
     )
 
 

@@ -20,15 +20,17 @@ from trimtab.adapters.torch.actuators import wants_depth
 from trimtab.adapters.torch.assembly import steer
 from trimtab.adapters.torch.checks import check_loss, check_model, check_optimizers
 from trimtab.adapters.torch.distributed import Processes
+from trimtab.adapters.torch.guarded_training import Batch
 from trimtab.adapters.torch.memory import MicroBatches
 from trimtab.adapters.torch.schedules import make_rates
 from trimtab.adapters.torch.several import Several
-from trimtab.adapters.torch.steering import Stepper
 from trimtab.adapters.torch.step_hooks import StepHooks, check_hooks
+from trimtab.adapters.torch.stepper import Stepper
 from trimtab.adapters.torch.wrappers import Accumulation, unwrapped
 from trimtab.core.decision import Summary
 from trimtab.core.errors import AdapterError
 from trimtab.core.spec import ControlSpec
+from trimtab.rescue.events import Event
 
 
 @takes_run_keywords
@@ -147,7 +149,7 @@ class TorchController:
         self._clips = clip is not None
         divided = wants_depth(chosen.hyperparameters)
         self._is_plain = self._stepper.scaler is None and not divided and processes.count == 1
-        if self._accumulation.is_possible:
+        if self._accumulation.is_possible or self._driver.guard is not None:
             self._is_plain = False
         self._hooks: StepHooks | None = None
 
@@ -326,7 +328,9 @@ class TorchController:
         Raises:
             RuntimeError: Memory ran out with one example a part.
         """
-        scaler = self._stepper.scaler
+        scaler, guard = self._stepper.scaler, self._driver.guard
+        if guard is not None:
+            guard.training.batch = Batch(loss_of, batch, None)
 
         def done(part: Any, share: float) -> torch.Tensor:
             loss = loss_of(part)
@@ -353,6 +357,12 @@ class TorchController:
         """The run so far: ``best``, ``schedule``, ``decisions``, ``spent_steps``, ``rollbacks``."""
         session = self._run.session
         return Summary() if session is None else session.summary
+
+    @property
+    def events(self) -> list[Event]:
+        """What went wrong so far, with ``policy="guard"``; each has a `sentence`."""
+        guard = self._driver.guard
+        return [] if guard is None else guard.engine.events
 
     @property
     def spec(self) -> ControlSpec:

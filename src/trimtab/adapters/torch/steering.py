@@ -5,134 +5,20 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from trimtab.adapters.actuators import Actuator
 from trimtab.adapters.steering import SteeredRun
-from trimtab.adapters.torch.actuators import Place, join_groups
-from trimtab.adapters.torch.checks import check_clip, check_scaler
+from trimtab.adapters.torch.actuators import join_groups
 from trimtab.adapters.torch.depth import DepthRates
-from trimtab.adapters.torch.proofs import Proofs, Replay
+from trimtab.adapters.torch.proofs import Proofs
 from trimtab.adapters.torch.schedules import Rates
-from trimtab.adapters.torch.several import parts_of
 from trimtab.adapters.torch.statistics import WindowStatistics
-from trimtab.adapters.torch.wrappers import scaler_of
-
-
-class Stepper:
-    """Does with the gradients what a loop does between ``backward()`` and ``zero_grad()``.
-
-    Args:
-        optimizer: The optimiser.
-        model: Whose gradients are clipped together with those of weights outside it.
-        clip: Norm at which gradients are clipped; None for no clipping.
-        scaler: A ``torch.amp.GradScaler``, or None.
-        stepped: What is stepped: the optimiser as the loop has it, which may be wrapped; None for
-            the optimiser itself. A wrapper that has a scaler steps that as well.
-
-    Attributes:
-        optimizer: The optimiser.
-        weights: The optimiser's trainable weights, in the order of its groups.
-        clip: The norm now in force.
-        scaler: The scaler.
-
-    Raises:
-        AdapterError: ``clip`` or ``scaler`` cannot be used.
-    """
-
-    def __init__(
-        self,
-        optimizer: torch.optim.Optimizer,
-        model: nn.Module,
-        *,
-        clip: float | None = None,
-        scaler: Any = None,
-        stepped: Any = None,
-    ) -> None:
-        self._stepped = optimizer if stepped is None else stepped
-        inside = scaler_of(self._stepped)
-        scaler = inside if scaler is None else scaler
-        self._steps_scaler = scaler is not None and scaler is not inside
-        check_scaler(scaler)
-        self.optimizer, self._model = optimizer, model
-        self.clip, self.scaler = check_clip(clip), scaler
-        self.weights: list[torch.Tensor] = []
-        self._clipped: list[torch.Tensor] = []
-        self.look_again()
-
-    def look_again(self) -> None:
-        """Find the trainable weights again, for a loop may freeze, unfreeze and add groups."""
-        groups = self.optimizer.param_groups
-        self.weights = [w for group in groups for w in group["params"] if w.requires_grad]
-        self.look_for_clipped()
-
-    def look_for_clipped(self) -> None:
-        """Find what is clipped again: every weight, for one may be unfrozen at any step."""
-        if self.clip is None:
-            return
-        # In the model's order, as clip_grad_norm_(model.parameters()) adds the norms up.
-        clipped = {id(w): w for w in self._model.parameters()}
-        clipped |= {id(w): w for group in self.optimizer.param_groups for w in group["params"]}
-        self._clipped = list(clipped.values())
-
-    def clipping(self) -> Place | None:
-        """Return where the clipping norm is kept; None if nothing is clipped."""
-        if self.clip is None:
-            return None
-        replay = Replay(None)
-        replay.remember(self._clipped_ten)
-        return Place(self.clip, lambda: float(self.clip or 0.0), self._set_clip, owner=replay)
-
-    def unscale(self) -> None:
-        """Divide the gradients by the scaler's factor, unless the loop did so itself."""
-        if self.scaler is None:
-            return
-        for part in parts_of(self.optimizer):
-            try:
-                self.scaler.unscale_(part)
-            except RuntimeError as error:
-                if "already been called" not in str(error):
-                    raise
-
-    def update(self) -> None:
-        """Clip, step, and update the scaler, which may leave the step out."""
-        self.clip_now()
-        if not self._steps_scaler:
-            self._stepped.step()
-        else:
-            for part in parts_of(self.optimizer):
-                self.scaler.step(part)
-            self.scaler.update()
-
-    def clip_now(self) -> None:
-        """Clip the gradients, if there is a norm to clip at."""
-        if self.clip is not None:
-            self._clip(self._clipped)
-
-    def skip(self) -> None:
-        """Leave the weights alone, and let the scaler take note."""
-        if self.scaler is not None:
-            self.unscale()
-            with suppress(AssertionError):  # there was no gradient at all
-                self.scaler.update()
-
-    def _clip(self, weights: list[torch.Tensor]) -> None:
-        nn.utils.clip_grad_norm_(weights, float(self.clip or 0.0))
-
-    def _clipped_ten(self) -> torch.Tensor:
-        """Return a gradient of norm 10 as a step clips it, for the proof that it does."""
-        weight = torch.zeros(4, requires_grad=True)
-        weight.grad = torch.full((4,), 5.0)
-        self._clip([weight])
-        return weight.grad
-
-    def _set_clip(self, value: float) -> None:
-        self.clip = value
+from trimtab.adapters.torch.step_guard import StepGuard
+from trimtab.adapters.torch.stepper import Stepper
 
 
 class TorchDriver:
@@ -145,8 +31,10 @@ class TorchDriver:
         proofs: What is still to be proven before the first update, or None.
         depth: Divides the optimiser's groups by depth for its step, or None.
         actuators: What writes other hyperparameters; those of groups are told of groups that join.
+        guard: Rescues the loop from its accidents, or None.
 
     Attributes:
+        guard: The same.
         run: The run.
         statistics: What the open window tells; it says which steps are ordinary.
         at_window_start: Whether the coming step is the first after a decision.
@@ -161,6 +49,7 @@ class TorchDriver:
         proofs: Proofs | None = None,
         depth: DepthRates | None = None,
         actuators: Sequence[Actuator | None] = (),
+        guard: StepGuard | None = None,
     ) -> None:
         # Weak, so that a controller that is deleted lets go of its model at once.
         run.driver = itself = weakref.proxy(self)
@@ -170,7 +59,8 @@ class TorchDriver:
         self.statistics = WindowStatistics()
         self.at_window_start = True
         self._stepper, self._rates = stepper, rates
-        self._proofs, self._depth = proofs, depth
+        self._proofs, self._depth, self.guard = proofs, depth, guard
+        self._done = True  # the step's update, with a guard
         self._cut_short = False  # the open window ends now: its loss was not finite
         self._beyond = False  # all announced steps are done
 
@@ -182,7 +72,7 @@ class TorchDriver:
         stepper = self._stepper
         if stepper.scaler is None:
             return False
-        return stepper.clip is not None or self.measures_gradients
+        return stepper.clip is not None or self.measures_gradients or self.guard is not None
 
     @property
     def measures_gradients(self) -> bool:
@@ -207,19 +97,27 @@ class TorchDriver:
         if self._proofs is not None:
             proofs, self._proofs = self._proofs, None
             proofs.finish()
+        if self.guard is not None:
+            if not self._rates.intact():  # before a guard lowers them for this step
+                self.tell_overwritten()
+            self._done = self.guard.before(loss)
+            loss = self.guard.loss  # the window is told of the steps that were done
         if self.run.after_last_decision:
             return self._before_free_step(loss)
         self.at_window_start = False
         if not self.statistics.before_step(loss, self._stepper.weights) and self.run.guarded:
             self._cut_short = True
             return False
-        if not self._rates.intact():
+        if self.guard is None and not self._rates.intact():
             self.tell_overwritten()
-        return True
+        return self._done
 
     def tell_overwritten(self) -> None:
-        """Say, once, that something else set a learning rate that was written here."""
-        self.run.warn("lr overwritten", _OVERWRITTEN)
+        """Say that something else set a learning rate that was written here; once, or an event."""
+        if self.guard is None:
+            self.run.warn("lr overwritten", _OVERWRITTEN)
+        else:
+            self.guard.tell_overwritten()
 
     def divide_groups(self) -> None:
         """Give each layer its own rate, right before the optimiser's step."""
@@ -234,6 +132,8 @@ class TorchDriver:
     def after_update(self) -> None:
         """Go on to the next step's values; at the end of a window validate and decide."""
         run = self.run
+        if self.guard is not None:
+            self.guard.after(self._done)
         if run.after_last_decision:
             run.session_now.count_steps(1)
             if not self._beyond:
@@ -254,6 +154,8 @@ class TorchDriver:
         """Finish the run; without a status, put the best weights back if that is wanted."""
         self.rejoin_groups()
         self.run.finish(status)
+        if self.guard is not None:
+            self.guard.close()
         self.at_window_start, self.statistics.ordinary_until = True, 0
 
     # What the run asks and tells.
@@ -298,6 +200,15 @@ class TorchDriver:
             ahead[session.decisions_made :] = math.log10(max(now, 1e-3)) * session.carry.is_lr
             session.carry = session.carry._replace(reference_at=ahead)
 
+    @torch.no_grad()
+    def is_sound(self) -> bool:
+        """Return whether all weights and buffers are finite, once a guard has looked at them."""
+        if self.guard is not None:
+            self.guard.look()
+        model = self._stepper.model
+        held = [*self._stepper.weights, *model.buffers()]
+        return all(bool(torch.isfinite(one).all()) for one in held if one.is_floating_point())
+
     def state_dict(self) -> dict[str, Any]:
         """Return the open window and the learning rates: tensors and plain values."""
         return {
@@ -311,10 +222,10 @@ class TorchDriver:
         if not self._beyond and self.run.is_beyond():
             self._beyond = True
             self._rates.hold()
-        elif not self._rates.intact():
+        elif self.guard is None and not self._rates.intact():
             self.tell_overwritten()
         with torch.no_grad():
-            return not self.run.guarded or math.isfinite(float(loss))
+            return self._done and (not self.run.guarded or math.isfinite(float(loss)))
 
 
 _NOT_TAKEN = (

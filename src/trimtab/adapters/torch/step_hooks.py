@@ -12,7 +12,8 @@ from torch import nn
 from trimtab.adapters.torch.checks import check_loss
 from trimtab.adapters.torch.distributed import Processes
 from trimtab.adapters.torch.schedules import Rates
-from trimtab.adapters.torch.steering import Stepper, TorchDriver
+from trimtab.adapters.torch.steering import TorchDriver
+from trimtab.adapters.torch.stepper import Stepper
 from trimtab.adapters.torch.trainer import drop_gradients
 from trimtab.adapters.torch.wrappers import unwrapped
 from trimtab.core.errors import AdapterError

@@ -15,7 +15,8 @@ from trimtab.adapters.torch.assembly import steer
 from trimtab.adapters.torch.checks import check_model, check_optimizer
 from trimtab.adapters.torch.distributed import Processes
 from trimtab.adapters.torch.followed_rates import FollowedRates
-from trimtab.adapters.torch.steering import Stepper, TorchDriver
+from trimtab.adapters.torch.steering import TorchDriver
+from trimtab.adapters.torch.stepper import Stepper
 from trimtab.core.decision import Summary
 from trimtab.core.errors import AdapterError
 

@@ -1,0 +1,223 @@
+"""Guarding each update of a PyTorch loop, whatever schedules it."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from trimtab.adapters.torch.guarded_training import GuardedTorchTraining, floats_in, norms_of
+from trimtab.adapters.torch.stepper import Stepper
+from trimtab.core.errors import AdapterError, RescueError
+from trimtab.core.notices import tell
+from trimtab.rescue.engine import RescueEngine
+from trimtab.rescue.events import Event, Fault, Treatment
+
+ON_GIVING_UP = ("stop", "raise", "go-on")
+_ALOUD = 3  # events of one kind; later ones go to the log
+
+
+class StepGuard:
+    """Does each update of a loop, unless something broke; then what mends it.
+
+    Args:
+        stepper: The optimiser, its weights, clipping and scaler.
+        model: The model.
+        act: False for a dry run.
+        on_giving_up: ``"stop"``, ``"raise"`` or ``"go-on"``.
+        snapshots: Where recent states are kept.
+
+    Attributes:
+        engine: What judges each step.
+        training: The state that it looks at.
+        loss: Of the last step that was done; 0 before the first.
+
+    Raises:
+        AdapterError: There is no such way of giving up.
+        UnknownNameError: There is no such place for snapshots.
+    """
+
+    def __init__(
+        self, stepper: Stepper, model: nn.Module, *, act: bool, on_giving_up: str, snapshots: str
+    ) -> None:
+        if on_giving_up not in ON_GIVING_UP:
+            raise AdapterError(f"on_giving_up={on_giving_up!r}: one of {', '.join(ON_GIVING_UP)}")
+        self._stepper, self._acts, self._on_giving_up = stepper, act, on_giving_up
+        self.training = GuardedTorchTraining(model, stepper.optimizer, snapshots)
+        self.engine = RescueEngine(self.training, act=act, told=self._tell)
+        self.loss = 0.0
+        self._last_entries: torch.Tensor | None = None
+        self._begun = self._off = False
+        self._uncut: list[Any] = []  # learning rates to put back after the step
+        scaler = stepper.scaler
+        self._scale = 0.0 if scaler is None else float(scaler.get_scale())
+
+    @property
+    def stopped(self) -> bool:
+        """Whether no update is done any more."""
+        return self._acts and self.engine.gave_up is not None and self._on_giving_up == "stop"
+
+    def begin(self) -> None:
+        """Take the first snapshot; later calls do nothing."""
+        if not self._begun:
+            self._begun = True
+            self.engine.begin()
+
+    def update(self, loss: torch.Tensor | float) -> bool:
+        """Do the update of a step, or what mends it; return whether it was done.
+
+        Raises:
+            RescueError: Nothing helps, and the user wants to be stopped then.
+        """
+        self._stepper.unscale()
+        done = self.before(loss)
+        if done:
+            self._stepper.update()
+        else:
+            self._stepper.skip()
+        self.after(done)
+        return done
+
+    def before(self, loss: torch.Tensor | float) -> bool:
+        """Return whether a step's update is to be done; its gradients are unscaled.
+
+        Learning rates that were cut are written for this step, and put back by `after`.
+        """
+        self.begin()
+        engine, training = self.engine, self.training
+        if self._off:
+            return True
+        if self.stopped:
+            training.undo_forward()
+            return False
+        value, norm = self._read(loss)
+        training.gradient_sums[0] += norm
+        training.gradient_sums[1] += norm * norm
+        self._note_batch()
+        done = engine.before_update(value, norm, scaled=self._stepper.scaler is not None)
+        if done:
+            self.loss = value if math.isfinite(value) else self.loss
+            training.remember(value)
+            self._cut_rates()
+        return done
+
+    def after(self, done: bool) -> None:
+        """Look at the state after a step, and put cut learning rates back.
+
+        Raises:
+            RescueError: Nothing helps, and the user wants to be stopped then.
+        """
+        groups = self._stepper.optimizer.param_groups
+        for group, rate in zip(groups, self._uncut, strict=False):
+            _write(group, rate)
+        self._uncut = []
+        if self._off:
+            return
+        if not self.stopped:
+            self._mend_scale()
+        self.engine.after_update(done)
+        self.training.note_forward()
+        self.training.batch = None
+        self._give_up()
+
+    def look(self) -> None:
+        """Look at the state now, and put a good one back if it is damaged."""
+        if not self._off and not self.stopped:
+            self.engine.look()
+
+    def check_rates(self, expected: Sequence[float]) -> None:
+        """Overrule a learning rate that is not the one expected."""
+        groups = self._stepper.optimizer.param_groups
+        found = [float(group["lr"]) for group in groups]
+        if found != list(expected) and len(found) == len(expected):
+            self.tell_overwritten(f"{found} where the schedule says {list(expected)}")
+            if self._acts:
+                for group, rate in zip(groups, expected, strict=True):
+                    _write(group, rate)
+
+    def tell_overwritten(self, evidence: str = "it was not the schedule's") -> None:
+        """Record that a learning rate was overruled."""
+        self.engine.tell(Fault.RATE_OVERWRITTEN, evidence, "", Treatment.OVERRULE)
+
+    def close(self) -> None:
+        """Let go of the snapshots, and say if the rescue gave up."""
+        self.training.close()
+        if self.engine.gave_up is not None:
+            tell(f"the rescue gave up: {self.engine.gave_up.sentence()}")
+
+    def _read(self, loss: torch.Tensor | float) -> tuple[float, float]:
+        """Return the loss and the norm of all gradients."""
+        gradients = [w.grad for w in self._stepper.weights if w.grad is not None]
+        norm = norms_of(gradients).norm()
+        if isinstance(loss, torch.Tensor) and loss.device == norm.device:
+            value, norm_value = torch.stack([loss.detach().reshape(()).float(), norm]).tolist()
+            return value, norm_value
+        return float(loss), float(norm)
+
+    def _cut_rates(self) -> None:
+        """Write lower learning rates for one step, where that was decided."""
+        groups = self._stepper.optimizer.param_groups
+        rate = max(float(group["lr"]) for group in groups)
+        factor = self.engine.factor(rate)
+        self.training.rate_sum += rate * factor
+        if factor != 1.0:
+            self._uncut = [_multiplied(group, factor) for group in groups]
+
+    def _note_batch(self) -> None:
+        """Tell the engine whether the batch is the one before again, by a few entries."""
+        batch = self.training.batch
+        if batch is None:
+            return
+        first = next(floats_in(batch.data), None)
+        if first is None or first.device.type != "cpu" or not first.is_contiguous():
+            return
+        entries = first.detach().view(-1)[:64].clone()
+        before, self._last_entries = self._last_entries, entries
+        self.engine.note_batch(before is not None and torch.equal(before, entries))
+
+    def _mend_scale(self) -> None:
+        """Put a gradient scaler's scale back where overflows drove it below 1."""
+        scaler = self._stepper.scaler
+        if scaler is None:
+            return
+        scale = float(scaler.get_scale())
+        if scale >= 1.0:
+            self._scale = max(scale, 1.0)
+        elif self._acts and self._scale > 0:
+            scaler.update(self._scale)
+
+    def _give_up(self) -> None:
+        if self.engine.gave_up is None or not self._acts:
+            return
+        if self._on_giving_up == "raise":
+            raise RescueError(self.engine.gave_up.sentence())
+        self._off = self._on_giving_up == "go-on"
+
+    def _tell(self, event: Event) -> None:
+        same = sum(one.fault is event.fault for one in self.engine.events)
+        if same <= _ALOUD:
+            tell(event.sentence())
+        else:
+            logging.getLogger("trimtab").warning(event.sentence())
+
+
+def _multiplied(group: dict[str, Any], factor: float) -> Any:
+    """Multiply a group's learning rate and return what it was."""
+    rate = group["lr"]
+    if isinstance(rate, torch.Tensor):
+        before = rate.clone()
+        rate.mul_(factor)
+        return before
+    group["lr"] = rate * factor
+    return rate
+
+
+def _write(group: dict[str, Any], rate: Any) -> None:
+    if isinstance(group["lr"], torch.Tensor):
+        group["lr"].fill_(rate) if isinstance(rate, float) else group["lr"].copy_(rate)
+    else:
+        group["lr"] = rate

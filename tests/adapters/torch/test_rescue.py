@@ -1,0 +1,364 @@
+"""`trimtab.Rescue` on real loops: bit for bit until something breaks, mended when it does."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+import trimtab
+from trimtab.core.errors import AdapterError, RescueError, TrimtabWarning
+from trimtab.rescue.events import Fault, Treatment
+
+STEPS = 120
+pytestmark = pytest.mark.filterwarnings("ignore::trimtab.core.errors.TrimtabWarning")
+
+
+class Loop:
+    """A small classifier with BatchNorm, dropout and a scheduler; `faults` act from outside."""
+
+    def __init__(self, seed=0, batch=16, optimizer=torch.optim.AdamW, dropout=0.1, **settings):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002 - the global state that users seed
+        self.model = nn.Sequential(
+            nn.Linear(8, 32),
+            nn.BatchNorm1d(32),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(32, 4),
+        )
+        self.optimizer = optimizer(self.model.parameters(), **({"lr": 3e-3} | settings))
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda step: max(0.0, 1 - step / STEPS)
+        )
+        made = torch.Generator().manual_seed(100 + seed)
+        self.x = torch.randn(STEPS, batch, 8, generator=made)
+        teacher = torch.randn(8, 4, generator=made)
+        self.y = (self.x @ teacher).argmax(-1)
+
+    def loss_of(self, batch):
+        return functional.cross_entropy(self.model(batch[0]), batch[1])
+
+    def batches(self):
+        return zip(self.x, self.y, strict=True)
+
+    def plain(self):
+        for batch in self.batches():
+            self.loss_of(batch).backward()
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            self.scheduler.step()
+        return self.ended()
+
+    def ended(self):
+        """Note the state at the end, that of the global generators too."""
+        numbers = torch.tensor([random.random(), np.random.random()])  # noqa: NPY002 - users' own
+        tensors = [*self.model.state_dict().values(), torch.get_rng_state(), numbers]
+        self.end = [*tensors, torch.tensor(self.optimizer.param_groups[0]["lr"])]
+        return self
+
+    def rescued(
+        self, fault=lambda step, loop: None, *, whole=True, batch=lambda s, b: b, **options
+    ):
+        """Train with a rescue; ``fault`` acts before each step, ``batch`` on what is loaded."""
+        with trimtab.Rescue(
+            self.optimizer, model=self.model, scheduler=self.scheduler, **options
+        ) as rescue:
+            self.rescue = rescue
+            for step, loaded in enumerate(self.batches()):
+                fault(step, self)
+                given = batch(step, loaded)
+                if whole:
+                    loss = rescue.backward(self.loss_of, given, id=range(16 * step, 16 * step + 16))
+                else:
+                    loss = self.loss_of(given)
+                    loss.backward()
+                rescue.step(loss)
+        return self.ended()
+
+    def test_loss(self):
+        self.model.eval()
+        with torch.no_grad():
+            return float(self.loss_of((self.x.reshape(-1, 8), self.y.reshape(-1))))
+
+
+def equal(one, two):
+    return all(torch.equal(a, b) for a, b in zip(one.end, two.end, strict=True))
+
+
+def at(step, act):
+    return lambda now, loop: act(loop) if now == step else None
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["backward", "loss.backward"])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {},
+        {"batch": 4},
+        {"dropout": 0.5},
+        {"optimizer": torch.optim.SGD, "lr": 0.1, "momentum": 0.9},
+        {"optimizer": torch.optim.RMSprop},
+    ],
+    ids=["usual", "small batch", "dropout", "sgd", "rmsprop"],
+)
+@pytest.mark.parametrize("seed", range(3))
+def test_a_healthy_run_is_bit_for_bit_that_without_it(seed, setting, whole):
+    mine = Loop(seed, **setting).rescued(whole=whole)
+    assert mine.rescue.events == []
+    assert equal(mine, Loop(seed, **setting).plain())
+
+
+def not_a_number(step, batch):
+    x, y = batch
+    if step != 60:
+        return batch
+    x = x.clone()
+    x[3, 0] = math.nan
+    return x, y
+
+
+def test_a_bad_row_is_skipped_and_named_by_the_loops_own_name():
+    mine = Loop().rescued(batch=not_a_number)
+    (event,) = mine.rescue.events
+    assert (event.step, event.fault, event.treatment) == (
+        60,
+        Fault.INPUT_NOT_FINITE,
+        Treatment.SKIP,
+    )
+    assert event.batch == [16 * 60 + 3]
+    assert all(torch.isfinite(tensor).all() for tensor in mine.model.state_dict().values())
+    assert mine.test_loss() <= 1.03 * Loop().plain().test_loss()
+
+
+def weight(loop):
+    return loop.model[4].weight
+
+
+DAMAGE = {
+    "a weight": (lambda loop: weight(loop).data[0, 0].fill_(math.nan), Fault.WEIGHTS_NOT_FINITE, 0),
+    "a flipped bit": (lambda loop: weight(loop).data[1, 1].fill_(1e30), None, 10),
+    "scaled weights": (lambda loop: weight(loop).data.mul_(1000), Fault.MODEL_DAMAGED, 1),
+    "running variance": (
+        lambda loop: loop.model[1].running_var.fill_(1e12),
+        Fault.BUFFERS_JUMPED,
+        10,
+    ),
+    "running mean": (
+        lambda loop: loop.model[1].running_mean[0].fill_(math.nan),
+        Fault.BUFFERS_NOT_FINITE,
+        10,
+    ),
+    "second moments": (
+        lambda loop: loop.optimizer.state[weight(loop)]["exp_avg_sq"].fill_(math.inf),
+        Fault.OPTIMIZER_NOT_FINITE,
+        10,
+    ),
+    "first moments": (
+        lambda loop: loop.optimizer.state[weight(loop)]["exp_avg"].fill_(1e6),
+        None,
+        10,
+    ),
+    "dead units": (lambda loop: loop.model[0].bias.data.fill_(-1e4), None, 10),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_state_is_noticed_within_ten_steps_and_put_back(name):
+    act, fault, within = DAMAGE[name]
+    mine = Loop().rescued(at(60, act))
+    restored = [e for e in mine.rescue.events if e.restored is not None]
+    assert restored, mine.rescue.events
+    assert 60 <= restored[0].step <= 60 + within
+    assert restored[0].restored < 60
+    if fault is not None:
+        assert restored[0].fault is fault
+    assert mine.rescue.gave_up is None
+    assert mine.test_loss() <= 1.3 * Loop().plain().test_loss()  # 20 of 120 updates are lost
+
+
+def test_a_mask_of_minus_infinity_is_no_fault():
+    loop = Loop()
+    loop.model.register_buffer("mask", torch.full((3, 3), -math.inf).triu(1))
+    assert loop.rescued().rescue.events == []
+
+
+def test_a_zero_initialised_adapter_that_learns_fast_is_no_fault():
+    loop = Loop(lr=3e-2)
+    nn.init.zeros_(weight(loop))
+    assert loop.rescued(whole=False).rescue.events == []
+
+
+def test_a_rate_that_something_else_wrote_is_overruled():
+    def wreck(loop):
+        loop.optimizer.param_groups[0]["lr"] = 3.0
+
+    mine = Loop().rescued(at(60, wreck))
+    assert [e.fault for e in mine.rescue.events] == [Fault.RATE_OVERWRITTEN]
+    assert equal(mine, Loop().plain())
+
+
+def test_a_loader_that_raises_once_is_told_and_the_loop_goes_on():
+    class Loader:
+        def __iter__(self):
+            self.number = -1
+            return self
+
+        def __next__(self):
+            self.number += 1
+            if self.number == 5:
+                raise OSError("truncated image 17.jpg")
+            if self.number == 10:
+                raise StopIteration
+            return self.number
+
+    loop = Loop()
+    with trimtab.Rescue(loop.optimizer, model=loop.model) as rescue:
+        assert list(rescue.batches(Loader())) == [0, 1, 2, 3, 4, 6, 7, 8, 9]
+    assert [e.evidence for e in rescue.events] == ["truncated image 17.jpg"]
+
+
+def test_a_loader_that_always_raises_ends_in_its_own_error():
+    class Broken:
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            raise OSError("disk gone")
+
+    loop = Loop()
+    with (
+        trimtab.Rescue(loop.optimizer, model=loop.model) as rescue,
+        pytest.raises(OSError, match="disk gone"),
+    ):
+        list(rescue.batches(Broken()))
+
+
+def test_memory_that_runs_out_is_met_by_smaller_parts():
+    loop, sizes = Loop(), []
+
+    def loss_of(batch):
+        sizes.append(len(batch[0]))
+        if len(batch[0]) > 8:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return loop.loss_of(batch)
+
+    with trimtab.Rescue(loop.optimizer, model=loop.model) as rescue:
+        for batch in list(loop.batches())[:3]:
+            rescue.backward(loss_of, batch)
+            rescue.step()
+    assert sizes == [16, 16, 8, 8, 8, 8, 8, 8]
+    assert [e.fault for e in rescue.events] == [Fault.OUT_OF_MEMORY]
+
+
+def every(step, batch):
+    return (batch[0] * math.nan, batch[1]) if step >= 60 else batch
+
+
+def test_nan_in_every_batch_ends_with_sound_weights_and_is_told():
+    with pytest.warns(TrimtabWarning, match="gave up: step 79: every batch fails"):
+        mine = Loop().rescued(batch=every)
+    assert mine.rescue.gave_up.fault is Fault.EVERY_BATCH
+    assert all(torch.isfinite(tensor).all() for tensor in mine.model.state_dict().values())
+
+
+def test_giving_up_can_raise():
+    with pytest.raises(RescueError, match="step 79: every batch fails"):
+        Loop().rescued(batch=every, on_giving_up="raise")
+
+
+def test_a_dry_run_leaves_the_plain_loops_bits_and_the_same_evidence():
+    mine = Loop().rescued(at(60, lambda loop: weight(loop).data.mul_(1000)), act=False)
+    assert mine.rescue.events[0].fault is Fault.MODEL_DAMAGED
+    assert not mine.rescue.events[0].acted
+    plain = Loop()
+    for step, batch in enumerate(plain.batches()):
+        if step == 60:
+            weight(plain).data.mul_(1000)
+        plain.loss_of(batch).backward()
+        plain.optimizer.step()
+        plain.optimizer.zero_grad()
+        plain.scheduler.step()
+    assert equal(mine, plain.ended())
+
+
+def test_without_a_loss_a_step_says_what_to_do():
+    loop = Loop()
+    with (
+        trimtab.Rescue(loop.optimizer, model=loop.model) as rescue,
+        pytest.raises(AdapterError, match=r"pass the loss, or call backward\(\)"),
+    ):
+        rescue.step()
+
+
+def test_a_scheduler_of_a_metric_and_an_unknown_way_of_giving_up_are_refused():
+    loop = Loop()
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(loop.optimizer)
+    with pytest.raises(AdapterError, match="ReduceLROnPlateau steps with a metric"):
+        trimtab.Rescue(loop.optimizer, model=loop.model, scheduler=plateau)
+    with pytest.raises(AdapterError, match="on_giving_up='explode': one of stop, raise, go-on"):
+        trimtab.Rescue(loop.optimizer, model=loop.model, on_giving_up="explode")
+
+
+def test_a_scaler_whose_scale_died_gets_it_back():
+    loop = Loop()
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    with trimtab.Rescue(loop.optimizer, model=loop.model, scaler=scaler) as rescue:
+        for step, (x, y) in enumerate(loop.batches()):
+            loss = loop.loss_of((x, y))
+            scaler.scale(loss).backward()
+            if 30 <= step < 60:
+                weight(loop).grad[0, 0] = math.inf
+            rescue.step(loss)
+    assert scaler.get_scale() >= 1.0
+    assert [e.fault for e in rescue.events] == [Fault.DEAD_SCALER]
+
+
+def steered(loop, fault=lambda step, loop: None, **options):
+    """Train under ``policy="guard"``; the loop calls ``loss.backward()`` itself."""
+    validate = lambda: loop.test_loss()  # noqa: E731
+    controller = trimtab.TorchController(
+        loop.optimizer,
+        total_steps=STEPS,
+        validate=validate,
+        model=loop.model,
+        policy="guard",
+        reference=loop.scheduler,
+        **options,
+    )
+    with controller:
+        for step, batch in enumerate(loop.batches()):
+            fault(step, loop)
+            loss = loop.loss_of(batch)
+            loss.backward()
+            controller.step(loss)
+    loop.controller = controller
+    return loop.ended()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_guard_policy_follows_the_users_schedule_bit_for_bit(seed):
+    mine = steered(Loop(seed))
+    assert mine.controller.events == []
+    assert equal(mine, Loop(seed).plain())
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_the_guard_policy_puts_a_damaged_state_back(name):
+    act, _, _ = DAMAGE[name]
+    mine = steered(Loop(), at(60, act))
+    assert [e for e in mine.controller.events if e.restored is not None]
+    assert mine.controller.summary.finished
+    assert not mine.controller.summary.diverged
+    assert mine.test_loss() <= 1.3 * Loop().plain().test_loss()
+
+
+def test_keep_best_is_off_under_the_guard_policy_unless_asked_for():
+    assert not equal(steered(Loop(), keep_best=True, decisions=5), Loop(9).plain())
+    assert equal(steered(Loop()), Loop().plain())
