@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trimtab.cli import options, output
+from trimtab.cli.catalogue import rows_by_variant
 from trimtab.core.errors import (
     MissingDependencyError,
     SpecError,
@@ -78,10 +79,17 @@ def _rows_of(
 
     A task without that variant is passed over, unless it was asked for by name.
     """
+    told = None if is_timed else rows_by_variant(name)
+    if told is not None and (variant == "all" or (variant or "") in told):
+        chosen = [one for one in told if one] or [""] if variant == "all" else [variant or ""]
+        yield from (dict(told[one]) for one in chosen)
+        return
+    if told is not None and not is_asked_for:
+        return
     try:
         for one in _variants_of(name) if variant == "all" else [variant]:
             found = options.find_task(name, one)
-            row = _describe(found) | {"name": name}
+            row = describe(found) | {"name": name}
             if is_timed:
                 output.say(f"timing {name}{'' if one is None else f' {one}'} …")
                 row["seconds_here"] = _seconds_of(found)
@@ -111,7 +119,10 @@ def _require_variant(variant: str, tasks: Iterable[str]) -> None:
 
 def _variants_of(name: str) -> list[str | None]:
     """Return the variants of a task, or None in a list if it comes in one size."""
-    return list(_describe(options.find_task(name, None)).get("variants") or [None])
+    told = rows_by_variant(name)
+    if told is not None:
+        return [one for one in told if one] or [None]
+    return list(describe(options.find_task(name, None)).get("variants") or [None])
 
 
 def _size_of(row: Mapping[str, Any]) -> str:
@@ -119,7 +130,7 @@ def _size_of(row: Mapping[str, Any]) -> str:
     return str(row.get("variant") or "").partition("-")[0]
 
 
-def _describe(task: Task) -> dict[str, Any]:
+def describe(task: Task) -> dict[str, Any]:
     """Return what a task says of itself, at least kind, metric, licence and seconds."""
     described = getattr(task, "describe", None)
     told = dict(described()) if callable(described) else {}

@@ -40,6 +40,7 @@ __all__ = [
     "make_task",
     "missing_dependency",
     "names",
+    "place_of",
     "split_member",
 ]
 
@@ -115,6 +116,12 @@ def names(kind: str) -> tuple[str, ...]:
         UnknownNameError: There is no such kind.
     """
     return tuple(sorted(_offers(kind)))
+
+
+def place_of(kind: str, name: str) -> str | None:
+    """Return where a name's object lies, as ``module:attribute``; None if that is not certain."""
+    places = {entry.value for entry in _offers(kind).get(name, ())}
+    return places.pop() if len(places) == 1 else None
 
 
 def lookup(kind: str, name: str) -> Any:
