@@ -1,4 +1,4 @@
-"""A task of one's own, steered by ``trimtab run examples.own_task:make``: reading digits."""
+"""A task of one's own, steered by ``trimtab run own_task.py:make``: reading digits."""
 
 import torch
 from sklearn.datasets import load_digits

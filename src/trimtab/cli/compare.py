@@ -77,7 +77,7 @@ def compare(
     context: typer.Context,
     task: Annotated[
         list[str] | None,
-        typer.Argument(help="Tasks' names (trimtab tasks) or module:factory."),
+        typer.Argument(help="Tasks' names (trimtab tasks), module:factory or file.py:factory."),
     ] = None,
     suite: Annotated[
         str | None, typer.Option(help="A suite of tasks and methods instead: fast or real.")

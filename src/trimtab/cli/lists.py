@@ -80,8 +80,9 @@ def _rows_of(
     A task without that variant is passed over, unless it was asked for by name.
     """
     told = None if is_timed else rows_by_variant(name)
-    if told is not None and (variant == "all" or (variant or "") in told):
-        chosen = [one for one in told if one] or [""] if variant == "all" else [variant or ""]
+    usual = "" if variant is None else variant or "no name"
+    if told is not None and (variant == "all" or usual in told):
+        chosen = [one for one in told if one] or [""] if variant == "all" else [usual]
         yield from (dict(told[one]) for one in chosen)
         return
     if told is not None and not is_asked_for:

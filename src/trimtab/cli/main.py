@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from trimtab.cli import compare, demo, learn, lists, report, run, tune
+from trimtab.cli import compare, demo, init, learn, lists, report, run, tune
 from trimtab.core.errors import (
     PolicyFileError,
     SpecError,
@@ -38,12 +38,14 @@ app = typer.Typer(
 app.command("run", short_help="Fine-tune once, steered or not.")(run.run)
 app.command("compare", short_help="Compare methods at equal compute.")(compare.compare)
 app.command("tune", short_help="Spend the budget of several runs.")(tune.tune)
+app.command("runs", short_help="List the runs of a store.")(report.runs)
 app.command("studies", short_help="List the studies of a store.")(tune.studies)
 app.command("resume", short_help="Go on with a study.")(tune.resume)
 app.command("watch", short_help="Show a study while it goes on.")(report.watch)
 app.command("gc", short_help="Remove snapshots that nothing needs.")(tune.gc)
 app.command("report", short_help="Write the report of a run or study.")(report.report)
 app.command("export", short_help="Write a run's schedule as plain code.")(report.export)
+app.command("init", short_help="Write a task to start from.")(init.init)
 app.command("demo", short_help="Fine-tune twice from a wrong start.")(demo.demo)
 app.command("tasks", short_help="List tasks, metrics and licences.")(lists.tasks)
 app.command("methods", short_help="List the ways to choose hyperparameters.")(compare.methods)

@@ -19,7 +19,9 @@ from trimtab.core.registry import make_task
 DEFAULT_STORE = "sqlite:///trimtab.db"
 DEFAULT_POLICY = "trimtab-1"
 
-TaskName = Annotated[str, typer.Argument(help="A task's name (trimtab tasks) or module:factory.")]
+TaskName = Annotated[
+    str, typer.Argument(help="A task's name (trimtab tasks), module:factory or file.py:factory.")
+]
 StudyName = Annotated[str, typer.Argument(help="Name of a study (trimtab studies).")]
 Variant = Annotated[str | None, typer.Option(help="Size of the task: tiny, small or default.")]
 Policy = Annotated[str, typer.Option(help="A policy's name, or a policy file.")]

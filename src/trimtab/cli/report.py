@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from trimtab.cli import options, output
-from trimtab.core.errors import SpecError, unknown_name
+from trimtab.core.errors import SpecError, UnknownNameError, unknown_name
 
 if TYPE_CHECKING:
     from trimtab.records.store.rows import RunRecord
@@ -127,7 +128,13 @@ def _require_folders(*paths: Path | None) -> None:
 
 
 def export(
-    run: Annotated[str, typer.Argument(help="A run's number, latest, or a file of JSON lines.")],
+    run: Annotated[
+        str,
+        typer.Argument(
+            help="A run's number, latest, a study's name (its best run), best (that of the newest "
+            "study), or a file of JSON lines."
+        ),
+    ],
     to: Annotated[
         str, typer.Option(help="Any of json, torch, keras, transformers, optax, by commas.")
     ] = "json",
@@ -142,10 +149,9 @@ def export(
 ) -> None:
     """Write a run's schedule as files that replay it without trimtab."""
     from trimtab.records.export.export import export_run
-    from trimtab.records.store.store import load_run
 
     words = "none keeps no record to export; name the store of the run"
-    record = load_run(run, options.required_store(store, words))
+    record = _run_or_best(run, options.required_store(store, words))
     name = _name_of(run, record)
     into = out or Path(f"trimtab-{name}" if not name.startswith("trimtab-") else name)
     paths = export_run(record, options.names(to), into, all_steps=all_steps)
@@ -156,6 +162,83 @@ def export(
     else:
         for path in paths.values():
             typer.echo(f"wrote {path}")
+
+
+def _run_or_best(name: str, store: str) -> RunRecord:
+    """Return a run, or the best run of a study with all that was decided before it was forked.
+
+    Raises:
+        UnknownNameError: There is no run or study of that name, or no study for ``best``.
+        SpecError: The study has no run yet.
+        StoreError: The store cannot be read.
+    """
+    from trimtab.records.reports.study import read_study_report
+    from trimtab.records.store.store import Store, load_run
+
+    if name.strip() == "best":
+        with Store(store) as opened:
+            studies = opened.study_names()
+        if not studies:
+            raise UnknownNameError(
+                "best: the store has no study, and of single runs none is called the best; give a "
+                "run's number (trimtab runs), or latest"
+            )
+        name = studies[-1]
+    elif not _is_study(name, store):
+        return load_run(name, store)
+    study = read_study_report(name, store)
+    path = [one.run for one in study.view.best_path if one.run is not None]
+    if not path:
+        raise SpecError(f"study {name}: no run has finished yet; try again later")
+    return study.winner or load_run(str(path[-1]), store)  # none: nothing was decided in it
+
+
+def runs(
+    last: Annotated[int, typer.Option(min=1, help="How many, the newest first.")] = 20,
+    store: options.Store = options.DEFAULT_STORE,
+    as_json: options.AsJson = False,
+) -> None:
+    """List the runs of a store, the newest first."""
+    from trimtab.records.store.store import Store
+
+    with Store(options.required_store(store, "none keeps no record to list")) as opened:
+        records = opened.runs(limit=last)
+    rows = [
+        {
+            "run": record.id,
+            "task": record.head["task"],
+            "policy": record.head["policy"],
+            "seed": record.head["seed"],
+            "status": record.status,
+            "best": dict(record.figures.get("best") or {}),
+            "started_at": record.head["started_at"],
+        }
+        for record in records
+    ]
+    if as_json:
+        output.print_json(rows)
+        return
+    if not rows:
+        output.say("no run yet; trimtab run TASK makes one")
+    output.print_table(
+        ("run", "task", "policy", "seed", "status", "best", "begun"),
+        [
+            (
+                row["run"],
+                row["task"],
+                row["policy"],
+                row["seed"],
+                row["status"],
+                ", ".join(
+                    f"{key} {output.number(value)}"
+                    for key, value in row["best"].items()
+                    if key != "examples"
+                ),
+                time.strftime("%Y-%m-%d %H:%M", time.localtime(float(row["started_at"]))),
+            )
+            for row in rows
+        ],
+    )
 
 
 def watch(

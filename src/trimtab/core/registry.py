@@ -16,10 +16,13 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.metadata
+import importlib.util
 import inspect
+import sys
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from types import MappingProxyType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 from trimtab.core.errors import (
@@ -127,7 +130,7 @@ def place_of(kind: str, name: str) -> str | None:
 def lookup(kind: str, name: str) -> Any:
     """Return the object registered under a name, imported now if it was not before.
 
-    A task may also be given as ``module:factory``, for a task that is not registered.
+    A task that is not registered is given as ``module:factory`` or ``path/to/file.py:factory``.
 
     Raises:
         UnknownNameError: Nothing of that name is registered, or what it points to does not exist.
@@ -138,7 +141,7 @@ def lookup(kind: str, name: str) -> Any:
     if name in offers:
         return _load(f"{kind} {name!r}", *_only_offer(kind, name, offers[name]))
     if kind == "task" and ":" in name:
-        module, _, attribute = name.partition(":")
+        module, _, attribute = name.rpartition(":")
         return _load(f"{kind} {name!r}", module, attribute)
     raise unknown_name(kind, name, offers)
 
@@ -279,7 +282,8 @@ def _only_offer(
 
 def _load(what: str, module: str, attribute: str) -> Any:
     try:
-        loaded: Any = importlib.import_module(module)
+        is_file = module.endswith(".py")
+        loaded: Any = _run_file(what, module) if is_file else importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is not None and f"{module}.".startswith(f"{error.name}."):
             raise UnknownNameError(
@@ -299,6 +303,38 @@ def _load(what: str, module: str, attribute: str) -> Any:
             )
         loaded = getattr(loaded, part)
     return loaded
+
+
+def _run_file(what: str, path: str) -> ModuleType:
+    """Return a file of Python as a module, run once a process.
+
+    Raises:
+        UnknownNameError: There is no such file.
+    """
+    stem = path.replace("\\", "/").rpartition("/")[2].removesuffix(".py")
+    spec = importlib.util.spec_from_file_location(stem, path)
+    if spec is None or spec.loader is None or spec.origin is None:
+        raise UnknownNameError(f"{what}: {path} is no file of Python")
+    usual = importlib.util.find_spec(stem) if stem.isidentifier() else None
+    if usual is not None and usual.origin == spec.origin:
+        return importlib.import_module(stem)
+    if usual is not None or stem in sys.modules:  # of another file
+        stem = f"{stem}_{zlib.crc32(spec.origin.encode()):08x}"
+        spec = importlib.util.spec_from_file_location(stem, path)
+    if stem in sys.modules:
+        return sys.modules[stem]
+    made = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
+    sys.modules[stem] = made
+    try:
+        spec.loader.exec_module(made)  # type: ignore[union-attr]
+    except BaseException as error:
+        del sys.modules[stem]
+        if isinstance(error, FileNotFoundError) and error.filename == made.__file__:
+            raise UnknownNameError(
+                f"{what}: there is no file {path}; give a path to one, or a module"
+            ) from error
+        raise
+    return made
 
 
 def missing_dependency(what: str, error: ModuleNotFoundError) -> MissingDependencyError:

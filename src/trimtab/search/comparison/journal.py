@@ -57,7 +57,10 @@ def fingerprint(tasks: Iterable[str]) -> dict[str, str]:
     found = {"python": platform.python_version(), "machine": platform.machine()}
     found["code"] = code_fingerprint(Path(str(resources.files("trimtab"))))
     own = []
-    for name in sorted({task.partition(":")[0] for task in tasks if ":" in task}):
+    for name in sorted({task.rpartition(":")[0] for task in tasks if ":" in task}):
+        if name.endswith(".py"):
+            own.append(Path(name).resolve())
+            continue
         spec = importlib.util.find_spec(name)
         if spec is not None and spec.origin:
             own.append(Path(spec.origin))
