@@ -111,14 +111,12 @@ def test_export_takes_the_best_run_of_a_study_not_the_newest(trimtab):
     asked = ("tune", "mine/tiny.py:make", "--method", "trimtab", "--budget", "3", "--study", "mine")
     status, out, error = trimtab(*asked, "--json")
     assert status == 0, error
-    best = json.loads(out)
     exported = {}
     for name in ("mine", "best", "latest"):
         status, out, error = trimtab("export", name, "--out", name, "--json")
         assert status == 0, error
         exported[name] = json.loads(Path(json.loads(out)["files"]["json"]).read_text())
     assert exported["mine"] == exported["best"]
-    assert best["validation"] is not None
 
 
 @pytest.mark.parametrize("name", ["best", "mnie"])
