@@ -337,6 +337,18 @@ def test_a_metric_of_which_nothing_is_known_is_refused_and_a_known_one_is_not() 
     assert callback.summary.best["accuracy"] == max(seen)
 
 
+def test_the_policy_reads_the_loss_whatever_is_kept() -> None:
+    summaries = []
+    for monitor in ("loss", "accuracy"):
+        callback = TrimtabCallback(monitor=monitor)
+        fit(Module(lr=0.3), [callback])
+        summaries.append(callback.summary)
+    by_loss, by_accuracy = summaries
+    assert by_loss.schedule == by_accuracy.schedule
+    seen = [one.measured["accuracy"] for one in by_accuracy.decisions]
+    assert by_accuracy.best["accuracy"] == max([*seen, by_accuracy.last["accuracy"]])
+
+
 @pytest.mark.parametrize("kind", [Module, Manual])
 def test_a_nan_batch_is_rolled_back_and_reported(kind: Any) -> None:
     module, callback = kind(), TrimtabCallback(policy=Still(), decisions=6)

@@ -430,6 +430,19 @@ def test_a_metric_gets_better_as_its_name_or_trainer_says(
     assert callback.summary.best[monitor] == best([*seen, callback.summary.last[monitor]])
 
 
+def test_the_policy_reads_the_loss_whatever_is_kept(tmp_path: Path) -> None:
+    often = {"eval_strategy": "steps", "eval_steps": 8, "label_names": ["labels"]}
+    summaries = []
+    for monitor in ("loss", "accuracy"):
+        callback = TrimtabCallback(monitor=monitor)
+        train(tmp_path, [callback], compute_metrics=quality, learning_rate=0.3, **often)
+        summaries.append(callback.summary)
+    by_loss, by_accuracy = summaries
+    assert by_loss.schedule == by_accuracy.schedule
+    seen = [one.measured["accuracy"] for one in by_accuracy.decisions]
+    assert by_accuracy.best["accuracy"] == max([*seen, by_accuracy.last["accuracy"]])
+
+
 @pytest.mark.parametrize(
     "settings", [{}, {"metric_for_best_model": "accuracy", "greater_is_better": True}]
 )

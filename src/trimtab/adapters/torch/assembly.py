@@ -9,7 +9,6 @@ from typing import Any
 from torch import nn
 
 from trimtab.adapters.options import RunOptions
-from trimtab.adapters.snapshots import Snapshots
 from trimtab.adapters.steering import SteeredRun
 from trimtab.adapters.torch.actuators import Place, find_actuators, wants_depth
 from trimtab.adapters.torch.depth import DepthRates
@@ -96,17 +95,16 @@ def steer(
         policy=policy.name,
         reference=_name_of(options.reference),
     )
+    state = TrainingState(model, optimizer, stepper.scaler, (rates.snapshot, rates.restore))
+    snapshots, kept = options.snapshots_of(state, policy)
     run = SteeredRun(
         info,
         policy,
         multipliers=rates.multipliers,
         actuators=actuators,
         validation=validation,
-        snapshots=Snapshots(
-            options.snapshots,
-            TrainingState(model, optimizer, stepper.scaler, (rates.snapshot, rates.restore)),
-            needed=options.needs_snapshots(policy),
-        ),
+        snapshots=snapshots,
+        kept=kept,
         keep_best=options.keeps_best,
         store=options.store,
     )
