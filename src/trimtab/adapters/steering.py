@@ -101,6 +101,7 @@ class SteeredRun:
         guarded: Whether a run that goes wrong is rolled back.
         window_steps: Steps of the open window; 0 if none is open.
         after_last_decision: Whether no decision is due any more.
+        end_is_meant: Whether somebody asked for the end, so that one before the last step is fine.
     """
 
     driver: Driver
@@ -135,7 +136,7 @@ class SteeredRun:
         self._lr_index = kinds.index("lr") if "lr" in kinds else None
         self._begun_at = 0  # steps done when the open window was opened
         self._warned: set[str] = set()
-        self._closed = False
+        self._closed = self.end_is_meant = False
         if not info.watch_only and (keep_best or policy.guarded):
             snapshots.announce(2 if policy.guarded and kept.place != "none" else 1)
 
@@ -201,6 +202,7 @@ class SteeredRun:
     def groups_joined(self) -> None:
         """Keep weights that are trained from now on, and write the values of their groups."""
         self.snapshots.extend("weight.")
+        self._kept.extend("weight.")
         self._write_values()
 
     def _validated(self) -> Validated:
@@ -231,6 +233,9 @@ class SteeredRun:
         if not self.after_last_decision and session.steps_done == self._begun_at:
             session.count_steps(self.driver.steps)
         session.close(status)
+        done, announced = session.steps_done, session.total_steps
+        if status is None and not self.end_is_meant and done < _NEARLY_ALL * announced:
+            self.warn("too many announced", _TOO_MANY.format(done=done, announced=announced))
         if status is None and (self._keep_best or session.carry.must_restore):
             (self._kept if self._kept.kept else self.snapshots).restore()
             self._after_end()
@@ -365,6 +370,12 @@ class SteeredRun:
 _GIVEN_UP = (
     "training diverged {count} times; the best weights are back, the values stay where they are, "
     "and no decision is taken any more: start lower, or look at the data"
+)
+_NEARLY_ALL = 0.95  # of the announced steps
+_TOO_MANY = (
+    "only {done} of the {announced} announced steps were done: schedule and decisions were laid "
+    "out for all of them, so the learning rate did not come down as it should; announce "
+    "total_steps={done} if that is the length of the training"
 )
 _BEYOND = (
     "more steps than total_steps={total}: the values stay at the last ones; "
