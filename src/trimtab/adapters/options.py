@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any, TypedDict, TypeVar
 
 from trimtab.adapters.actuators import Steerable, entries_of
+from trimtab.adapters.snapshots import Snapshots, SnapshotSource
 from trimtab.core.decision import RunInfo
-from trimtab.core.directions import check_mode
+from trimtab.core.directions import check_mode, is_loss
 from trimtab.core.errors import SpecError
 from trimtab.core.hyperparameters import Hyperparameter
 from trimtab.core.protocols import Controller
@@ -49,7 +50,8 @@ class RunOptions:
         decisions: Number of decisions.
         policy: Name or path of a policy, a `Controller`, None to switch it off, or ``"guard"`` to
             follow the reference bit for bit and rescue the run from its accidents.
-        monitor: Key of the watched value in what validation gives.
+        monitor: Key of the watched value in what validation gives: it says which weights are the
+            best, and are kept. The policy reads the loss where validation gives one.
         mode: ``"min"`` or ``"max"``: which way it gets better; ``"auto"`` goes by its name, or by
             the metric object that measures it.
         keep_best: Whether the weights that were best on validation are put back at the end; None:
@@ -112,9 +114,20 @@ class RunOptions:
         policy = None if self.rescues else self.policy
         return controller_for(policy, items, decisions=self.decisions)
 
-    def needs_snapshots(self, controller: Controller) -> bool:
-        """Return whether the run may ever go back to its best state."""
-        return not self.watch_only and (self.keeps_best or controller.guarded)
+    def snapshots_of(
+        self, source: SnapshotSource, controller: Controller
+    ) -> tuple[Snapshots, Snapshots]:
+        """Return where a state to go back to is kept, and where the best by the monitored value.
+
+        The second one keeps nothing where the monitored value is the loss.
+        """
+        keeps = self.keeps_best and not self.watch_only
+        needed = keeps or (controller.guarded and not self.watch_only)
+        by_metric = keeps and not is_loss(self.monitor)
+        return (
+            Snapshots(self.snapshots, source, needed=needed),
+            Snapshots(self.snapshots, source, needed=by_metric),
+        )
 
     def run_info(
         self, spec: ControlSpec, *, task: str, total_steps: int, policy: str, reference: str

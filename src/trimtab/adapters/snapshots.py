@@ -114,16 +114,17 @@ class Snapshots:
         """Whether there is a state to go back to."""
         return self._arrays is not None or self._on_disk is not None
 
-    def announce(self) -> None:
-        """Say in the log how large a snapshot will be, and where it goes."""
+    def announce(self, count: int = 1) -> None:
+        """Say in the log how large a snapshot will be, where it goes, and how many are kept."""
         if self.place == "none":
             _logger.info("no snapshots: a run that diverges cannot go back to its best weights")
             return
         where = {"memory": "the device", "cpu": "main memory", "disk": "a temporary folder"}
         _logger.info(
-            "a snapshot takes about %.1f MB in %s; one is kept at a time",
+            "a snapshot takes about %.1f MB in %s; %s kept at a time",
             self.bytes / 1e6,
             where[self.place],
+            "one is" if count == 1 else f"{count} are",
         )
 
     def keep(self) -> None:

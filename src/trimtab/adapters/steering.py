@@ -85,7 +85,8 @@ class SteeredRun:
             place.
         actuators: Writes each hyperparameter of the spec; None where the driver does.
         validation: Validates the model.
-        snapshots: Where the best state is kept.
+        snapshots: Where the state of the lowest loss is kept, to go back to.
+        kept: Where the best state by the monitored value is kept, if that is not the loss.
         keep_best: Whether the best weights are put back at the end; not in a run that is watched.
         store: Where the record goes; None for nowhere.
         after_restore: Called when the best state has been put back in the middle of the run.
@@ -96,10 +97,11 @@ class SteeredRun:
         restore: Puts the best state back in the middle of the run.
         spec: What is steered.
         session: The session; None before `start`.
-        snapshots: Where the best state is kept.
+        snapshots: Where the state of the lowest loss is kept.
         guarded: Whether a run that goes wrong is rolled back.
         window_steps: Steps of the open window; 0 if none is open.
         after_last_decision: Whether no decision is due any more.
+        end_is_meant: Whether somebody asked for the end, so that one before the last step is fine.
     """
 
     driver: Driver
@@ -114,6 +116,7 @@ class SteeredRun:
         actuators: Sequence[Actuator | None],
         validation: Validates,
         snapshots: Snapshots,
+        kept: Snapshots,
         keep_best: bool,
         store: str | None,
         after_restore: Callable[[], None] = _nothing,
@@ -121,7 +124,7 @@ class SteeredRun:
     ) -> None:
         self.spec: ControlSpec = info.spec
         self.session: Session | None = None
-        self.snapshots = snapshots
+        self.snapshots, self._kept = snapshots, kept
         self.guarded = policy.guarded and not info.watch_only
         self.window_steps, self.after_last_decision = 0, False
         self._info, self._policy, self._store = info, policy, store
@@ -133,9 +136,9 @@ class SteeredRun:
         self._lr_index = kinds.index("lr") if "lr" in kinds else None
         self._begun_at = 0  # steps done when the open window was opened
         self._warned: set[str] = set()
-        self._closed = False
+        self._closed = self.end_is_meant = False
         if not info.watch_only and (keep_best or policy.guarded):
-            snapshots.announce()
+            snapshots.announce(2 if policy.guarded and kept.place != "none" else 1)
 
     @property
     def session_now(self) -> Session:
@@ -174,7 +177,7 @@ class SteeredRun:
             self._open().close("failed")
             raise
         self.session = session = self._open()
-        session.step(Metrics(val_loss=first.loss), first.measured)
+        session.step(Metrics(val_loss=first.loss), first.measured, rank=first.rank)
         self._begin_window()
 
     def end_window(self, metrics: Metrics, problem: str = "") -> None:
@@ -193,12 +196,13 @@ class SteeredRun:
             self.warn("validate", f"{seen.problem}; the last loss is used and the values are held")
         finite = metrics.finite if math.isfinite(seen.loss) else 0.0
         metrics = metrics._replace(val_loss=seen.loss, finite=finite)
-        self._decide(metrics, seen.measured, seen.problem or problem)
+        self._decide(metrics, seen, seen.problem or problem)
         self._begin_window()
 
     def groups_joined(self) -> None:
         """Keep weights that are trained from now on, and write the values of their groups."""
         self.snapshots.extend("weight.")
+        self._kept.extend("weight.")
         self._write_values()
 
     def _validated(self) -> Validated:
@@ -229,10 +233,14 @@ class SteeredRun:
         if not self.after_last_decision and session.steps_done == self._begun_at:
             session.count_steps(self.driver.steps)
         session.close(status)
+        done, announced = session.steps_done, session.total_steps
+        if status is None and not self.end_is_meant and done < _NEARLY_ALL * announced:
+            self.warn("too many announced", _TOO_MANY.format(done=done, announced=announced))
         if status is None and (self._keep_best or session.carry.must_restore):
-            self.snapshots.restore()
+            (self._kept if self._kept.kept else self.snapshots).restore()
             self._after_end()
         self.snapshots.close()
+        self._kept.close()
 
     def values(self) -> dict[str, float]:
         """Return each hyperparameter's value at the coming step, reference included."""
@@ -263,9 +271,9 @@ class SteeredRun:
             "hyperparameters": [item.to_dict() for item in self.spec.hyperparameters],
             "session": session,
             "actuators": [None if a is None else a.starts() for a in self._actuators],
-            "last_loss": self._validation.last_loss,
-            "mode": self._validation.mode,
+            **self._validation.state_dict(),
             "best": self.snapshots.state_dict(),
+            "kept": self._kept.state_dict(),
             **self.driver.state_dict(),
         }
 
@@ -277,8 +285,7 @@ class SteeredRun:
             SpecError: The state is of another spec or number of steps.
         """
         self.spec = self._resumed_spec(state)
-        if self._validation.mode is None:
-            self._validation.mode = state.get("mode")
+        self._validation.load_state_dict(state)
         session = self.session or self._open(run=state["session"]["recorder"].get("run"))
         session.spec = self.spec
         session.load_state_dict(state["session"])
@@ -288,7 +295,8 @@ class SteeredRun:
             if actuator is not None:
                 actuator.begin_at(item, starts)
         self.snapshots.load_state_dict(state["best"])
-        self._validation.last_loss = float(state["last_loss"])
+        self._kept.close()  # it may hold what was kept when the block was entered
+        self._kept.load_state_dict(state.get("kept"))
         self._begin_window(state)
 
     # Inside.
@@ -320,6 +328,7 @@ class SteeredRun:
             total_steps=self._info.total_steps,
             reference=self._multipliers,
             keep=self.snapshots.keep,
+            keep_best=self._kept.keep,
             restore=self.restore,
             recorder=recorder_for(self._store, info, run=run),
             watch_only=self._info.watch_only,
@@ -328,13 +337,13 @@ class SteeredRun:
         session.reference = self._multipliers  # shared: it may learn of rates as they come
         return session
 
-    def _decide(self, metrics: Metrics, measured: Mapping[str, float], problem: str) -> None:
+    def _decide(self, metrics: Metrics, seen: Validated, problem: str) -> None:
         """Take in a window and decide, hold the values for a problem, or end the run."""
         session = self.session_now
         if not problem:
-            session.step(metrics, measured)
+            session.step(metrics, seen.measured, rank=seen.rank)
             return
-        session.observe(metrics, measured)
+        session.observe(metrics, seen.measured, rank=seen.rank)
         if session.finished:
             session.close()
         else:
@@ -361,6 +370,12 @@ class SteeredRun:
 _GIVEN_UP = (
     "training diverged {count} times; the best weights are back, the values stay where they are, "
     "and no decision is taken any more: start lower, or look at the data"
+)
+_NEARLY_ALL = 0.95  # of the announced steps
+_TOO_MANY = (
+    "only {done} of the {announced} announced steps were done: schedule and decisions were laid "
+    "out for all of them, so the learning rate did not come down as it should; announce "
+    "total_steps={done} if that is the length of the training"
 )
 _BEYOND = (
     "more steps than total_steps={total}: the values stay at the last ones; "

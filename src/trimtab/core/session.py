@@ -41,8 +41,9 @@ class Session:
         controller: Who chooses; None when the caller brings the actions.
         total_steps: Optimiser steps of the run.
         reference: (T,) multiplier of the learning rates' start at each step.
-        keep: Called when the current weights are the best on validation so far.
-        restore: Called when the best weights have to be put back.
+        keep: Called when the current weights have the lowest validation loss so far.
+        keep_best: Called when they are the best by the ``rank`` that `observe` was told.
+        restore: Called when the weights of the lowest loss have to be put back.
         recorder: Told of each decision.
         guarded: Whether the guard may act; None to ask the controller.
         watch_only: Propose and record, but never change anything.
@@ -58,6 +59,7 @@ class Session:
         total_steps: int,
         reference: Sequence[float] | np.ndarray,
         keep: Callable[[], None] = _nothing,
+        keep_best: Callable[[], None] = _nothing,
         restore: Callable[[], None] = _nothing,
         recorder: Recorder | None = None,
         guarded: bool | None = None,
@@ -90,7 +92,8 @@ class Session:
         self.budget = budget
         self.summary = Summary()
         self.steps_done = 0
-        self._keep, self._restore = keep, restore
+        self._keep, self._keep_best, self._restore = keep, keep_best, restore
+        self._best_rank: tuple[float, float] | None = None  # and the loss there
         self._recorder = recorder or Recorder()
         self._charge = 0.0
         self._closed = False
@@ -168,12 +171,22 @@ class Session:
     # What a trainer tells.
 
     def observe(
-        self, metrics: Metrics, measured: Mapping[str, float] | None = None
+        self,
+        metrics: Metrics,
+        measured: Mapping[str, float] | None = None,
+        *,
+        rank: float | None = None,
     ) -> tuple[np.ndarray, float]:
         """Take in a window's metrics; return the (n,) float32 observation and the reward.
 
         Keeps the weights if they are the best so far. The first call brings the validation loss
         before step 1, and earns 0.
+
+        Args:
+            metrics: Of the window.
+            measured: All values of its validation, by name.
+            rank: What the best weights are chosen by, lower is better, where that is not the loss;
+                the loss decides between equal ones.
         """
         first = not self.carry.started
         self._log_schedule(int(metrics.steps))
@@ -189,11 +202,13 @@ class Session:
             "reward": self._reward,
             **named,
         }
-        if self.carry.is_best:
+        ranked = rank is not None or self._best_rank is not None
+        if (self.carry.is_best or first) and (self.carry.guarded or not ranked):
             self._keep()
+        if self._take_rank(rank, metrics) if ranked else self.carry.is_best:
             self.summary.best = {"step": float(self.steps_done), **named}
-        if first and not self.carry.is_best:
-            self._keep()
+            if ranked:
+                self._keep_best()
         self._count()
         return observation, self._reward
 
@@ -246,14 +261,18 @@ class Session:
         return decision
 
     def step(
-        self, metrics: Metrics, measured: Mapping[str, float] | None = None
+        self,
+        metrics: Metrics,
+        measured: Mapping[str, float] | None = None,
+        *,
+        rank: float | None = None,
     ) -> Decision | None:
         """Observe, let the controller choose, and apply; None when the run is over.
 
         A controller that fails, or that has never seen anything like the observation, moves
         nothing: the last good multiplier is held on the reference's shape.
         """
-        observation, _ = self.observe(metrics, measured)
+        observation, _ = self.observe(metrics, measured, rank=rank)
         if self.finished:
             self.close()
             return None
@@ -300,6 +319,7 @@ class Session:
             "observation": pack_array(self._observation),
             "schedule": self.summary.schedule,
             "best": self.summary.best,
+            "best_rank": None if self._best_rank is None else list(self._best_rank),
             "last": self.summary.last,
             "metrics": [float(value) for value in metrics],
             "measured": dict(measured),
@@ -324,6 +344,8 @@ class Session:
         self._reward = float(state["reward"])
         self.summary.schedule = [dict(row) for row in state["schedule"]]
         self.summary.best, self.summary.last = dict(state["best"]), dict(state["last"])
+        rank = state.get("best_rank")
+        self._best_rank = None if rank is None else (float(rank[0]), float(rank[1]))
         self._latest = (Metrics(*state["metrics"]), dict(state["measured"]))
         self.summary.frozen = int(state["frozen"])
         self._closed = False
@@ -336,6 +358,15 @@ class Session:
     def _in_force(self, index: int) -> float:
         """Return hyperparameter ``index``'s value now, within bounds, reference excluded."""
         return value_in_force(self.spec.hyperparameters[index], np.float32(self._offset[index]))
+
+    def _take_rank(self, rank: float | None, metrics: Metrics) -> bool:
+        """Return whether the current weights rank first, and remember it if they do."""
+        found = (math.nan if rank is None else float(rank), float(metrics.val_loss))
+        known = metrics.finite >= 1 and all(map(math.isfinite, found))
+        first = known and (self._best_rank is None or found < self._best_rank)
+        if first:
+            self._best_rank = found
+        return first
 
     def _require_same_run(self, state: Mapping[str, Any]) -> None:
         mine = {

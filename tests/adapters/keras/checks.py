@@ -1214,6 +1214,9 @@ def a_monitored_metric_gets_better_as_its_name_or_its_object_says() -> None:
         name = monitor.removeprefix("val_")
         seen = [one.measured[name] for one in steer.summary.decisions]
         assert steer.summary.best[name] == best([*seen, steer.summary.last[name]]), name
+        assert [one.metrics.val_loss for one in steer.summary.decisions] == [
+            one.measured["loss"] for one in steer.summary.decisions
+        ]
     model = network(keras.optimizers.Adam(1e-2))
     model.compile(model.optimizer, loss="mse", metrics=[quality])
     with pytest.raises(SpecError, match="whether 'quality' gets better"):

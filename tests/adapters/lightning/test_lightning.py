@@ -337,6 +337,59 @@ def test_a_metric_of_which_nothing_is_known_is_refused_and_a_known_one_is_not() 
     assert callback.summary.best["accuracy"] == max(seen)
 
 
+def test_the_policy_reads_the_loss_whatever_is_kept() -> None:
+    summaries = []
+    for monitor in ("loss", "accuracy"):
+        callback = TrimtabCallback(monitor=monitor)
+        fit(Module(lr=0.3), [callback])
+        summaries.append(callback.summary)
+    by_loss, by_accuracy = summaries
+    assert by_loss.schedule == by_accuracy.schedule
+    seen = [one.measured["accuracy"] for one in by_accuracy.decisions]
+    assert by_accuracy.best["accuracy"] == max([*seen, by_accuracy.last["accuracy"]])
+
+
+class Clears(Manual):
+    """Clears its gradients between the backward pass and the step."""
+
+    def training_step(self, batch: Any, index: int) -> None:
+        optimizer = self.optimizers()
+        self.manual_backward(self.net(**batch)["loss"])
+        optimizer.zero_grad()
+        optimizer.step()
+
+
+class StepsInside(Manual):
+    """Steps PyTorch's optimiser, which Lightning does not see, beside its own."""
+
+    def training_step(self, batch: Any, index: int) -> None:
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(self.net(**batch)["loss"])
+        optimizer.optimizer.step()
+        optimizer.step()
+
+
+class OfAnother(Module):
+    """Hands over the optimiser of another network."""
+
+    def configure_optimizers(self) -> Any:
+        return adamw(Net(0.0), 1e-2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        (Clears, "no weight of the optimiser has a gradient"),
+        (StepsInside, "AdamW was stepped elsewhere"),
+        (OfAnother, "none of the 4 weights of AdamW is in the model OfAnother"),
+    ],
+)
+def test_a_loop_that_would_train_unsteered_is_an_error(kind: Any, said: str) -> None:
+    with pytest.raises(AdapterError, match=said):
+        fit(kind(), [TrimtabCallback(policy=Still(), decisions=6)])
+
+
 @pytest.mark.parametrize("kind", [Module, Manual])
 def test_a_nan_batch_is_rolled_back_and_reported(kind: Any) -> None:
     module, callback = kind(), TrimtabCallback(policy=Still(), decisions=6)

@@ -109,7 +109,7 @@ def exchange(rank: int, folder: Path) -> dict[str, Any]:
     mean = float(processes.mean(torch.tensor([1.0, 4.0][rank])))
     nothing = float(processes.mean(float("nan") if rank else 1.0))
     told = processes.broadcast([rank + 0.1, rank + 7.0])
-    seen = Validated(0.25, {"accuracy": 0.5}, monitored=0.75) if rank == 0 else None
+    seen = Validated(0.25, {"accuracy": 0.5}, monitored=0.75, rank=0.2) if rank == 0 else None
     followed = RankZeroValidation(GivenValidation(seen), processes).first()  # type: ignore[arg-type]
     errors = []
     for attempt in (
@@ -126,7 +126,7 @@ def exchange(rank: int, folder: Path) -> dict[str, Any]:
         "mean": mean,
         "nothing": str(nothing),
         "told": told,
-        "seen": [followed.loss, followed.monitored],
+        "seen": [followed.loss, followed.monitored, followed.rank],
         "errors": errors,
         "action": action.tolist(),
     }
@@ -138,7 +138,7 @@ def test_the_first_process_is_heard_by_the_other(tmp_path: Path) -> None:
         assert result["mean"] == 2.5
         assert result["nothing"] == "nan"
         assert result["told"] == [0.1, 7.0]
-        assert result["seen"] == [0.25, 0.75]
+        assert result["seen"] == [0.25, 0.75, 0.2]
         assert result["action"] == [3, 0]
     assert first["errors"] == ["validate() raised", "no idea"]
     assert second["errors"] == [

@@ -430,6 +430,50 @@ def test_a_metric_gets_better_as_its_name_or_trainer_says(
     assert callback.summary.best[monitor] == best([*seen, callback.summary.last[monitor]])
 
 
+class StepsItself(InOrder):
+    """Steps the optimiser in its own training step, beside Trainer."""
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        loss = super().training_step(*args, **kwargs)
+        self.optimizer.optimizer.step()
+        return loss
+
+
+class OfAnother(InOrder):
+    """Steps a dummy, as layer-wise optimisers hand over."""
+
+    def create_optimizer(self, *args: Any) -> Any:
+        self.optimizer = torch.optim.SGD([torch.randn(1, 1)], lr=0.1)
+        return self.optimizer
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        (StepsItself, "AdamW was stepped elsewhere"),
+        (OfAnother, "none of the 1 weights of SGD is in the model Net"),
+    ],
+)
+def test_a_trainer_that_would_train_unsteered_is_an_error(
+    tmp_path: Path, kind: Any, said: str
+) -> None:
+    with pytest.raises(AdapterError, match=said):
+        train(tmp_path, [TrimtabCallback(validation_data=VALIDATION)], kind=kind)
+
+
+def test_the_policy_reads_the_loss_whatever_is_kept(tmp_path: Path) -> None:
+    often = {"eval_strategy": "steps", "eval_steps": 8, "label_names": ["labels"]}
+    summaries = []
+    for monitor in ("loss", "accuracy"):
+        callback = TrimtabCallback(monitor=monitor)
+        train(tmp_path, [callback], compute_metrics=quality, learning_rate=0.3, **often)
+        summaries.append(callback.summary)
+    by_loss, by_accuracy = summaries
+    assert by_loss.schedule == by_accuracy.schedule
+    seen = [one.measured["accuracy"] for one in by_accuracy.decisions]
+    assert by_accuracy.best["accuracy"] == max([*seen, by_accuracy.last["accuracy"]])
+
+
 @pytest.mark.parametrize(
     "settings", [{}, {"metric_for_best_model": "accuracy", "greater_is_better": True}]
 )

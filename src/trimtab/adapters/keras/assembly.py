@@ -16,7 +16,6 @@ from trimtab.adapters.keras.state import left_as_it_was, load_random_state, rand
 from trimtab.adapters.keras.steering import KerasDriver
 from trimtab.adapters.keras.variables import array_of, backend_name, synchronise
 from trimtab.adapters.options import RunOptions
-from trimtab.adapters.snapshots import Snapshots
 from trimtab.adapters.steering import SteeredRun
 from trimtab.adapters.validation import Validation
 from trimtab.core.directions import direction_of_metric
@@ -84,6 +83,8 @@ class SteeredModel:
             policy=policy.name,
             reference=self._rates.name,
         )
+        state = TrainingState(model, optimizer, self._rates.is_steered_variable)
+        snapshots, kept = options.snapshots_of(state, policy)
         self.run = SteeredRun(
             info,
             policy,
@@ -97,11 +98,8 @@ class SteeredModel:
                 name="the validation",
                 told=self._direction,
             ),
-            snapshots=Snapshots(
-                options.snapshots,
-                TrainingState(model, optimizer, self._rates.is_steered_variable),
-                needed=options.needs_snapshots(policy),
-            ),
+            snapshots=snapshots,
+            kept=kept,
             keep_best=options.keeps_best,
             store=options.store,
             after_restore=self._drop_poisoned_metrics,

@@ -135,6 +135,7 @@ class KerasController:
 
     def close(self) -> Summary:
         """End the run as leaving the block does, and return the summary."""
+        self._steered.run.end_is_meant = True
         self.__exit__(None, None, None)
         return self.summary
 

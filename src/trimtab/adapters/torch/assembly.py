@@ -9,13 +9,15 @@ from typing import Any
 from torch import nn
 
 from trimtab.adapters.options import RunOptions
-from trimtab.adapters.snapshots import Snapshots
 from trimtab.adapters.steering import SteeredRun
 from trimtab.adapters.torch.actuators import Place, find_actuators, wants_depth
+from trimtab.adapters.torch.checks import check_weights
 from trimtab.adapters.torch.depth import DepthRates
 from trimtab.adapters.torch.distributed import Processes, RankZeroController, RankZeroValidation
+from trimtab.adapters.torch.first_steps import FirstSteps
 from trimtab.adapters.torch.proofs import Proofs
 from trimtab.adapters.torch.schedules import Rates
+from trimtab.adapters.torch.several import parts_of
 from trimtab.adapters.torch.snapshots import TrainingState
 from trimtab.adapters.torch.state import left_as_it_was
 from trimtab.adapters.torch.steering import TorchDriver
@@ -64,6 +66,7 @@ def steer(
         PolicyFileError: The policy's file cannot be read as one.
     """
     optimizer, wanted = stepper.optimizer, options.hyperparameters
+    check_weights(optimizer, model)
     validation: Validates = Validation(
         validate,
         lambda: left_as_it_was(model),
@@ -96,17 +99,16 @@ def steer(
         policy=policy.name,
         reference=_name_of(options.reference),
     )
+    state = TrainingState(model, optimizer, stepper.scaler, (rates.snapshot, rates.restore))
+    snapshots, kept = options.snapshots_of(state, policy)
     run = SteeredRun(
         info,
         policy,
         multipliers=rates.multipliers,
         actuators=actuators,
         validation=validation,
-        snapshots=Snapshots(
-            options.snapshots,
-            TrainingState(model, optimizer, stepper.scaler, (rates.snapshot, rates.restore)),
-            needed=options.needs_snapshots(policy),
-        ),
+        snapshots=snapshots,
+        kept=kept,
         keep_best=options.keeps_best,
         store=options.store,
     )
@@ -119,6 +121,9 @@ def steer(
         depth=depth,
         actuators=actuators,
         guard=_guard_of(options, stepper, model),
+        first=FirstSteps(
+            parts_of(optimizer), scaled=stepper.scaler is not None, alone=processes.count == 1
+        ),
     )
 
 

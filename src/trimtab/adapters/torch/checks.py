@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from trimtab.core.errors import AdapterError
+from trimtab.core.notices import tell
 
 
 def check_optimizers(given: Any) -> list[Any]:
@@ -75,6 +76,44 @@ def check_model(model: Any) -> None:
             f"model: {type(model).__name__} is no torch.nn.Module; give the model that is trained "
             "(several: torch.nn.ModuleList([...]))"
         )
+
+
+def check_weights(optimizer: Any, model: nn.Module) -> None:
+    """Raise unless the optimiser trains the model; tell of weights that are not the model's.
+
+    Args:
+        optimizer: One optimiser, or several as one.
+        model: Whose weights they should be.
+
+    Raises:
+        AdapterError: None of its weights is the model's.
+    """
+    mine = {id(weight) for weight in model.parameters()}
+    groups = [list(group["params"]) for group in optimizer.param_groups]
+    foreign = [
+        f"{tuple(weight.shape)} in group {index}"
+        for index, weights in enumerate(groups)
+        for weight in weights
+        if id(weight) not in mine
+    ]
+    count, name = sum(map(len, groups)), type(model).__name__
+    if len(foreign) == count:
+        raise AdapterError(
+            f"optimizer: none of the {count} weights of {type(optimizer).__name__} is in the model "
+            f"{name}, so nothing of it would be steered; make it from model.parameters() of this "
+            "very model, after its weights were last replaced, and let it step them itself (an "
+            "optimiser inside backward, such as GaLore's layer-wise one, cannot be steered)"
+        )
+    if foreign:
+        listed = ", ".join(foreign[:_MOST_LISTED]) + (", ..." if foreign[_MOST_LISTED:] else "")
+        tell(
+            f"optimizer: {len(foreign)} of its {count} weights are not in the model {name} (shape "
+            f"{listed}); they are steered and kept with it, but give all that is trained as "
+            "model=torch.nn.ModuleList([...]) to have their buffers kept as well"
+        )
+
+
+_MOST_LISTED = 5
 
 
 def check_clip(clip: Any) -> float | None:

@@ -226,7 +226,7 @@ class TorchController:
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         """Finish the record; put the best weights back unless an error leaves the block."""
         if kind is None:
-            self.close()
+            self._close()
         else:
             self._let_go()
             self._driver.finish("failed" if issubclass(kind, Exception) else "stopped")
@@ -345,12 +345,16 @@ class TorchController:
         return loss
 
     def close(self) -> Summary:
-        """End the run as leaving the block does, and return the summary."""
+        """End the run as leaving the block does, early or not, and return the summary."""
+        self._run.end_is_meant = True
+        self._close()
+        return self.summary
+
+    def _close(self) -> None:
         if self._hooks is not None:
             self._hooks.tell_unused()
         self._let_go()
         self._driver.finish()
-        return self.summary
 
     @property
     def summary(self) -> Summary:

@@ -86,6 +86,14 @@ class RankZeroValidation:
     def last_loss(self, value: float) -> None:
         self._validation.last_loss = value
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is needed to validate on in another process."""
+        return self._validation.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        self._validation.load_state_dict(state)
+
     @property
     def mode(self) -> str | None:
         """Which way the monitored value gets better, in this process's knowledge."""
@@ -120,9 +128,10 @@ class RankZeroValidation:
 
     def _share(self, seen: Validated) -> Validated:
         monitored = math.nan if seen.monitored is None else seen.monitored
-        known = seen.monitored is not None
-        loss, value, has_value, failed = self._processes.broadcast(
-            [seen.loss, monitored, known, bool(seen.problem)]
+        known, rank = seen.monitored is not None, math.nan if seen.rank is None else seen.rank
+        ranked = seen.rank is not None
+        loss, value, has_value, rank, has_rank, failed = self._processes.broadcast(
+            [seen.loss, monitored, known, rank, ranked, bool(seen.problem)]
         )
         if self._processes.is_main_process:
             return seen
@@ -131,6 +140,7 @@ class RankZeroValidation:
         return Validated(
             loss,
             monitored=value if has_value else None,
+            rank=rank if has_rank else None,
             problem="validate() failed in the first process" if failed else "",
         )
 

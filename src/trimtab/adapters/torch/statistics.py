@@ -238,6 +238,11 @@ class WindowStatistics:
         """How many losses were taken in; there is one for each step."""
         return len(self.losses) + len(self._unread)
 
+    def expect_ordinary_steps(self) -> None:
+        """Let the coming steps be ordinary again, where ``ordinary_until`` was taken back."""
+        if self._waits is False:
+            self.ordinary_until = self._window_steps - 2
+
     def before_step(self, loss: torch.Tensor | float, parameters: Sequence[torch.Tensor]) -> bool:
         """Take in a step's loss and gradients; return whether training may go on.
 

@@ -14,6 +14,7 @@ from trimtab.adapters.actuators import Actuator
 from trimtab.adapters.steering import SteeredRun
 from trimtab.adapters.torch.actuators import join_groups
 from trimtab.adapters.torch.depth import DepthRates
+from trimtab.adapters.torch.first_steps import FirstSteps
 from trimtab.adapters.torch.proofs import Proofs
 from trimtab.adapters.torch.schedules import Rates
 from trimtab.adapters.torch.statistics import WindowStatistics
@@ -32,6 +33,7 @@ class TorchDriver:
         depth: Divides the optimiser's groups by depth for its step, or None.
         actuators: What writes other hyperparameters; those of groups are told of groups that join.
         guard: Rescues the loop from its accidents, or None.
+        first: Watches the first steps, or None.
 
     Attributes:
         guard: The same.
@@ -50,6 +52,7 @@ class TorchDriver:
         depth: DepthRates | None = None,
         actuators: Sequence[Actuator | None] = (),
         guard: StepGuard | None = None,
+        first: FirstSteps | None = None,
     ) -> None:
         # Weak, so that a controller that is deleted lets go of its model at once.
         run.driver = itself = weakref.proxy(self)
@@ -60,6 +63,7 @@ class TorchDriver:
         self.at_window_start = True
         self._stepper, self._rates = stepper, rates
         self._proofs, self._depth, self.guard = proofs, depth, guard
+        self._first = first
         self._done = True  # the step's update, with a guard
         self._cut_short = False  # the open window ends now: its loss was not finite
         self._beyond = False  # all announced steps are done
@@ -97,6 +101,8 @@ class TorchDriver:
         if self._proofs is not None:
             proofs, self._proofs = self._proofs, None
             proofs.finish()
+        if self._first is not None:
+            self._first.before(loss, self._stepper.weights)
         if self.guard is not None:
             if not self._rates.intact():  # before a guard lowers them for this step
                 self.tell_overwritten()
@@ -108,6 +114,8 @@ class TorchDriver:
         if not self.statistics.before_step(loss, self._stepper.weights) and self.run.guarded:
             self._cut_short = True
             return False
+        if self._first is not None:
+            self.statistics.ordinary_until = 0  # the next step comes here as well
         if self.guard is None and not self._rates.intact():
             self.tell_overwritten()
         return self._done
@@ -134,6 +142,11 @@ class TorchDriver:
         run = self.run
         if self.guard is not None:
             self.guard.after(self._done)
+        if self._first is not None:
+            self._first.after()
+            if not self._first.watching:
+                self._first = None
+                self.statistics.expect_ordinary_steps()
         if run.after_last_decision:
             run.session_now.count_steps(1)
             if not self._beyond:
@@ -153,6 +166,8 @@ class TorchDriver:
     def finish(self, status: str | None = None) -> None:
         """Finish the run; without a status, put the best weights back if that is wanted."""
         self.rejoin_groups()
+        if self._first is not None:
+            self._first.end()
         self.run.finish(status)
         if self.guard is not None:
             self.guard.close()
@@ -169,6 +184,8 @@ class TorchDriver:
         """Write the learning rates of the coming steps, and look for the trainable weights."""
         session, position = self.run.session_now, 0
         self.statistics.begin(max(self.run.window_steps, 1))
+        if self._first is not None:
+            self._first.begin()
         if state is not None:
             position = int(state["position"])
             self._rates.load_state_dict(state["rates"])
