@@ -16,6 +16,7 @@ from trimtab.adapters.torch.depth import DepthRates
 from trimtab.adapters.torch.distributed import Processes, RankZeroController, RankZeroValidation
 from trimtab.adapters.torch.proofs import Proofs
 from trimtab.adapters.torch.schedules import Rates
+from trimtab.adapters.torch.sharding import holds_shards
 from trimtab.adapters.torch.snapshots import TrainingState
 from trimtab.adapters.torch.state import left_as_it_was
 from trimtab.adapters.torch.steering import TorchDriver
@@ -86,7 +87,7 @@ def steer(
     spec, policy = options.controller(items)
     if processes.count > 1:
         policy = RankZeroController(policy, spec, processes)
-        validation = RankZeroValidation(validation, processes)
+        validation = RankZeroValidation(validation, processes, together=holds_shards(model))
     if not processes.is_main_process:
         options = replace(options, store=None, log_to=None)
     info = options.run_info(

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from trimtab.adapters.torch.sharding import ADVICE, put_shards_back, why_refused
+from trimtab.adapters.torch.wrappers import unwrapped
 from trimtab.core.errors import AdapterError
 
 
@@ -45,6 +47,9 @@ def check_optimizer(optimizer: Any) -> None:
     Raises:
         AdapterError: It is none at all, has no weights, or needs a closure.
     """
+    refused = why_refused(None, unwrapped(optimizer)) or why_refused(None, optimizer)
+    if refused:
+        raise AdapterError(f"optimizer: {refused}, which cannot be kept or put back here; {ADVICE}")
     needed = ("param_groups", "state", "step", "zero_grad")
     missing = [name for name in needed if not hasattr(optimizer, name)]
     if missing:
@@ -68,13 +73,17 @@ def check_model(model: Any) -> None:
     """Raise unless this is a module.
 
     Raises:
-        AdapterError: It is something else.
+        AdapterError: It is something else, or spreads its weights in a way of its own.
     """
     if not isinstance(model, nn.Module):
         raise AdapterError(
             f"model: {type(model).__name__} is no torch.nn.Module; give the model that is trained "
             "(several: torch.nn.ModuleList([...]))"
         )
+    refused = why_refused(model)
+    if refused:
+        raise AdapterError(f"model: {refused}, which cannot be kept or put back here; {ADVICE}")
+    put_shards_back(model)
 
 
 def check_clip(clip: Any) -> float | None:

@@ -93,6 +93,8 @@ class TorchController:
 
     Where several processes train together (``DistributedDataParallel``, Accelerate), each makes a
     controller; the first one validates, decides and records, and the others apply what it says.
+    Under ``fully_shard`` (FSDP2) all call ``validate()``, which needs their parts of the weights,
+    and the first one's value counts; each saves its own `state_dict`.
 
     Attributes:
         optimizer: The optimiser; of several, what holds the groups of all and steps them.

@@ -12,6 +12,7 @@ from trimtab.adapters.torch.actuators import Place
 from trimtab.adapters.torch.checks import check_clip, check_scaler
 from trimtab.adapters.torch.proofs import Replay
 from trimtab.adapters.torch.several import parts_of
+from trimtab.adapters.torch.sharding import put_shards_back
 from trimtab.adapters.torch.wrappers import scaler_of
 
 
@@ -58,6 +59,7 @@ class Stepper:
 
     def look_again(self) -> None:
         """Find the trainable weights again, for a loop may freeze, unfreeze and add groups."""
+        put_shards_back(self.model)
         groups = self.optimizer.param_groups
         self.weights = [w for group in groups for w in group["params"] if w.requires_grad]
         self.look_for_clipped()
