@@ -270,11 +270,11 @@ def optimizer_state_bytes(optimizer: torch.optim.Optimizer) -> int:
 
 def _copies_kept(optimizer: torch.optim.Optimizer) -> float:
     probe = torch.zeros(64, 64, requires_grad=True)
-    settings = {
-        key: value for key, value in optimizer.param_groups[0].items() if key in optimizer.defaults
-    }
+    defaults = dict(getattr(optimizer, "defaults", {}))
+    group = optimizer.param_groups[0]
+    settings = {key: value for key, value in group.items() if key in defaults}
     try:
-        twin = type(optimizer)([probe], **(optimizer.defaults | settings | {"lr": 0.1}))
+        twin = type(optimizer)([probe], **(defaults | settings | {"lr": 0.1}))
         probe.grad = torch.zeros_like(probe)
         twin.step()
         sizes = [v.numel() for v in twin.state[probe].values() if isinstance(v, torch.Tensor)]
