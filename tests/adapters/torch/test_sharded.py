@@ -26,7 +26,7 @@ def batch(rows: list[Any]) -> tuple[torch.Tensor, torch.Tensor]:
 class Training:
     """A run of which each process does its share of each batch."""
 
-    def __init__(self, rank: int = 0, *, sharded: bool, seed: int = 0) -> None:
+    def __init__(self, rank: int = 0, *, sharded: bool, seed: int = 0, mesh: Any = None) -> None:
         torch.manual_seed(seed)
         self.rank, self.count = rank, 1
         # Odd sizes, so that the processes' parts differ in length.
@@ -38,8 +38,8 @@ class Training:
             from torch.distributed.fsdp import fully_shard
 
             self.count = distributed.get_world_size()
-            fully_shard(self.model[0])
-            fully_shard(self.model)
+            fully_shard(self.model[0], mesh=mesh)
+            fully_shard(self.model, mesh=mesh)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-2, weight_decay=0.1)
         self.rows, self.held_out = examples(STEPS * BATCH, 0, nan_at=NAN), examples(32, 1)
 
@@ -91,7 +91,7 @@ class Training:
 
 
 def whole_run(rank: int = 0, *, sharded: bool = False, **settings: Any) -> dict[str, Any]:
-    one = Training(rank, sharded=sharded)
+    one = Training(rank, sharded=sharded, mesh=settings.pop("mesh", None))
     with one.controller(**settings) as controller:
         one.do(controller, 0, STEPS)
     return one.told(controller)
@@ -101,6 +101,12 @@ def sharded_run(rank: int, folder: Path) -> dict[str, Any]:
     del folder
     distributed.init_process_group("gloo")
     result = whole_run(rank, sharded=True)
+    if distributed.get_world_size() > 1:
+        from torch.distributed.device_mesh import init_device_mesh
+
+        # Each part is held by both, so it may count once only.
+        mesh = init_device_mesh("cpu", (2, 1), mesh_dim_names=("copies", "parts"))
+        result["copied"] = whole_run(rank, sharded=True, mesh=mesh)["metrics"]
     result["on disk"] = whole_run(rank, sharded=True, snapshots="disk")["weights"]
     result["resumed"] = resumed_run(rank)
     return result
@@ -138,10 +144,11 @@ def test_a_sharded_run_is_the_whole_one(tmp_path: Path, count: int) -> None:
         assert one["weights"] == pytest.approx(alone["weights"], rel=1e-3, abs=1e-5)
         assert one["resumed"] == one["on disk"] == one["weights"] == told[0]["weights"]
     # The first process decides; what it measured is what the whole model tells.
-    for mine, theirs in zip(told[0]["metrics"], alone["metrics"], strict=True):
-        assert [float(x) for x in mine] == pytest.approx(
-            [float(x) for x in theirs], rel=1e-3, abs=1e-6, nan_ok=True
-        )
+    for measured in (told[0]["metrics"], told[0].get("copied", alone["metrics"])):
+        for mine, theirs in zip(measured, alone["metrics"], strict=True):
+            assert [float(x) for x in mine] == pytest.approx(
+                [float(x) for x in theirs], rel=1e-3, abs=1e-6, nan_ok=True
+            )
 
 
 def adopted_state(rank: int, folder: Path) -> list[bool]:
