@@ -40,22 +40,27 @@ def leave() -> None:
 
 def in_two_processes(work: str, folder: Path) -> list[Any]:
     """Run ``work(rank, folder)`` of this file in two processes; return what each one gave."""
+    return in_processes(work, folder, module=__name__, count=2)
+
+
+def in_processes(work: str, folder: Path, *, module: str, count: int) -> list[Any]:
+    """Run ``work(rank, folder)`` of a module of tests in processes; return what each one gave."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     script = (
         "import json, os, sys; from pathlib import Path; "
-        "from tests.adapters.torch import test_distributed as t; "
+        f"import {module} as t; from tests.adapters.torch.test_distributed import leave; "
         f"result = t.{work}(int(os.environ['RANK']), Path(sys.argv[1])); "
         "Path(sys.argv[1], os.environ['RANK'] + '.json').write_text(json.dumps(result)); "
-        "t.leave()"
+        "leave()"
     )
     running = []
-    for rank in range(2):
+    for rank in range(count):
         environment = os.environ | {
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
-            "WORLD_SIZE": "2",
+            "WORLD_SIZE": str(count),
             "RANK": str(rank),
             "LOCAL_RANK": str(rank),
             "GLOO_SOCKET_IFNAME": "lo",
@@ -78,7 +83,7 @@ def in_two_processes(work: str, folder: Path) -> list[Any]:
                 one.kill()
             raise
         assert process.returncode == 0, said.decode()
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(count)]
 
 
 # The words between them.

@@ -51,7 +51,8 @@ def check_strategy(trainer: Any) -> None:
     if any(word in name for word in ("FSDP", "DeepSpeed", "ModelParallel", "XLA")):
         raise AdapterError(
             f"strategy: {name} spreads the weights over processes, and they cannot be kept or put "
-            "back here; train with data parallelism ('ddp'), or steer without a policy"
+            "back here; train with data parallelism ('ddp'), or leave this callback out; in a loop "
+            "of your own TorchController takes fully_shard (FSDP2)"
         )
 
 

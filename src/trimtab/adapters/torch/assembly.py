@@ -18,6 +18,7 @@ from trimtab.adapters.torch.first_steps import FirstSteps
 from trimtab.adapters.torch.proofs import Proofs
 from trimtab.adapters.torch.schedules import Rates
 from trimtab.adapters.torch.several import parts_of
+from trimtab.adapters.torch.sharding import holds_shards
 from trimtab.adapters.torch.snapshots import TrainingState
 from trimtab.adapters.torch.state import left_as_it_was
 from trimtab.adapters.torch.steering import TorchDriver
@@ -89,7 +90,7 @@ def steer(
     spec, policy = options.controller(items)
     if processes.count > 1:
         policy = RankZeroController(policy, spec, processes)
-        validation = RankZeroValidation(validation, processes)
+        validation = RankZeroValidation(validation, processes, together=holds_shards(model))
     if not processes.is_main_process:
         options = replace(options, store=None, log_to=None)
     info = options.run_info(

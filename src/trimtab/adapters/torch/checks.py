@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import nn
 
+from trimtab.adapters.torch.sharding import ADVICE, put_shards_back, why_refused
+from trimtab.adapters.torch.wrappers import SecondStep, has_two_steps, unwrapped
 from trimtab.core.errors import AdapterError
 from trimtab.core.notices import tell
 
 
 def check_optimizers(given: Any) -> list[Any]:
-    """Return the optimisers that are handed over, one or a list of several.
+    """Return the optimisers that are handed over, one or a list of several, as they are stepped.
 
     Raises:
         AdapterError: One of them cannot be steered, or two hold the same weight.
@@ -37,15 +40,18 @@ def check_optimizers(given: Any) -> list[Any]:
                     f"optimizer: a weight of shape {tuple(weight.shape)} is held by optimisers "
                     f"{held[id(weight)]} and {index} of the list; give each weight to one"
                 )
-    return optimizers
+    return [SecondStep(one) if has_two_steps(one) else one for one in optimizers]
 
 
 def check_optimizer(optimizer: Any) -> None:
     """Raise unless this is one optimiser that steps without a closure.
 
     Raises:
-        AdapterError: It is none at all, has no weights, or needs a closure.
+        AdapterError: It is none at all, has no weights or no rate, or needs a closure.
     """
+    refused = why_refused(None, unwrapped(optimizer)) or why_refused(None, optimizer)
+    if refused:
+        raise AdapterError(f"optimizer: {refused}, which cannot be kept or put back here; {ADVICE}")
     needed = ("param_groups", "state", "step", "zero_grad")
     missing = [name for name in needed if not hasattr(optimizer, name)]
     if missing:
@@ -61,21 +67,52 @@ def check_optimizer(optimizer: Any) -> None:
             f"optimizer: {type(optimizer).__name__} evaluates the loss itself through a closure; "
             "such steps cannot be steered, so use one that steps on gradients, such as AdamW"
         )
+    check_groups(unwrapped(optimizer))
     if not any(group["params"] for group in optimizer.param_groups):
         raise AdapterError("optimizer: it holds no weights; give it model.parameters()")
+
+
+def check_groups(optimizer: Any) -> None:
+    """Raise unless each parameter group is a dict that has weights and a rate.
+
+    Raises:
+        AdapterError: It has none, or the optimiser finds its rate itself.
+    """
+    name = type(optimizer).__name__
+    for index, group in enumerate(optimizer.param_groups):
+        if not isinstance(group, MutableMapping) or "params" not in group:
+            raise AdapterError(
+                f"optimizer: parameter group {index} of {name} is {type(group).__name__}, not a "
+                "dict that holds 'params' and 'lr'; give an optimiser whose param_groups are those "
+                "of torch.optim.Optimizer"
+            )
+        rate, finds_its_own = group.get("lr"), bool(group.get("relative_step"))
+        is_number = isinstance(rate, Real) or (isinstance(rate, torch.Tensor) and rate.numel() == 1)
+        if is_number and not finds_its_own:
+            continue
+        why = "it finds its rate itself" if rate is None or finds_its_own else "that is no number"
+        advice = ", relative_step=False" if finds_its_own else ""
+        raise AdapterError(
+            f"lr: {rate!r} in parameter group {index} of {name}: {why}, and there is nothing to "
+            f"steer; make it with a number, such as {name}(..., lr=1e-3{advice})"
+        )
 
 
 def check_model(model: Any) -> None:
     """Raise unless this is a module.
 
     Raises:
-        AdapterError: It is something else.
+        AdapterError: It is something else, or spreads its weights in a way of its own.
     """
     if not isinstance(model, nn.Module):
         raise AdapterError(
             f"model: {type(model).__name__} is no torch.nn.Module; give the model that is trained "
             "(several: torch.nn.ModuleList([...]))"
         )
+    refused = why_refused(model)
+    if refused:
+        raise AdapterError(f"model: {refused}, which cannot be kept or put back here; {ADVICE}")
+    put_shards_back(model)
 
 
 def check_weights(optimizer: Any, model: nn.Module) -> None:

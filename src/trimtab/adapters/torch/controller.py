@@ -23,7 +23,7 @@ from trimtab.adapters.torch.distributed import Processes
 from trimtab.adapters.torch.guarded_training import Batch
 from trimtab.adapters.torch.memory import MicroBatches
 from trimtab.adapters.torch.schedules import make_rates
-from trimtab.adapters.torch.several import Several
+from trimtab.adapters.torch.several import Several, parts_of
 from trimtab.adapters.torch.step_hooks import StepHooks, check_hooks
 from trimtab.adapters.torch.stepper import Stepper
 from trimtab.adapters.torch.wrappers import Accumulation, unwrapped
@@ -93,6 +93,8 @@ class TorchController:
 
     Where several processes train together (``DistributedDataParallel``, Accelerate), each makes a
     controller; the first one validates, decides and records, and the others apply what it says.
+    Under ``fully_shard`` (FSDP2) all call ``validate()``, which needs their parts of the weights,
+    and the first one's value counts; each saves its own `state_dict`.
 
     Attributes:
         optimizer: The optimiser; of several, what holds the groups of all and steps them.
@@ -200,7 +202,7 @@ class TorchController:
         self = cls(optimizer, total_steps=total_steps, validate=validate, model=model, **settings)
         self._is_plain = False
         self._hooks = StepHooks(
-            [self._stepper.optimizer],
+            parts_of(self._stepper.optimizer),
             driver=self._driver,
             stepper=self._stepper,
             rates=self._rates,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -67,15 +68,24 @@ class RankZeroValidation:
     """A validation that runs in the first process only; the others are told what it gave.
 
     Stands in the place of a `Validation`. The others hear of the loss
-    and of failures, not of further values, which only the first one records.
+    and of failures, not of further values, which only the first one records. Where no process
+    has the whole model they validate as well, for the first one needs their part of the weights.
+
+    Args:
+        validation: This process's own.
+        processes: Who trains together.
+        together: Whether all validate.
 
     Attributes:
         last_loss: The last finite loss.
         mode: Which way the monitored value gets better.
     """
 
-    def __init__(self, validation: Validates, processes: Processes) -> None:
+    def __init__(
+        self, validation: Validates, processes: Processes, *, together: bool = False
+    ) -> None:
         self._validation, self._processes = validation, processes
+        self._together = together
 
     @property
     def last_loss(self) -> float:
@@ -116,6 +126,9 @@ class RankZeroValidation:
                 self._share(Validated(math.nan, problem="it failed"))
                 raise
             return self._share(seen)
+        if self._together:
+            with suppress(MetricError):  # the first process's word counts
+                self._validation.first()
         seen = self._share(Validated(math.nan))
         if seen.problem:
             raise MetricError("validate() failed in the first process; its message says why")
@@ -123,7 +136,8 @@ class RankZeroValidation:
 
     def later(self) -> Validated:
         """Validate in mid-run; see `Validation.later`."""
-        seen = self._validation.later() if self._processes.is_main_process else Validated(math.nan)
+        validates = self._together or self._processes.is_main_process
+        seen = self._validation.later() if validates else Validated(math.nan)
         return self._share(seen)
 
     def _share(self, seen: Validated) -> Validated:

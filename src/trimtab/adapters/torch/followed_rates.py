@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from trimtab.adapters.torch.checks import lead_group
+from trimtab.adapters.torch.checks import check_groups, lead_group
 from trimtab.adapters.torch.forecast import SPENT, forecast, is_spent_early
 from trimtab.adapters.torch.group_rates import Peaks, copied, put
 from trimtab.adapters.torch.scheduler_forms import in_torch_form, name_of, needs_metric
@@ -65,6 +65,7 @@ class FollowedRates:
         steps_done: int = 0,
         period: int = 1,
     ) -> None:
+        check_groups(optimizer)
         self.joined: Callable[[], None] = _nothing
         self._optimizer, self._schedulers = optimizer, list(schedulers)
         self._forms = [in_torch_form(scheduler) or scheduler for scheduler in schedulers]

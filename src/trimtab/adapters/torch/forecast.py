@@ -24,6 +24,8 @@ def is_spent_early(rates: np.ndarray) -> bool:
         rates: (T, groups) of all steps.
     """
     peaks = rates.max(axis=0)
+    if not (peaks > 0).any():
+        return False  # it is refused anyway
     shares = (rates[:, peaks > 0] / peaks[peaks > 0]).max(axis=1, initial=0.0)
     half = shares[: len(shares) // 2]
     after = half[int((shares >= 1 - 1e-6).argmax()) :]
@@ -48,7 +50,7 @@ def _stand_in(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     for mine, theirs in zip(dummy.param_groups, groups, strict=True):
         settings = {key: value for key, value in theirs.items() if key != "params"}
         mine.update(copy.deepcopy(settings))
-    dummy.defaults = dict(optimizer.defaults)
+    dummy.defaults = dict(getattr(optimizer, "defaults", {}))
     return dummy
 
 

@@ -196,7 +196,8 @@ class AdoptedRates:
         self.joined: Callable[[], None] = _nothing
         self._optimizer, self._every = optimizer, every
         self._schedulers = list(schedulers)
-        self._by_metric = [needs_metric(scheduler) for scheduler in schedulers]
+        self._by_metric = [one for one in schedulers if needs_metric(one)]
+        self._counting = [one for one in schedulers if not needs_metric(one)]
         rates, self.cycled = self._ahead(math.ceil(total_steps / every))
         self.known_ahead = rates is not None
         if rates is not None:
@@ -238,8 +239,8 @@ class AdoptedRates:
         if self._step > self._total_steps:
             return
         self._previous = self._written
-        if not all(self._by_metric) and self._step % self._every == 0:
-            self._let_step()
+        if self._counting and self._step % self._every == 0:
+            self._let_step(self._counting)
         self._write()
 
     def hold(self) -> None:
@@ -249,8 +250,8 @@ class AdoptedRates:
 
     def validated(self, value: float) -> None:
         """Step a scheduler that goes by a metric; the rates are written by the next `begin`."""
-        if any(self._by_metric):
-            self._let_step(value)
+        if self._by_metric:
+            self._let_step(self._by_metric, value)
             self._write()
             self.multipliers[self._step :] = self._lead_multiplier()
 
@@ -264,14 +265,13 @@ class AdoptedRates:
         Lost steps count, so a schedule over steps stays where the run is, exactly as a named
         reference does; it would not reach its end otherwise.
         """
-        if state is None or not any(self._by_metric):
+        if state is None or not self._by_metric:
             return
         self._load_states(state["scheduler"], self._by_metric)
         own = list(self._own)
-        for scheduler, by_metric in zip(self._schedulers, self._by_metric, strict=True):
-            for at in self._columns(scheduler) if by_metric else ():
-                if at < len(state["own"]):
-                    own[at] = copied(state["own"][at])
+        for at in (at for scheduler in self._by_metric for at in self._columns(scheduler)):
+            if at < len(state["own"]):
+                own[at] = copied(state["own"][at])
         self._own = own
         self.multipliers[self._step :] = self._lead_multiplier()
 
@@ -287,7 +287,7 @@ class AdoptedRates:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` returned, into the scheduler as well."""
         self.starts = list(state["starts"])
-        self._load_states(state["scheduler"], [True] * len(self._schedulers))
+        self._load_states(state["scheduler"], self._schedulers)
         self._own = [copied(rate) for rate in state["own"]]
         self.multipliers[:] = state["multipliers"].numpy()
 
@@ -298,12 +298,11 @@ class AdoptedRates:
         self._write()
         self.joined()
 
-    def _let_step(self, *metric: float) -> None:
+    def _let_step(self, schedulers: Sequence[Any], *metric: float) -> None:
         if self._written is not self._own:
             self._put_all(self._own)
-        for scheduler, by_metric in zip(self._schedulers, self._by_metric, strict=True):
-            if by_metric == bool(metric):
-                scheduler.step(*metric)
+        for scheduler in schedulers:
+            scheduler.step(*metric)
         self._own = self._read()
 
     def _columns(self, scheduler: Any) -> list[int]:
@@ -313,9 +312,9 @@ class AdoptedRates:
     def _ahead(self, count: int) -> tuple[np.ndarray | None, frozenset[str]]:
         """Return (count, groups) rates after each step of the schedulers, and what else moves."""
         table, cycled, known = self._now_repeated(count), frozenset[str](), True
-        for scheduler, by_metric in zip(self._schedulers, self._by_metric, strict=True):
+        for scheduler in self._schedulers:
             owner = unwrapped(getattr(scheduler, "optimizer", self._optimizer))
-            rates, others = forecast(owner, scheduler, count, by_metric)
+            rates, others = forecast(owner, scheduler, count, scheduler in self._by_metric)
             known, cycled = known and rates is not None, cycled | others
             if rates is not None:
                 table[:, self._columns(scheduler)] = rates
@@ -325,10 +324,10 @@ class AdoptedRates:
         states = [copy.deepcopy(scheduler.state_dict()) for scheduler in self._schedulers]
         return states[0] if len(states) == 1 else states
 
-    def _load_states(self, states: Any, wanted: Sequence[bool]) -> None:
+    def _load_states(self, states: Any, wanted: Sequence[Any]) -> None:
         several = states if len(self._schedulers) > 1 else [states]
-        for scheduler, state, is_wanted in zip(self._schedulers, several, wanted, strict=True):
-            if is_wanted:
+        for scheduler, state in zip(self._schedulers, several, strict=True):
+            if scheduler in wanted:
                 scheduler.load_state_dict(copy.deepcopy(state))
 
     def _write(self) -> None:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from trimtab.adapters.torch.several import parts_of, states_of
+from trimtab.adapters.torch.sharding import is_sharded, like_weight, local_part, put_shards_back
 
 # Entries of a parameter group that belong to whoever schedules or steers them, not to a snapshot.
 _STEERED = frozenset(
@@ -34,8 +35,12 @@ _STEERED = frozenset(
 class _Elsewhere:
     """Marks a tensor that is kept among the tensors: the device it came from."""
 
-    def __init__(self, device: str) -> None:
-        self.device = device
+    def __init__(self, device: str, *, sharded: bool = False) -> None:
+        self.device, self.sharded = device, sharded
+
+    def told(self) -> dict[str, Any]:
+        """Return this in plain values."""
+        return {"device": self.device} | ({"sharded": True} if self.sharded else {})
 
 
 class TrainingState:
@@ -85,16 +90,17 @@ class TrainingState:
 
     def collect(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Return the live tensors by name, and plain values beside them."""
-        tensors = {name: weight.detach() for name, weight in self._weights()}
+        put_shards_back(self._model)
+        tensors = {name: local_part(weight.detach()) for name, weight in self._weights()}
         for name, buffer in self._model.named_buffers():
-            tensors[f"buffer.{name}"] = buffer.detach()
+            tensors[f"buffer.{name}"] = local_part(buffer.detach())
         states: list[dict[str, Any]] = []
         for index, (weight, state) in enumerate(self._stateful()):
             plain: dict[str, Any] = {}
             for key, value in state.get(weight, {}).items():
                 if isinstance(value, torch.Tensor):
-                    tensors[f"state.{index}.{key}"] = value.detach()
-                    plain[key] = _Elsewhere(str(value.device))
+                    tensors[f"state.{index}.{key}"] = local_part(value.detach())
+                    plain[key] = _Elsewhere(str(value.device), sharded=is_sharded(value))
                 else:
                     plain[key] = copy.deepcopy(value)
             states.append(plain)
@@ -115,7 +121,7 @@ class TrainingState:
 
     def expected_bytes(self) -> int:
         """Return how large a snapshot will be, before the optimiser has its state."""
-        kept = [*(weight for _, weight in self._weights()), *self._model.buffers()]
+        kept = [*(local_part(weight) for _, weight in self._weights()), *self._model.buffers()]
         return sum(map(self.size, kept)) + sum(
             map(optimizer_state_bytes, parts_of(self._optimizer))
         )
@@ -154,7 +160,7 @@ class TrainingState:
         for state in plain["optimizer"]:
             for key, value in state.items():
                 if isinstance(value, _Elsewhere):
-                    state[key] = {"device": value.device}
+                    state[key] = value.told()
         return {"tensors": {k: one.cpu().clone() for k, one in arrays.items()}, "plain": plain}
 
     def unpack(self, state: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -162,8 +168,8 @@ class TrainingState:
         plain = copy.deepcopy(dict(state["plain"]))
         for kept in plain["optimizer"]:
             for key, value in kept.items():
-                if isinstance(value, dict) and set(value) == {"device"}:
-                    kept[key] = _Elsewhere(value["device"])
+                if isinstance(value, dict) and {"device"} <= set(value) <= {"device", "sharded"}:
+                    kept[key] = _Elsewhere(value["device"], sharded=bool(value.get("sharded")))
         return dict(state["tensors"]), plain
 
     # Putting back.
@@ -172,6 +178,7 @@ class TrainingState:
     def put_back(self, arrays: dict[str, torch.Tensor], plain: dict[str, Any]) -> None:
         """Put back what was collected."""
         _wait_for_copies()
+        put_shards_back(self._model)
         self._put_weights(arrays)
         self._put_buffers(arrays)
         self._put_optimizer(arrays, plain)
@@ -183,15 +190,15 @@ class TrainingState:
     def _put_weights(self, kept: dict[str, torch.Tensor]) -> None:
         for name, weight in self._weights():
             if name in kept:
-                weight.copy_(kept[name])
+                local_part(weight).copy_(kept[name])
 
     def _put_buffers(self, kept: dict[str, torch.Tensor]) -> None:
         for name, buffer in list(self._model.named_buffers()):
             value = kept.get(f"buffer.{name}")
             if value is None:
                 continue
-            if value.shape == buffer.shape:
-                buffer.copy_(value)
+            if value.shape == local_part(buffer).shape:
+                local_part(buffer).copy_(value)
             else:
                 owner, _, leaf = name.rpartition(".")
                 setattr(self._model.get_submodule(owner), leaf, value.to(buffer.device).clone())
@@ -211,10 +218,12 @@ class TrainingState:
                     state[key] = copy.deepcopy(value)
                     continue
                 source, target = kept[f"state.{index}.{key}"], state.get(key)
-                if isinstance(target, torch.Tensor) and target.shape == source.shape:
-                    target.copy_(source)
+                held_here = local_part(target) if isinstance(target, torch.Tensor) else None
+                if held_here is not None and held_here.shape == source.shape:
+                    held_here.copy_(source)
                 else:
-                    state[key] = source.to(value.device, copy=True)
+                    moved = source.to(value.device, copy=True)
+                    state[key] = like_weight(moved, weight) if value.sharded else moved
         for group, settings in zip(self._optimizer.param_groups, plain["groups"], strict=False):
             group.update(copy.deepcopy(settings))
 
@@ -243,7 +252,7 @@ def optimizer_state_bytes(optimizer: torch.optim.Optimizer) -> int:
     be made, two copies of the weights are assumed, as Adam keeps.
     """
     held: list[int] = [
-        value.numel() * value.element_size()
+        local_part(value).numel() * value.element_size()
         for state in optimizer.state.values()
         if isinstance(state, dict)
         for value in state.values()
@@ -252,7 +261,7 @@ def optimizer_state_bytes(optimizer: torch.optim.Optimizer) -> int:
     if held:
         return sum(held)
     weights: int = sum(
-        weight.numel() * weight.element_size()
+        local_part(weight).numel() * weight.element_size()
         for group in optimizer.param_groups
         for weight in group["params"]
     )
@@ -261,11 +270,11 @@ def optimizer_state_bytes(optimizer: torch.optim.Optimizer) -> int:
 
 def _copies_kept(optimizer: torch.optim.Optimizer) -> float:
     probe = torch.zeros(64, 64, requires_grad=True)
-    settings = {
-        key: value for key, value in optimizer.param_groups[0].items() if key in optimizer.defaults
-    }
+    defaults = dict(getattr(optimizer, "defaults", {}))
+    group = optimizer.param_groups[0]
+    settings = {key: value for key, value in group.items() if key in defaults}
     try:
-        twin = type(optimizer)([probe], **(optimizer.defaults | settings | {"lr": 0.1}))
+        twin = type(optimizer)([probe], **(defaults | settings | {"lr": 0.1}))
         probe.grad = torch.zeros_like(probe)
         twin.step()
         sizes = [v.numel() for v in twin.state[probe].values() if isinstance(v, torch.Tensor)]

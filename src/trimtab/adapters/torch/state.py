@@ -14,6 +14,7 @@ from torch import nn
 
 from trimtab.adapters import state_file as shared
 from trimtab.adapters.state_file import StateFile
+from trimtab.adapters.torch.sharding import put_shards_back
 from trimtab.core.errors import AdapterError
 from trimtab.core.nested_state import ArrayBytes, StateForm
 
@@ -52,6 +53,7 @@ def left_as_it_was(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         restore_random_state(drawn)
+        put_shards_back(model)
         for module, training in modes:
             module.training = training
         with torch.no_grad():

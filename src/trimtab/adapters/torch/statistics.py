@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from trimtab.adapters.torch.sharding import is_sharded, local_part, share_of, summed
 from trimtab.core.errors import SpecError
 from trimtab.core.metrics import Metrics, window_metrics
 
@@ -33,6 +34,7 @@ class Sample:
 
     Attributes:
         is_whole: Whether every entry is looked at, and nothing is estimated.
+        is_sharded: Whether other processes look at other entries, so that sums are to be added up.
         entries: Number of entries that are looked at.
         device: Where samples are kept: that of the first tensor.
     """
@@ -51,15 +53,18 @@ class Sample:
             self._slices.append(where)
             self._sizes.append(size)
             weights.append(tensor.numel() / max(size.numel(), 1))
+        self.is_sharded = any(map(is_sharded, given))
+        if self.is_sharded:  # each process adds its part, and some parts are held by several
+            weights = [w * share_of(one) for w, one in zip(weights, given, strict=True)]
         counts = [size.numel() for size in self._sizes]
-        self._is_complex = any(tensor.dtype.is_complex for tensor in given)
+        self._is_plain = not self.is_sharded and not any(one.dtype.is_complex for one in given)
         self.is_whole = all(where is None for where in self._slices)
         self.entries = sum(counts)
         self.device = tensors[0].device if tensors else torch.device("cpu")
         # Half-precision entries are kept as float32, whose range holds their squares.
         self._dtype = torch.float64 if is_double else torch.float32
         self._weights: torch.Tensor | None = None
-        if not self.is_whole:
+        if not self.is_whole or self.is_sharded:
             each = torch.tensor(weights, dtype=self._dtype)
             self._weights = each.repeat_interleave(torch.tensor(counts)).to(self.device)
 
@@ -76,7 +81,7 @@ class Sample:
         for size in self._sizes:
             views.append(flat[start : start + size.numel()].view(size))
             start += size.numel()
-        return Room(flat, views, self._slices, is_complex=self._is_complex)
+        return Room(flat, views, self._slices, is_plain=self._is_plain)
 
     def weighted(self, sample: torch.Tensor) -> torch.Tensor:
         """Return a sample with each entry multiplied by how many it stands for."""
@@ -96,10 +101,10 @@ class Room:
         views: list[torch.Tensor],
         slices: list[tuple[slice, ...] | None],
         *,
-        is_complex: bool,
+        is_plain: bool,
     ) -> None:
         self.flat = flat
-        self._is_complex = is_complex
+        self._is_plain = is_plain
         self._views, self._slices = views, slices
 
     def take(self, tensors: Sequence[torch.Tensor | None]) -> torch.Tensor:
@@ -130,7 +135,7 @@ class Room:
         return self.flat
 
     def _entries(self, tensor: torch.Tensor, where: tuple[slice, ...] | None) -> torch.Tensor:
-        entries = _plain(tensor) if self._is_complex or tensor.is_sparse else tensor
+        entries = tensor if self._is_plain and not tensor.is_sparse else _plain(tensor)
         return entries if where is None else entries[where]
 
 
@@ -148,8 +153,8 @@ def _slices(tensor: torch.Tensor, share: float, index: int) -> tuple[slice, ...]
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a dense view without history; a complex entry is two."""
-    tensor = tensor.detach()
+    """Return a dense view without history of what is held here; a complex entry is two."""
+    tensor = local_part(tensor.detach())
     if tensor.is_sparse:
         tensor = tensor.to_dense()
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
@@ -339,6 +344,9 @@ class WindowStatistics:
     def _read_sums(self) -> dict[str, float]:
         """Return the sums as numbers, with one wait for the device."""
         sums = self._sums
+        if self._sample is not None and self._sample.is_sharded:
+            together = torch.stack([value.double() for value in sums.values()])
+            return dict(zip(sums, summed(together).tolist(), strict=True))
         if sums["gradients"].device.type == "cpu":
             return {name: value.item() for name, value in sums.items()}
         return dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True))
@@ -378,7 +386,7 @@ class WindowStatistics:
 def _places_in_memory(tensors: Sequence[torch.Tensor]) -> list[int] | None:
     """Return where each tensor begins in memory, or None if one has none of its own."""
     try:
-        return [tensor.data_ptr() for tensor in tensors]
+        return [local_part(tensor).data_ptr() for tensor in tensors]
     except RuntimeError:
         return None
 

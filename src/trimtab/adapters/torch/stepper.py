@@ -12,7 +12,9 @@ from trimtab.adapters.torch.actuators import Place
 from trimtab.adapters.torch.checks import check_clip, check_scaler
 from trimtab.adapters.torch.proofs import Replay
 from trimtab.adapters.torch.several import parts_of
-from trimtab.adapters.torch.wrappers import scaler_of
+from trimtab.adapters.torch.sharding import put_shards_back
+from trimtab.adapters.torch.wrappers import SecondStep, scaler_of
+from trimtab.core.errors import AdapterError
 
 
 class Stepper:
@@ -49,6 +51,11 @@ class Stepper:
         inside = scaler_of(self._stepped)
         scaler = inside if scaler is None else scaler
         self._steps_scaler = scaler is not None and scaler is not inside
+        if scaler is not None and isinstance(self._stepped, SecondStep):
+            raise AdapterError(
+                f"scaler: {type(self._stepped.optimizer).__name__} looks at two gradients a step, "
+                "and a scaler may leave out one of them; use torch.bfloat16, which needs none"
+            )
         check_scaler(scaler)
         self.optimizer, self.model = optimizer, model
         self.clip, self.scaler = check_clip(clip), scaler
@@ -58,6 +65,7 @@ class Stepper:
 
     def look_again(self) -> None:
         """Find the trainable weights again, for a loop may freeze, unfreeze and add groups."""
+        put_shards_back(self.model)
         groups = self.optimizer.param_groups
         self.weights = [w for group in groups for w in group["params"] if w.requires_grad]
         self.look_for_clipped()
