@@ -234,6 +234,11 @@ class SteeredRun:
             self._after_end()
         self.snapshots.close()
 
+    def leave_weights(self) -> None:
+        """Put no weights back any more: the trainer has chosen those that are left."""
+        self._keep_best = False
+        self.snapshots.close()
+
     def values(self) -> dict[str, float]:
         """Return each hyperparameter's value at the coming step, reference included."""
         if self.session is None:

@@ -61,13 +61,14 @@ def check_arguments(args: Any, *, asks_trainer: bool, by_metric: bool) -> None:
     if strategy == "no":
         raise AdapterError(
             "eval_strategy='no': Trainer does not evaluate, and steering needs a validation loss "
-            "after each window; give TrimtabCallback(validation_data=...), or set eval_strategy "
-            "and eval_dataset"
+            "after each window; give TrimtabCallback(validation_data=...), set eval_strategy and "
+            "eval_dataset, or use steer(trainer), which takes a few examples of eval_dataset"
         )
     if by_metric:
         raise AdapterError(
-            "lr_scheduler_type: the scheduler goes by Trainer's evaluations, which steering would "
-            "add to; give TrimtabCallback(validation_data=...)"
+            "lr_scheduler_type: the scheduler goes by Trainer's evaluations, and steering by all "
+            "of the same data would cost as much again; give TrimtabCallback(validation_data=...), "
+            "or use steer(trainer)"
         )
 
 
