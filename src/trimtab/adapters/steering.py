@@ -274,8 +274,13 @@ class SteeredRun:
             **self.driver.state_dict(),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], *, extend: bool = False) -> None:
         """Go on from `state_dict`, before any step.
+
+        Args:
+            state: As it was returned.
+            extend: Whether it is of a run of another length, whose values and memory this one
+                takes over; the multipliers are this run's then, for the steps done as well.
 
         Raises:
             AdapterError: Steps were done already, or the state is of other hyperparameters.
@@ -286,7 +291,11 @@ class SteeredRun:
             self._validation.mode = state.get("mode")
         session = self.session or self._open(run=state["session"]["recorder"].get("run"))
         session.spec = self.spec
+        in_window = int(state["position"]) if extend else 0
+        if extend:
+            state = self._adapted(state, session)
         session.load_state_dict(state["session"])
+        session.count_steps(in_window)
         self.session = session
         items = self.spec.hyperparameters
         for item, actuator, starts in zip(items, self._actuators, state["actuators"], strict=True):
@@ -297,6 +306,16 @@ class SteeredRun:
         self._begin_window(state)
 
     # Inside.
+
+    def _adapted(self, state: Mapping[str, Any], session: Session) -> dict[str, Any]:
+        """Return a state of a run of another length as one of this run, at a window's begin."""
+        done = int(state["session"]["steps_done"]) + int(state["position"])
+        return {
+            **state,
+            **self.driver.state_dict(),
+            "session": session.adapted(state["session"], done),
+            "position": 0,
+        }
 
     def _resumed_spec(self, state: Mapping[str, Any]) -> ControlSpec:
         """Return the run's spec with the start values of the state that it goes on from."""

@@ -480,3 +480,59 @@ def test_a_layer_that_is_unfrozen_is_scheduled_and_steered(reference: Any) -> No
         assert second[0] == pytest.approx(0.1 * first[0])
         assert second[1] == pytest.approx(first[1])
     assert len({step[1] for step in used[12:]}) > 2
+
+
+def goes_on(how: str) -> Any:
+    return TrimtabCallback(
+        policy="random", hyperparameters=("lr", "weight_decay"), decisions=8, resume=how
+    )
+
+
+def fit_saving(folder: Path, callbacks: list[Any], epochs: int, resume: Any = None) -> Any:
+    keep = ModelCheckpoint(folder, save_top_k=-1, every_n_epochs=1, filename="{epoch}")
+    settings = {"enable_checkpointing": True, "max_epochs": epochs, "resume": resume}
+    return fit(Module(schedule="epoch"), [*callbacks, keep], **settings)
+
+
+def test_more_epochs_are_refused_with_both_ways_on(tmp_path: Path) -> None:
+    fit_saving(tmp_path, [goes_on("same")], 3)
+    with pytest.raises(SpecError, match=r"total_steps 36, this run 72.*'extend'.*'fresh'"):
+        fit_saving(tmp_path, [goes_on("same")], 6, tmp_path / "epoch=2.ckpt")
+
+
+def test_a_fit_is_extended_with_its_values(tmp_path: Path) -> None:
+    first, longer = goes_on("same"), goes_on("extend")
+    fit_saving(tmp_path, [first], 3)
+    fit_saving(tmp_path, [longer], 6, tmp_path / "epoch=2.ckpt")
+    summary = longer.summary
+    assert (summary.spent_steps, summary.finished) == (72, True)
+    assert summary.schedule[:36] == first.summary.schedule
+    assert summary.schedule[36]["weight_decay"] == first.summary.schedule[-1]["weight_decay"]
+
+
+@pytest.mark.parametrize("with_state", [True, False])
+def test_a_fresh_run_begins_at_a_checkpoint_and_is_resumed_itself(
+    tmp_path: Path, with_state: bool
+) -> None:
+    fit_saving(tmp_path, [goes_on("same")] if with_state else [], 1)
+    fresh, again = goes_on("fresh"), goes_on("same")
+    fit_saving(tmp_path, [fresh], 3, tmp_path / "epoch=0.ckpt")
+    assert (fresh.summary.spent_steps, fresh.summary.finished) == (24, True)
+    fit_saving(tmp_path, [again], 3, tmp_path / "epoch=1.ckpt")
+    assert again.summary.schedule == fresh.summary.schedule
+
+
+def test_a_checkpoint_made_without_the_callback_names_the_ways_on(tmp_path: Path) -> None:
+    fit_saving(tmp_path, [], 1)
+    for how in ("same", "extend"):
+        with pytest.raises(AdapterError, match=r"resume='fresh'.*resume='extend'"):
+            fit_saving(tmp_path, [goes_on(how)], 3, tmp_path / "epoch=0.ckpt")
+
+
+def test_a_second_fit_of_a_trainer_is_a_run_over_the_steps_that_are_left() -> None:
+    callback, module = TrimtabCallback(policy=None), Module(schedule="none")
+    trainer = fit(module, [callback])
+    trainer.fit_loop.max_epochs = 5
+    data = DataLoader(examples(48, seed=0), batch_size=4)
+    trainer.fit(module, data, DataLoader(VALIDATION, batch_size=16))
+    assert (callback.summary.spent_steps, callback.summary.finished) == (24, True)

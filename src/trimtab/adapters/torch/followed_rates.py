@@ -171,6 +171,20 @@ class FollowedRates:
             self._own = list(state["own"])
             self.put_back()
 
+    def extend(self, state: dict[str, Any], steps_done: int) -> None:
+        """Take over the peaks and the past from `state_dict` of a run of another length.
+
+        Args:
+            state: As it was returned.
+            steps_done: Steps of that run.
+        """
+        starts = [float(start) for start in state["starts"]]
+        if self._table is None:
+            self.multipliers[steps_done:] *= self.starts[self.lead] / starts[self.lead]
+        past = state["multipliers"][:steps_done]
+        self.multipliers[: len(past)] = past
+        self.starts = starts
+
     # Inside.
 
     def _join(self, groups: list[dict[str, Any]]) -> None:

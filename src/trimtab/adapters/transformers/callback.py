@@ -14,7 +14,6 @@ from transformers.trainer_callback import ExportableState
 from trimtab.adapters.actuators import Steerable
 from trimtab.adapters.options import RunKeywords, RunOptions, takes_run_keywords
 from trimtab.adapters.torch.actuators import Place
-from trimtab.adapters.torch.followed_rates import FollowedRates
 from trimtab.adapters.torch.proofs import StandInNorm
 from trimtab.adapters.torch.state import left_as_it_was, write_state
 from trimtab.adapters.torch.trainer import SteeredTraining, drop_gradients
@@ -77,6 +76,10 @@ class TrimtabCallback(transformers.TrainerCallback, ExportableState):
             follow that.
         layers: Modules from the input to the output, where depth is steered; None to take the
             model's longest stack.
+        resume: How ``resume_from_checkpoint`` is gone on from: ``"same"`` with the same decisions,
+            which needs the same number of steps; ``"extend"`` with the values in force and what
+            was learned, over more (or fewer) steps; ``"fresh"`` as a run of its own over the steps
+            that are left, also where the checkpoint was made without this callback.
         **options: `trimtab.adapters.options.RunOptions`.
 
     Raises:
@@ -91,6 +94,7 @@ class TrimtabCallback(transformers.TrainerCallback, ExportableState):
         hyperparameters: Iterable[Steerable] = ("lr",),
         reference: str | Callable[[float], float] | None = None,
         layers: Sequence[nn.Module] | None = None,
+        resume: str = "same",
         **options: Unpack[RunKeywords],
     ) -> None:
         if validate is None and "monitor" in options:
@@ -101,6 +105,7 @@ class TrimtabCallback(transformers.TrainerCallback, ExportableState):
             validate=validate,
             layers=layers,
             begun_by="trainer.train()",
+            resume=resume,
         )
         self._loss = StepLoss()
         self._attached: Attachment | None = None
@@ -151,16 +156,17 @@ class TrimtabCallback(transformers.TrainerCallback, ExportableState):
         model, scheduler = _model_in(kwargs), kwargs["lr_scheduler"]
         optimizer, scaler = unwrapped(kwargs["optimizer"])
         self._args, self._state, self._control = args, state, control
-        resumed = int(state.global_step)
-        rates = FollowedRates(
-            optimizer,
-            [] if scheduler is None else [scheduler],
-            reference=self._training.options.reference,
-            total_steps=int(state.max_steps),
-            steps_done=resumed,
+        # A checkpoint that was made without this callback has no room for its state.
+        state.stateful_callbacks.setdefault(type(self).__name__, self.state())
+        course = self._training.course_of(
+            int(state.max_steps),
+            int(state.global_step),
+            lambda: saved_state(args, state, type(self).__name__),
         )
+        rates = self._training.follow(optimizer, [] if scheduler is None else [scheduler])
         check_arguments(args, asks_trainer=self._asks_trainer, by_metric=rates.by_metric)
-        if args.load_best_model_at_end and self._training.options.keep_best:
+        options = self._training.options
+        if args.load_best_model_at_end and options.keeps_best and not options.watch_only:
             tell(_YIELDS.format(metric=args.metric_for_best_model))
         self._given_clip = args.max_grad_norm
         self._clip = float(args.max_grad_norm) if args.max_grad_norm else None
@@ -168,7 +174,7 @@ class TrimtabCallback(transformers.TrainerCallback, ExportableState):
             optimizer=optimizer,
             model=model,
             rates=rates,
-            total_steps=int(state.max_steps),
+            total_steps=course.total_steps,
             validate=self._validation(trainer),
             clipping=None if self._clip is None else Place(self._clip, self._norm, self._set_norm),
             scaler=scaler,
@@ -178,11 +184,9 @@ class TrimtabCallback(transformers.TrainerCallback, ExportableState):
         alone = scaler is None and self._training.processes.count == 1
         self._stand_in = StandInNorm(run.spec, possible=alone)
         self._loss.begin(model, scaler)
-        if resumed:
-            run.load_state_dict(saved_state(args, state, type(self).__name__))
-        else:
+        if course.state is None:
             self._look_together()
-            run.start()
+        course.begin(run)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take over the clipping of a step whose gradients are measured."""
@@ -255,7 +259,7 @@ class TrimtabCallback(transformers.TrainerCallback, ExportableState):
         if run.session is None or not folder.is_dir():
             return empty  # of a hyperparameter search, whose runs are not resumed
         try:
-            name = write_state(folder / STATE_FILE, run.state_dict())
+            name = write_state(folder / STATE_FILE, self._training.state_dict())
         except (OSError, AdapterError) as error:
             tell(f"checkpoint {folder.name}: steering cannot be resumed from it ({error})")
             return empty

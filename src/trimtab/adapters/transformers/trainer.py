@@ -109,7 +109,9 @@ def saved_state(args: Any, state: Any, callback: str) -> dict[str, Any]:
     if name is None:
         raise AdapterError(
             f"resume_from_checkpoint: the checkpoint of step {step} holds no state of this "
-            "callback; resume from one that was written with it, or train anew"
+            "callback; resume from one that was written with it, or give "
+            "TrimtabCallback(resume='fresh') to steer the steps that are left (resume='extend' "
+            "needs a state)"
         )
     given = getattr(args, "resume_from_checkpoint", None)
     folders = [Path(given)] if isinstance(given, str) and given not in ("True", "False") else []
