@@ -14,6 +14,8 @@ from trimtab.adapters.lightning.trainer import (
     Capture,
     StepInParts,
     announced_steps,
+    averages_weights,
+    changes_its_course,
     check_strategy,
     clipping_place,
     clips_as,
@@ -32,6 +34,7 @@ from trimtab.adapters.torch.trainer import (
 )
 from trimtab.core.decision import Summary
 from trimtab.core.errors import AdapterError
+from trimtab.core.notices import tell
 
 
 @takes_run_keywords
@@ -166,6 +169,7 @@ class TrimtabCallback(Callback):
             optimizer,
             [config.scheduler for config in configs],
             scheduler_period(trainer, configs, manual=self._manual),
+            known=not changes_its_course(trainer),
         )
         self._trainer, self._given_clip = trainer, trainer.gradient_clip_val
         run = self._training.begin(
@@ -183,13 +187,18 @@ class TrimtabCallback(Callback):
         if not self._manual and self._training.processes.count == 1:
             self._in_parts = StepInParts(pl_module, self._count_retries)
         self._losses, self._pending = [], False
+        options, averaging = self._training.options, averages_weights(trainer)
+        if averaging and options.keeps_best and not options.watch_only:
+            tell(_YIELDS.format(callback=averaging))
         course.begin(run)
 
     def on_train_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
     ) -> None:
         """Write the coming step's rates, for those who log them."""
-        del trainer, pl_module, batch, batch_idx
+        del pl_module, batch, batch_idx
+        if trainer.fit_loop._skip_backward:  # statistics of batch normalisation are measured
+            return
         self._training.rates.write()
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: torch.Tensor) -> None:
@@ -206,7 +215,8 @@ class TrimtabCallback(Callback):
                 not used.
         """
         losses, self._losses = self._losses, []
-        if self._optimizer is None or optimizer is not self._optimizer:
+        others = self._optimizer is None or optimizer is not self._optimizer
+        if others or trainer.fit_loop._skip_backward:
             return
         if self._pending:  # a step that a gradient scaler left out
             self._tell()
@@ -238,8 +248,10 @@ class TrimtabCallback(Callback):
             self._tell()
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Finish the record, and put the best weights back if that is wanted."""
-        del trainer, pl_module
+        """Finish the record, and put the best weights back, unless others are left as averaged."""
+        del pl_module
+        if self._training.is_open and averages_weights(trainer):
+            self._training.run.leave_weights()
         self._leave(None)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
@@ -253,6 +265,17 @@ class TrimtabCallback(Callback):
         self._leave("stopped")
 
     # Lightning's checkpoints.
+
+    @property
+    def state_key(self) -> str:
+        """Under which name a checkpoint holds the state; one for each optimiser that is named."""
+        if self._which is None:
+            return super().state_key
+        return self._generate_state_key(optimizer=self._which)
+
+    @property
+    def _legacy_state_key(self) -> Any:
+        return type(self).__qualname__  # of version 0.1, whichever the optimiser
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is needed to go on: tensors and plain values."""
@@ -340,6 +363,12 @@ class TrimtabCallback(Callback):
         if self._training.leave():
             self._trainer.gradient_clip_val = self._given_clip
             self._training.driver.finish(status)
+
+
+_YIELDS = (
+    "keep_best: {callback} leaves its averaged weights at the end of the fit, and so the best ones "
+    "are not put back; keep_best=False says the same"
+)
 
 
 def _no_state() -> Mapping[str, Any]:

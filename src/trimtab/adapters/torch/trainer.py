@@ -200,7 +200,11 @@ class SteeredTraining:
         return course
 
     def follow(
-        self, optimizer: torch.optim.Optimizer, schedulers: Sequence[Any], period: int = 1
+        self,
+        optimizer: torch.optim.Optimizer,
+        schedulers: Sequence[Any],
+        period: int = 1,
+        known: bool = True,
     ) -> FollowedRates:
         """Return what writes the learning rates over the `course`.
 
@@ -208,6 +212,7 @@ class SteeredTraining:
             optimizer: Whose groups are written.
             schedulers: Those that the trainer steps on it.
             period: Optimiser steps between two steps of the scheduler.
+            known: Whether what they will do may be found out ahead.
 
         Raises:
             AdapterError: They cannot be followed.
@@ -220,6 +225,7 @@ class SteeredTraining:
             total_steps=course.total_steps,
             steps_done=course.steps_done,
             period=period,
+            known=known,
         )
         if course.extends and course.state is not None:
             rates.extend(course.state["rates"], course.steps_done)
