@@ -242,6 +242,11 @@ class SteeredRun:
         self.snapshots.close()
         self._kept.close()
 
+    def leave_weights(self) -> None:
+        """Put no weights back any more: the trainer has chosen those that are left."""
+        self._keep_best = False
+        self.snapshots.close()
+
     def values(self) -> dict[str, float]:
         """Return each hyperparameter's value at the coming step, reference included."""
         if self.session is None:
@@ -277,8 +282,13 @@ class SteeredRun:
             **self.driver.state_dict(),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], *, extend: bool = False) -> None:
         """Go on from `state_dict`, before any step.
+
+        Args:
+            state: As it was returned.
+            extend: Whether it is of a run of another length, whose values and memory this one
+                takes over; the multipliers are this run's then, for the steps done as well.
 
         Raises:
             AdapterError: Steps were done already, or the state is of other hyperparameters.
@@ -288,7 +298,11 @@ class SteeredRun:
         self._validation.load_state_dict(state)
         session = self.session or self._open(run=state["session"]["recorder"].get("run"))
         session.spec = self.spec
+        in_window = int(state["position"]) if extend else 0
+        if extend:
+            state = self._adapted(state, session)
         session.load_state_dict(state["session"])
+        session.count_steps(in_window)
         self.session = session
         items = self.spec.hyperparameters
         for item, actuator, starts in zip(items, self._actuators, state["actuators"], strict=True):
@@ -300,6 +314,16 @@ class SteeredRun:
         self._begin_window(state)
 
     # Inside.
+
+    def _adapted(self, state: Mapping[str, Any], session: Session) -> dict[str, Any]:
+        """Return a state of a run of another length as one of this run, at a window's begin."""
+        done = int(state["session"]["steps_done"]) + int(state["position"])
+        return {
+            **state,
+            **self.driver.state_dict(),
+            "session": session.adapted(state["session"], done),
+            "position": 0,
+        }
 
     def _resumed_spec(self, state: Mapping[str, Any]) -> ControlSpec:
         """Return the run's spec with the start values of the state that it goes on from."""

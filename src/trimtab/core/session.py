@@ -29,6 +29,9 @@ def _nothing() -> None:
     return None
 
 
+_RHYTHM = ("decisions", "front", "progress_at", "reference_at", "budget")
+
+
 class Session:
     """A run's decisions, from the one before step 1 to the last.
 
@@ -352,6 +355,34 @@ class Session:
         if self.controller is not None and state["controller"] is not None:
             self.controller.load_state_dict(state["controller"])
         self._count()
+
+    def adapted(self, state: Mapping[str, Any], steps_done: int) -> dict[str, Any]:
+        """Return the state of a run of another length as one that this run can go on from.
+
+        Windows, and what they are told of the reference, are this run's; values, memory and
+        schedule are the other's. The values in force stay until the open window ends.
+
+        Args:
+            state: As `state_dict` returned it.
+            steps_done: Steps of the other run, those of its open window included.
+
+        Raises:
+            SpecError: This run has no steps left after them.
+        """
+        if steps_done >= self.total_steps:
+            raise SpecError(
+                f"total_steps: {self.total_steps} of which {steps_done} are done; announce more"
+            )
+        rhythm = {name: getattr(self.carry, name) for name in _RHYTHM}
+        begun = int(np.searchsorted(self.ends, steps_done, side="right")) + 1  # windows
+        rhythm["decision"] = np.float32(begun)
+        packed = {name: pack_array(value) for name, value in rhythm.items()}
+        return {
+            **state,
+            "total_steps": self.total_steps,
+            "decisions": len(self.ends),
+            "carry": {**state["carry"], **packed},
+        }
 
     # Inside.
 

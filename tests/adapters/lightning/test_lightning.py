@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from tests.adapters.tiny_training import Net, Still, are_equal, examples, weights
-from trimtab.core.errors import AdapterError, MetricError, SpecError
+from trimtab.core.errors import AdapterError, MetricError, SpecError, TrimtabWarning
 
 pytest.importorskip("lightning")
 
@@ -26,11 +26,15 @@ from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import (
     BaseFinetuning,
     Callback,
+    EarlyStopping,
+    GradientAccumulationScheduler,
     LearningRateMonitor,
     ModelCheckpoint,
+    StochasticWeightAveraging,
+    WeightAveraging,
 )
 from lightning.pytorch.loggers import CSVLogger
-from torchmetrics import MeanMetric
+from torchmetrics import Accuracy, MeanMetric
 
 from trimtab.adapters.lightning import TrimtabCallback
 
@@ -533,3 +537,212 @@ def test_a_layer_that_is_unfrozen_is_scheduled_and_steered(reference: Any) -> No
         assert second[0] == pytest.approx(0.1 * first[0])
         assert second[1] == pytest.approx(first[1])
     assert len({step[1] for step in used[12:]}) > 2
+
+
+def goes_on(how: str) -> Any:
+    return TrimtabCallback(
+        policy="random", hyperparameters=("lr", "weight_decay"), decisions=8, resume=how
+    )
+
+
+def fit_saving(folder: Path, callbacks: list[Any], epochs: int, resume: Any = None) -> Any:
+    keep = ModelCheckpoint(folder, save_top_k=-1, every_n_epochs=1, filename="{epoch}")
+    settings = {"enable_checkpointing": True, "max_epochs": epochs, "resume": resume}
+    return fit(Module(schedule="epoch"), [*callbacks, keep], **settings)
+
+
+def test_more_epochs_are_refused_with_both_ways_on(tmp_path: Path) -> None:
+    fit_saving(tmp_path, [goes_on("same")], 3)
+    with pytest.raises(SpecError, match=r"total_steps 36, this run 72.*'extend'.*'fresh'"):
+        fit_saving(tmp_path, [goes_on("same")], 6, tmp_path / "epoch=2.ckpt")
+
+
+def test_a_fit_is_extended_with_its_values(tmp_path: Path) -> None:
+    first, longer = goes_on("same"), goes_on("extend")
+    fit_saving(tmp_path, [first], 3)
+    fit_saving(tmp_path, [longer], 6, tmp_path / "epoch=2.ckpt")
+    summary = longer.summary
+    assert (summary.spent_steps, summary.finished) == (72, True)
+    assert summary.schedule[:36] == first.summary.schedule
+    assert summary.schedule[36]["weight_decay"] == first.summary.schedule[-1]["weight_decay"]
+
+
+@pytest.mark.parametrize("with_state", [True, False])
+def test_a_fresh_run_begins_at_a_checkpoint_and_is_resumed_itself(
+    tmp_path: Path, with_state: bool
+) -> None:
+    fit_saving(tmp_path, [goes_on("same")] if with_state else [], 1)
+    fresh, again = goes_on("fresh"), goes_on("same")
+    fit_saving(tmp_path, [fresh], 3, tmp_path / "epoch=0.ckpt")
+    assert (fresh.summary.spent_steps, fresh.summary.finished) == (24, True)
+    fit_saving(tmp_path, [again], 3, tmp_path / "epoch=1.ckpt")
+    assert again.summary.schedule == fresh.summary.schedule
+
+
+def test_a_checkpoint_made_without_the_callback_names_the_ways_on(tmp_path: Path) -> None:
+    fit_saving(tmp_path, [], 1)
+    for how in ("same", "extend"):
+        with pytest.raises(AdapterError, match=r"resume='fresh'.*resume='extend'"):
+            fit_saving(tmp_path, [goes_on(how)], 3, tmp_path / "epoch=0.ckpt")
+
+
+def test_a_second_fit_of_a_trainer_is_a_run_over_the_steps_that_are_left() -> None:
+    callback, module = TrimtabCallback(policy=None), Module(schedule="none")
+    trainer = fit(module, [callback])
+    trainer.fit_loop.max_epochs = 5
+    data = DataLoader(examples(48, seed=0), batch_size=4)
+    trainer.fit(module, data, DataLoader(VALIDATION, batch_size=16))
+    assert (callback.summary.spent_steps, callback.summary.finished) == (24, True)
+
+
+# Other callbacks.
+
+
+class Normalised(Module):
+    """Has batch normalisation, for which weight averaging adds an epoch."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.net.body = nn.Sequential(nn.BatchNorm1d(6), self.net.body)
+
+
+@pytest.mark.parametrize("kind", [Module, Normalised])
+@pytest.mark.parametrize("schedule", ["none", "epoch"])
+def test_stochastic_weight_averaging_finishes_as_alone(kind: Any, schedule: str) -> None:
+    def averaging() -> Any:
+        return StochasticWeightAveraging(1e-2, swa_epoch_start=2, annealing_epochs=2)
+
+    alone, off = kind(schedule=schedule), kind(schedule=schedule)
+    fit(alone, [averaging()], max_epochs=4)
+    callback = TrimtabCallback(policy=None, keep_best=False)
+    fit(off, [callback, averaging()], max_epochs=4)
+    assert are_equal(weights(alone), weights(off))
+    assert (callback.summary.spent_steps, callback.summary.finished) == (48, True)
+    used: list[float] = []
+
+    class Spy(Callback):
+        def on_before_optimizer_step(self, trainer: Any, module: Any, optimizer: Any) -> None:
+            used.append(optimizer.param_groups[0]["lr"])
+
+    steered = TrimtabCallback(policy="random", keep_best=False)
+    fit(kind(schedule=schedule), [steered, averaging(), Spy()], max_epochs=4)
+    assert [row["lr"] for row in steered.summary.schedule] == pytest.approx(used[:48])
+
+
+class Averaged(WeightAveraging):
+    """Remembers what it leaves."""
+
+    def __init__(self) -> None:
+        super().__init__(avg_fn=torch.optim.swa_utils.get_ema_avg_fn(0.98))
+
+    def on_train_end(self, trainer: Any, module: Any) -> None:
+        super().on_train_end(trainer, module)
+        self.left = weights(module)
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("kind", ["ema", "swa"])
+def test_averaged_weights_are_left_in_either_order(first: bool, kind: str) -> None:
+    callback, module = TrimtabCallback(policy="random", seed=2), Module(lr=0.1)
+    swa = StochasticWeightAveraging(1e-2, swa_epoch_start=1)
+    averaging: Any = Averaged() if kind == "ema" else swa
+    with pytest.warns(TrimtabWarning, match="leaves its averaged weights"):
+        fit(module, [averaging, callback] if first else [callback, averaging])
+    left = averaging.left if kind == "ema" else weights(averaging._average_model)
+    assert are_equal(weights(module), left)
+
+
+def test_two_callbacks_steer_two_optimisers_and_are_resumed(tmp_path: Path) -> None:
+    def pair(**more: Any) -> list[Any]:
+        usual = {"policy": "random", "total_steps": 36, "keep_best": False} | more
+        return [TrimtabCallback(optimizer=n, seed=n, **usual) for n in (0, 1)]
+
+    def go(callbacks: list[Any], **settings: Any) -> Any:
+        keep = ModelCheckpoint(tmp_path, save_top_k=-1, every_n_epochs=1, filename="{epoch}")
+        module = Pair()
+        fit(module, [*callbacks, keep], enable_checkpointing=True, **settings)
+        return module
+
+    first, again = pair(), pair()
+    whole = weights(go(first))
+    resumed = weights(go(again, resume=tmp_path / "epoch=1.ckpt"))
+    assert are_equal(whole, resumed)
+    for one, other in zip(first, again, strict=True):
+        assert one.summary.schedule == other.summary.schedule
+        assert one.summary.finished
+    assert first[0].summary.schedule != first[1].summary.schedule
+
+
+@pytest.mark.parametrize("reference", [None, "cosine"])
+def test_steps_are_counted_where_the_accumulation_changes(reference: str | None) -> None:
+    callback = TrimtabCallback(policy=None, reference=reference)
+    fit(Module(schedule="epoch"), [callback, GradientAccumulationScheduler({0: 4, 2: 1})])
+    assert (callback.summary.spent_steps, callback.summary.finished) == (3 + 3 + 12, True)
+    rates = [row["lr"] for row in callback.summary.schedule]
+    if reference is None:
+        assert rates == pytest.approx([1e-2] * 3 + [5e-3] * 3 + [2.5e-3] * 12)
+    else:
+        assert rates[-1] < 0.02 * 1e-2
+
+
+class Endless(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
+    def __iter__(self) -> Any:
+        return iter(examples(48, seed=0))
+
+
+def test_data_without_length_are_named_with_what_is_missing() -> None:
+    trainer = Trainer(
+        callbacks=[TrimtabCallback(policy=None)],
+        max_epochs=2,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    data = DataLoader(Endless(), batch_size=4)
+    with pytest.raises(AdapterError, match=r"Endless\) have no length.*max_steps"):
+        trainer.fit(Module(schedule="none"), data, DataLoader(VALIDATION, batch_size=16))
+
+
+class Gathering(Module):
+    """Measures over an epoch, in a metric object and a list, as many modules do."""
+
+    def __init__(self) -> None:
+        super().__init__(schedule="none")
+        self.accuracy = Accuracy(task="multiclass", num_classes=2)
+        self.seen: list[torch.Tensor] = []
+        self.calls = 0
+
+    def validation_step(self, batch: Any, index: int) -> torch.Tensor:
+        outputs = self.net(**batch)
+        self.accuracy.update(outputs["logits"], batch["labels"])
+        self.seen.append(outputs["loss"])
+        self.calls += 1
+        return outputs["loss"]
+
+    def on_validation_epoch_end(self) -> None:
+        self.log("gathered", self.accuracy.compute())
+        self.log("mean", torch.stack(self.seen).mean())
+        self.log("calls", float(self.calls))
+        self.accuracy.reset()
+        self.seen.clear()
+
+
+def test_the_validation_of_a_fit_counts_nothing_of_ours(tmp_path: Path) -> None:
+    def course(folder: Path, callbacks: list[Any]) -> tuple[Any, ...]:
+        class Spy(Callback):
+            def on_validation_epoch_end(self, trainer: Any, module: Any) -> None:
+                seen.append({k: float(v) for k, v in trainer.callback_metrics.items()})
+
+        seen: list[dict[str, float]] = []
+        best = ModelCheckpoint(folder, monitor="gathered", mode="max")
+        early = EarlyStopping("mean", patience=1, min_delta=0.2)
+        settings = {"enable_checkpointing": True, "max_epochs": 6}
+        trainer = fit(Gathering(), [*callbacks, Spy(), best, early], **settings)
+        return seen, trainer.global_step, float(best.best_model_score or 0)
+
+    plain = course(tmp_path / "plain", [])
+    told = course(tmp_path / "told", [TrimtabCallback(policy=None, keep_best=False)])
+    assert told == plain
+    assert plain[1] < 72

@@ -285,6 +285,93 @@ def test_a_checkpoint_without_state_is_refused_by_name(tmp_path: Path) -> None:
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-15"))
 
 
+def resume(folder: Path, checkpoint: Path, callback: Any, **settings: Any) -> Any:
+    trainer = InOrder(
+        model=Net(),
+        args=arguments(folder, **(SETTINGS | settings)),
+        train_dataset=examples(96, seed=0),
+        eval_dataset=VALIDATION,
+        callbacks=[callback],
+    )
+    trainer.train(resume_from_checkpoint=str(checkpoint))
+    return trainer
+
+
+def goes_on(how: str, **more: Any) -> Any:
+    return TrimtabCallback(
+        policy="random",
+        hyperparameters=("lr", "weight_decay"),
+        validation_data=VALIDATION,
+        decisions=8,
+        resume=how,
+        **more,
+    )
+
+
+def test_another_number_of_steps_is_refused_with_both_ways_on(tmp_path: Path) -> None:
+    train(tmp_path, [goes_on("same")], **SETTINGS)
+    with pytest.raises(SpecError, match=r"total_steps 30, this run 60.*'extend'.*'fresh'"):
+        resume(tmp_path, tmp_path / "checkpoint-30", goes_on("same"), max_steps=60)
+    with pytest.raises(AdapterError, match="resume: 'on' is none of same, extend, fresh"):
+        goes_on("on")
+
+
+@pytest.mark.parametrize("reference", [None, "cosine"])
+@pytest.mark.parametrize("step", [15, 30])
+def test_a_run_is_extended_with_its_values_and_its_best(
+    tmp_path: Path, step: int, reference: str | None
+) -> None:
+    first = goes_on("same", reference=reference)
+    train(tmp_path, [first], **SETTINGS)
+    longer = goes_on("extend", reference=reference)
+    trainer = resume(tmp_path, tmp_path / f"checkpoint-{step}", longer, max_steps=60)
+    summary = longer.summary
+    assert trainer.state.global_step == 60
+    assert (summary.spent_steps, summary.finished) == (60, True)
+    assert [row["step"] for row in summary.schedule] == list(range(60))
+    assert summary.schedule[:step] == first.summary.schedule[:step]
+    past, now = first.summary.schedule[step - 1], summary.schedule[step]
+    assert now["weight_decay"] == past["weight_decay"] != 0.1
+    assert summary.decisions
+    assert longer._training.rates.starts == first._training.rates.starts
+    logged = {
+        row["step"]: row["learning_rate"] for row in trainer.state.log_history if "loss" in row
+    }
+    used = [row["lr"] for row in summary.schedule[step:]]
+    assert [logged[s + 1] for s in range(step, 60)] == pytest.approx(used)
+
+
+def test_an_extended_run_is_resumed_as_any_other(tmp_path: Path) -> None:
+    train(tmp_path, [goes_on("same")], **SETTINGS)
+    whole, again = goes_on("extend"), goes_on("same")
+    resume(tmp_path, tmp_path / "checkpoint-30", whole, max_steps=60)
+    resume(tmp_path, tmp_path / "checkpoint-45", again, max_steps=60)
+    assert again.summary.schedule == whole.summary.schedule
+
+
+@pytest.mark.parametrize("with_state", [True, False])
+def test_a_fresh_run_begins_at_a_checkpoint_and_is_resumed_itself(
+    tmp_path: Path, with_state: bool
+) -> None:
+    train(tmp_path, [goes_on("same")] if with_state else [], **SETTINGS)
+    fresh = goes_on("fresh")
+    resume(tmp_path, tmp_path / "checkpoint-15", fresh)
+    assert (fresh.summary.spent_steps, fresh.summary.finished) == (15, True)
+    assert fresh.summary.schedule[0]["lr"] <= 1e-2
+    again = goes_on("same")
+    resume(tmp_path, tmp_path / "checkpoint-20", again)
+    assert again.summary.schedule == fresh.summary.schedule
+
+
+def test_a_checkpoint_without_state_names_the_ways_on(tmp_path: Path) -> None:
+    train(tmp_path, [], **SETTINGS)
+    for how in ("same", "extend"):
+        with pytest.raises(AdapterError, match=r"resume='fresh'.*resume='extend'"):
+            resume(tmp_path, tmp_path / "checkpoint-15", goes_on(how))
+    with pytest.raises(AdapterError, match="30 of 30 steps are done; announce more"):
+        resume(tmp_path, tmp_path / "checkpoint-30", goes_on("fresh"))
+
+
 def test_a_moved_checkpoint_is_found_where_the_arguments_say(tmp_path: Path) -> None:
     whole = resumable()
     train(tmp_path / "one", [whole], **SETTINGS)

@@ -14,6 +14,8 @@ from trimtab.adapters.lightning.trainer import (
     Capture,
     StepInParts,
     announced_steps,
+    averages_weights,
+    changes_its_course,
     check_strategy,
     clipping_place,
     clips_as,
@@ -22,12 +24,17 @@ from trimtab.adapters.lightning.trainer import (
     validation_batches,
 )
 from trimtab.adapters.options import RunKeywords, RunOptions, takes_run_keywords
-from trimtab.adapters.torch.followed_rates import FollowedRates
 from trimtab.adapters.torch.proofs import ClipProof
 from trimtab.adapters.torch.state import random_state, restore_random_state
-from trimtab.adapters.torch.trainer import SteeredTraining, drop_gradients, mean_over_batches
+from trimtab.adapters.torch.trainer import (
+    Course,
+    SteeredTraining,
+    drop_gradients,
+    mean_over_batches,
+)
 from trimtab.core.decision import Summary
 from trimtab.core.errors import AdapterError
+from trimtab.core.notices import tell
 
 
 @takes_run_keywords
@@ -68,6 +75,10 @@ class TrimtabCallback(Callback):
             together.
         layers: Modules from the input to the output, where depth is steered; None to take the
             model's longest stack.
+        resume: How ``fit(ckpt_path=...)`` is gone on from: ``"same"`` with the same decisions,
+            which needs the same number of steps; ``"extend"`` with the values in force and what
+            was learned, over more (or fewer) steps; ``"fresh"`` as a run of its own over the steps
+            that are left, also where the checkpoint was made without this callback.
         **options: `trimtab.adapters.options.RunOptions`.
         validation_data: A ``DataLoader`` or another iterable of batches, in the place of the
             fit's.
@@ -85,6 +96,7 @@ class TrimtabCallback(Callback):
         optimizer: int | None = None,
         total_steps: int | None = None,
         layers: Sequence[nn.Module] | None = None,
+        resume: str = "same",
         validation_data: Any = None,
         validate: Callable[[], float | Mapping[str, float]] | None = None,
         **options: Unpack[RunKeywords],
@@ -95,10 +107,12 @@ class TrimtabCallback(Callback):
             validate=validate,
             layers=layers,
             begun_by="trainer.fit(...)",
+            resume=resume,
         )
         self._which, self._total_steps = optimizer, total_steps
         self._optimizer: torch.optim.Optimizer | None = None
         self._scaler: Any = None
+        self._loaded = False  # the fit goes on from a checkpoint
         self._saved: Mapping[str, Any] | None = None  # of the checkpoint that the fit goes on from
         self._losses: list[torch.Tensor] = []
         self._directions: dict[str, str | None] = {}  # that logged metric objects tell
@@ -129,7 +143,7 @@ class TrimtabCallback(Callback):
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Put back the random state of a run that goes on, before the data are shuffled."""
         del trainer, pl_module
-        if self._saved is not None:
+        if self._saved is not None and self._training.resume != "fresh":
             restore_random_state(self._saved["random"])
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -145,28 +159,24 @@ class TrimtabCallback(Callback):
         self._manual = not pl_module.automatic_optimization
         self._scaler = getattr(trainer.precision_plugin, "scaler", None)
         check_strategy(trainer)
-        total_steps = announced_steps(trainer, self._total_steps)
+        course = self._course(trainer)
         configs = [
             config
             for config in trainer.lr_scheduler_configs
             if getattr(config.scheduler, "optimizer", optimizer) is optimizer
         ]
-        saved, self._saved = self._saved, None
-        done = 0 if saved is None else int(saved["steering"]["session"]["steps_done"])
-        rates = FollowedRates(
+        rates = self._training.follow(
             optimizer,
             [config.scheduler for config in configs],
-            reference=self._training.options.reference,
-            total_steps=total_steps,
-            steps_done=done + (0 if saved is None else int(saved["steering"]["position"])),
-            period=scheduler_period(trainer, configs, manual=self._manual),
+            scheduler_period(trainer, configs, manual=self._manual),
+            known=not changes_its_course(trainer),
         )
         self._trainer, self._given_clip = trainer, trainer.gradient_clip_val
         run = self._training.begin(
             optimizer=optimizer,
             model=pl_module,
             rates=rates,
-            total_steps=total_steps,
+            total_steps=course.total_steps,
             validate=self._validation(trainer, pl_module),
             clipping=clipping_place(trainer),
             scaler=self._scaler,
@@ -177,16 +187,18 @@ class TrimtabCallback(Callback):
         if not self._manual and self._training.processes.count == 1:
             self._in_parts = StepInParts(pl_module, self._count_retries)
         self._losses, self._pending = [], False
-        if saved is None:
-            run.start()
-        else:
-            run.load_state_dict(saved["steering"])
+        options, averaging = self._training.options, averages_weights(trainer)
+        if averaging and options.keeps_best and not options.watch_only:
+            tell(_YIELDS.format(callback=averaging))
+        course.begin(run)
 
     def on_train_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
     ) -> None:
         """Write the coming step's rates, for those who log them."""
-        del trainer, pl_module, batch, batch_idx
+        del pl_module, batch, batch_idx
+        if trainer.fit_loop._skip_backward:  # statistics of batch normalisation are measured
+            return
         self._training.rates.write()
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: torch.Tensor) -> None:
@@ -203,7 +215,8 @@ class TrimtabCallback(Callback):
                 not used.
         """
         losses, self._losses = self._losses, []
-        if self._optimizer is None or optimizer is not self._optimizer:
+        others = self._optimizer is None or optimizer is not self._optimizer
+        if others or trainer.fit_loop._skip_backward:
             return
         if self._pending:  # a step that a gradient scaler left out
             self._tell()
@@ -235,8 +248,10 @@ class TrimtabCallback(Callback):
             self._tell()
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Finish the record, and put the best weights back if that is wanted."""
-        del trainer, pl_module
+        """Finish the record, and put the best weights back, unless others are left as averaged."""
+        del pl_module
+        if self._training.is_open and averages_weights(trainer):
+            self._training.run.leave_weights()
         self._leave(None)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
@@ -251,17 +266,48 @@ class TrimtabCallback(Callback):
 
     # Lightning's checkpoints.
 
+    @property
+    def state_key(self) -> str:
+        """Under which name a checkpoint holds the state; one for each optimiser that is named."""
+        if self._which is None:
+            return super().state_key
+        return self._generate_state_key(optimizer=self._which)
+
+    @property
+    def _legacy_state_key(self) -> Any:
+        return type(self).__qualname__  # of version 0.1, whichever the optimiser
+
     def state_dict(self) -> dict[str, Any]:
         """Return what is needed to go on: tensors and plain values."""
         if not self._training.is_open or self._training.run.session is None:
             return {}
-        return {"steering": self._training.run.state_dict(), "random": random_state()}
+        return {"steering": self._training.state_dict(), "random": random_state()}
+
+    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: Any) -> None:
+        """Remember that the fit goes on from a checkpoint."""
+        del trainer, pl_module, checkpoint
+        self._loaded = True
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from `state_dict` when the fit begins."""
         self._saved = state_dict or None
 
     # Inside.
+
+    def _course(self, trainer: Any) -> Course:
+        """Return which of the fit's steps the run goes over, and forget the checkpoint."""
+        total = announced_steps(trainer, self._total_steps)
+        done = trainer.global_step // max(len(trainer.optimizers), 1)
+        saved, self._saved = self._saved, None
+        loaded, self._loaded = self._loaded, False
+        if saved is not None:
+            state = saved["steering"]
+            done = int(state["session"]["steps_done"]) + int(state["position"])
+            done += int(state.get("begun_at", 0))
+            return self._training.course_of(total, done, lambda: state)
+        if not loaded and self._total_steps is not None:
+            done = 0  # of another fit of this trainer, and the steps of this one were given
+        return self._training.course_of(total, done, _no_state if loaded else None)
 
     def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         """Follow PyTorch's optimiser: put the schedulers' rates back right after its step."""
@@ -317,3 +363,17 @@ class TrimtabCallback(Callback):
         if self._training.leave():
             self._trainer.gradient_clip_val = self._given_clip
             self._training.driver.finish(status)
+
+
+_YIELDS = (
+    "keep_best: {callback} leaves its averaged weights at the end of the fit, and so the best ones "
+    "are not put back; keep_best=False says the same"
+)
+
+
+def _no_state() -> Mapping[str, Any]:
+    raise AdapterError(
+        "ckpt_path: the checkpoint holds no state of this callback; resume from one that was "
+        "written with it, or give TrimtabCallback(resume='fresh') to steer the steps that are left "
+        "(resume='extend' needs a state)"
+    )

@@ -10,6 +10,11 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import (
+    GradientAccumulationScheduler,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
 from torch.utils.checkpoint import checkpoint
 
 from trimtab.adapters.snapshots import is_out_of_memory
@@ -118,7 +123,16 @@ def announced_steps(trainer: Any, given: int | None) -> int:
             f"total_steps=None with {len(trainer.optimizers)} optimisers: Lightning counts the "
             "steps of all of them; give TrimtabCallback(total_steps=...) for the steered one"
         )
+    if not math.isfinite(trainer.num_training_batches) and trainer.max_steps == -1:
+        data = type(getattr(trainer.train_dataloader, "dataset", trainer.train_dataloader)).__name__
+        raise AdapterError(
+            f"total_steps=None: the training data ({data}) have no length, so max_epochs does not "
+            "tell how many steps there are; set max_steps of the Trainer, or "
+            "TrimtabCallback(total_steps=...)"
+        )
     steps = trainer.estimated_stepping_batches
+    if changes_its_course(trainer) and math.isfinite(trainer.num_training_batches):
+        steps = _steps_by_epoch(trainer)
     if not math.isfinite(steps) or steps < 1:
         raise AdapterError(
             f"total_steps: Lightning expects {steps} steps; set max_steps or max_epochs of the "
@@ -127,8 +141,47 @@ def announced_steps(trainer: Any, given: int | None) -> int:
     return int(steps)
 
 
+def changes_its_course(trainer: Any) -> bool:
+    """Return whether a callback changes the accumulation, the schedulers or the epochs on the way.
+
+    Lightning's own count of steps is wrong then.
+    """
+    kinds = (GradientAccumulationScheduler, StochasticWeightAveraging)
+    return any(isinstance(one, kinds) for one in trainer.callbacks)
+
+
+def averages_weights(trainer: Any) -> str:
+    """Return the name of the callback whose averaged weights a fit leaves; "" for none."""
+    kinds = (WeightAveraging, StochasticWeightAveraging)
+    found = [type(one).__name__ for one in trainer.callbacks if isinstance(one, kinds)]
+    return found[0] if found else ""
+
+
+def _steps_by_epoch(trainer: Any) -> float:
+    """Return the optimiser steps of all epochs, each with its accumulation."""
+    epochs, scheduler = int(trainer.max_epochs), None
+    for one in trainer.callbacks:
+        if isinstance(one, StochasticWeightAveraging):
+            epochs = one._max_epochs  # it adds one, for batch normalisation, that trains nothing
+        if isinstance(one, GradientAccumulationScheduler):
+            scheduler = one
+    most = math.inf if trainer.max_steps == -1 else trainer.max_steps
+    if epochs == -1:
+        return most
+    steps, batches = 0, int(trainer.num_training_batches)
+    for epoch in range(epochs):
+        parts = trainer.accumulate_grad_batches
+        if scheduler is not None:
+            parts = scheduler.get_accumulate_grad_batches(epoch)
+        steps += math.ceil(batches / parts)
+    return min(steps, most)
+
+
 class Capture:
     """Takes what a module logs for itself, while it is entered; nothing reaches Lightning.
+
+    What the module gathers meanwhile, in metric objects, lists, dicts and numbers of its own, is as
+    before afterwards, for its next validation epoch would count it.
 
     Args:
         module: A ``LightningModule``.
@@ -145,6 +198,7 @@ class Capture:
 
     def __enter__(self) -> Capture:
         """Stand in for the module's ``log`` and ``log_dict``."""
+        self._gathered = _Gathered(self._module)
         # In the instance only, and past nn.Module's own bookkeeping.
         object.__setattr__(self._module, "log", self._log)
         object.__setattr__(self._module, "log_dict", self._log_all)
@@ -154,6 +208,7 @@ class Capture:
         """Leave the module as it was."""
         object.__delattr__(self._module, "log")
         object.__delattr__(self._module, "log_dict")
+        self._gathered.put_back()
 
     def measure(self, batch: Any, index: int) -> Mapping[str, Any]:
         """Return one batch's values: what ``validation_step`` logs, and its loss as ``"loss"``."""
@@ -167,11 +222,10 @@ class Capture:
         return values
 
     def computed(self) -> dict[str, float]:
-        """Return the metric objects that were logged, over all batches, and reset them."""
+        """Return the metric objects that were logged, over all batches."""
         values: dict[str, float] = {}
         for name, metric in self._metrics.items():
             values[name] = float(metric.compute())
-            metric.reset()
         self._metrics = {}
         return values
 
@@ -186,6 +240,55 @@ class Capture:
     def _log_all(self, dictionary: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:
         for name, value in dictionary.items():
             self._log(name, value, *args, **kwargs)
+
+
+class _Gathered:
+    """What a module has gathered by now.
+
+    Args:
+        module: Whose own attributes, and those of metric objects in it, are kept.
+    """
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self._kept: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        for one in module.modules():
+            if one is not module and not _is_metric(one):
+                continue
+            held = vars(one)
+            self._kept.append((held, {n: _copied(v) for n, v in held.items() if _is_own(n, v)}))
+            if _is_metric(one):
+                one.reset()  # what is measured begins at nothing
+
+    def put_back(self) -> None:
+        """Let the module hold that again, in the same lists and dicts where it had some."""
+        for held, kept in self._kept:
+            for name, value in kept.items():
+                now = held.get(name)
+                if isinstance(value, list) and isinstance(now, list):
+                    now[:] = value
+                elif isinstance(value, dict) and isinstance(now, dict):
+                    now.clear()
+                    now.update(value)
+                else:
+                    held[name] = value
+
+
+_BOOKKEEPING = frozenset(vars(LightningModule())) | {"log", "log_dict", "training_step"}
+
+
+def _is_metric(module: Any) -> bool:
+    return hasattr(module, "_defaults") and callable(getattr(module, "reset", None))
+
+
+def _is_own(name: str, value: Any) -> bool:
+    gathers = value is None or isinstance(value, list | dict | int | float | str | torch.Tensor)
+    return gathers and name not in _BOOKKEEPING
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_copied(one) for one in value]
+    return {k: _copied(v) for k, v in value.items()} if type(value) is dict else value
 
 
 def validation_batches(trainer: Any, given: Any, module: Any) -> Callable[[], Iterable[Any]]:

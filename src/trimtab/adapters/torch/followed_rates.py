@@ -39,6 +39,8 @@ class FollowedRates:
         total_steps: Optimiser steps of the run.
         steps_done: Of these, how many were done before, in a run that goes on.
         period: Optimiser steps between two steps of the scheduler.
+        known: Whether what the schedulers will do may be found out ahead; False where the trainer
+            exchanges them, or the period changes.
 
     Attributes:
         starts: Peak learning rate of each group.
@@ -64,6 +66,7 @@ class FollowedRates:
         total_steps: int,
         steps_done: int = 0,
         period: int = 1,
+        known: bool = True,
     ) -> None:
         check_groups(optimizer)
         self.joined: Callable[[], None] = _nothing
@@ -75,7 +78,7 @@ class FollowedRates:
         self._written: list[Any] = []
         self._table: list[float] | None = None
         self.cycled: frozenset[str] = frozenset()
-        self.known_ahead = True
+        self.known_ahead = known or reference is not None
         key = "initial_lr" if self._schedulers else "lr"
         groups = optimizer.param_groups
         self._peaks = Peaks(groups, key)
@@ -85,7 +88,7 @@ class FollowedRates:
             self.starts = self._peaks.all(groups)
             self.multipliers = _multipliers(reference, total_steps)
             self._table = self.multipliers.tolist()
-        elif schedulers:
+        elif schedulers and known:
             self._look_ahead(steps_done, period)
         self.lead = lead_group(self.starts)
         if reference is None and schedulers and self.known_ahead:
@@ -171,6 +174,20 @@ class FollowedRates:
         if state["own"] is not None:  # it was saved between writing and stepping
             self._own = list(state["own"])
             self.put_back()
+
+    def extend(self, state: dict[str, Any], steps_done: int) -> None:
+        """Take over the peaks and the past from `state_dict` of a run of another length.
+
+        Args:
+            state: As it was returned.
+            steps_done: Steps of that run.
+        """
+        starts = [float(start) for start in state["starts"]]
+        if self._table is None:
+            self.multipliers[steps_done:] *= self.starts[self.lead] / starts[self.lead]
+        past = state["multipliers"][:steps_done]
+        self.multipliers[: len(past)] = past
+        self.starts = starts
 
     # Inside.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,7 +19,33 @@ from trimtab.adapters.torch.followed_rates import FollowedRates
 from trimtab.adapters.torch.steering import TorchDriver
 from trimtab.adapters.torch.stepper import Stepper
 from trimtab.core.decision import Summary
-from trimtab.core.errors import AdapterError
+from trimtab.core.errors import AdapterError, SpecError
+
+
+@dataclass(frozen=True)
+class Course:
+    """The steps of a trainer's training that a run goes over.
+
+    Attributes:
+        total_steps: Optimiser steps of the run.
+        steps_done: Of these, how many were done before.
+        begun_at: Steps that the trainer had done when the run began.
+        state: What the run goes on from; None for a run that begins.
+        extends: Whether that is of a run of another length.
+    """
+
+    total_steps: int
+    steps_done: int = 0
+    begun_at: int = 0
+    state: Mapping[str, Any] | None = None
+    extends: bool = False
+
+    def begin(self, run: SteeredRun) -> None:
+        """Let the run begin, or go on."""
+        if self.state is None:
+            run.start()
+        else:
+            run.load_state_dict(self.state, extend=self.extends)
 
 
 class SteeredTraining:
@@ -30,16 +57,19 @@ class SteeredTraining:
         validate: A function of the user's own in their place, or None.
         layers: Modules from the input to the output, where depth is steered.
         begun_by: The call that begins training, for messages.
+        resume: ``"same"``, ``"extend"`` or ``"fresh"``: how a checkpoint is gone on from.
 
     Attributes:
         options: What the user asked for.
+        resume: How a checkpoint is gone on from.
         validation_data: Batches of the user's own, or None.
         validate: A function of the user's own, or None.
         processes: Who trains together.
         is_open: Whether a run has begun and not ended.
 
     Raises:
-        AdapterError: Both ``validation_data`` and ``validate`` are given.
+        AdapterError: Both ``validation_data`` and ``validate`` are given, or there is no such
+            way to resume.
     """
 
     def __init__(
@@ -50,7 +80,11 @@ class SteeredTraining:
         validate: Callable[[], float | Mapping[str, float]] | None,
         layers: Sequence[nn.Module] | None,
         begun_by: str,
+        resume: str,
     ) -> None:
+        if resume not in _RESUMES:
+            raise AdapterError(f"resume: {resume!r} is none of {', '.join(_RESUMES)}; choose one")
+        self.resume, self.course = resume, Course(0)
         if validation_data is not None and validate is not None:
             raise AdapterError("validation_data and validate are both given; give one of them")
         self.options, self._layers, self._begun_by = options, layers, begun_by
@@ -131,6 +165,80 @@ class SteeredTraining:
         self.is_open = True
         return self._driver.run
 
+    def course_of(
+        self, total_steps: int, steps_done: int, saved: Callable[[], Mapping[str, Any]] | None
+    ) -> Course:
+        """Return, and remember, which of the trainer's steps the coming run goes over.
+
+        Args:
+            total_steps: Of the trainer.
+            steps_done: By the trainer.
+            saved: Returns the state in the checkpoint that it goes on from, or raises; None where
+                there is no checkpoint.
+
+        Raises:
+            AdapterError: The checkpoint holds no state, or nothing is left to do.
+            SpecError: The state is of another number of steps, and ``resume`` is ``"same"``.
+        """
+        course, check_left = Course(total_steps), steps_done >= total_steps
+        if steps_done and (saved is None or self.resume == "fresh"):
+            course = Course(total_steps - steps_done, begun_at=steps_done)
+        elif steps_done and saved is not None:
+            state = saved()
+            begun, had = int(state.get("begun_at", 0)), int(state["session"]["total_steps"])
+            length = total_steps - begun
+            if had != length and self.resume == "same":
+                raise SpecError(_OTHER_LENGTH.format(had=had, now=length))
+            check_left &= had != length
+            course = Course(length, steps_done - begun, begun, state, extends=had != length)
+        if steps_done and check_left:
+            raise AdapterError(
+                f"resume={self.resume!r}: {steps_done} of {total_steps} steps are done; announce "
+                "more steps or epochs"
+            )
+        self.course = course
+        return course
+
+    def follow(
+        self,
+        optimizer: torch.optim.Optimizer,
+        schedulers: Sequence[Any],
+        period: int = 1,
+        known: bool = True,
+    ) -> FollowedRates:
+        """Return what writes the learning rates over the `course`.
+
+        Args:
+            optimizer: Whose groups are written.
+            schedulers: Those that the trainer steps on it.
+            period: Optimiser steps between two steps of the scheduler.
+            known: Whether what they will do may be found out ahead.
+
+        Raises:
+            AdapterError: They cannot be followed.
+        """
+        course = self.course
+        rates = FollowedRates(
+            optimizer,
+            schedulers,
+            reference=self.options.reference,
+            total_steps=course.total_steps,
+            steps_done=course.steps_done,
+            period=period,
+            known=known,
+        )
+        if course.extends and course.state is not None:
+            rates.extend(course.state["rates"], course.steps_done)
+        return rates
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the run goes on from in another process.
+
+        Raises:
+            AdapterError: It has not begun.
+        """
+        return self.run.state_dict() | {"begun_at": self.course.begun_at}
+
     def leave(self) -> bool:
         """Put the trainer's own rates back if a run is open, and return whether one was."""
         was_open, self.is_open = self.is_open, False
@@ -140,6 +248,14 @@ class SteeredTraining:
 
     def _not_begun(self) -> AdapterError:
         return AdapterError(f"TrimtabCallback: training has not begun; call {self._begun_by}")
+
+
+_RESUMES = ("same", "extend", "fresh")
+_OTHER_LENGTH = (
+    "the saved state has total_steps {had}, this run {now}; resume with the settings of the first "
+    "run, or give TrimtabCallback(resume='extend') to go on with its values over the steps of "
+    "now, or resume='fresh' to begin a run of its own over the steps that are left"
+)
 
 
 def drop_gradients(optimizer: torch.optim.Optimizer) -> None:

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from trimtab.adapters.transformers.callback import TrimtabCallback
+from trimtab.adapters.transformers.callback import TrimtabCallback, steer
 
-__all__ = ["TrimtabCallback"]
+__all__ = ["TrimtabCallback", "steer"]

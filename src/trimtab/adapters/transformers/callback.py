@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Unpack
 
 import transformers
 from torch import nn
-from torch.utils.data import DataLoader
 from transformers.trainer_callback import ExportableState
 
 from trimtab.adapters.actuators import Steerable
 from trimtab.adapters.options import RunKeywords, RunOptions, takes_run_keywords
 from trimtab.adapters.torch.actuators import Place
-from trimtab.adapters.torch.followed_rates import FollowedRates
 from trimtab.adapters.torch.proofs import StandInNorm
 from trimtab.adapters.torch.state import left_as_it_was, write_state
-from trimtab.adapters.torch.trainer import SteeredTraining, drop_gradients, mean_over_batches
+from trimtab.adapters.torch.trainer import SteeredTraining, drop_gradients
+from trimtab.adapters.transformers.evaluation import (
+    EvaluationSource,
+    TrainerEvaluation,
+    calling_trainer,
+    inner_trainer,
+)
 from trimtab.adapters.transformers.trainer import (
     STATE_FILE,
     Attachment,
@@ -31,10 +34,8 @@ from trimtab.adapters.transformers.trainer import (
     unwrapped,
 )
 from trimtab.core.decision import Summary
-from trimtab.core.errors import AdapterError, MetricError
+from trimtab.core.errors import AdapterError
 from trimtab.core.notices import tell
-
-_NOT_METRICS = ("runtime", "samples_per_second", "steps_per_second", "epoch")
 
 
 @takes_run_keywords
@@ -52,15 +53,18 @@ class TrimtabCallback(transformers.TrainerCallback, ExportableState):
     ``resume_from_checkpoint`` goes on with the same decisions. Where several processes train
     together, the first one validates and decides, and the others apply.
 
-    **Validation** happens before step 1 and after each window, ``decisions + 1`` times. Without
-    ``validation_data`` or ``validate`` Trainer itself is asked to evaluate then, also where its
-    ``eval_strategy`` would not: other callbacks see these evaluations. That needs an
-    ``eval_strategy`` other than ``"no"`` and no scheduler that goes by the metric; ``monitor`` is a
-    key of what Trainer returns, without its prefix ``eval_``.
+    **Validation** happens before step 1 and after each window, ``decisions + 1`` times, as
+    ``trainer.evaluate()`` would do it, but outside its events: other callbacks, logs, the best
+    metric and the best checkpoint hear nothing of it. Without ``validation_data`` or ``validate``
+    it goes over the whole ``eval_dataset``; that needs an ``eval_strategy`` other than ``"no"`` and
+    no scheduler that goes by the metric. `steer` takes a part of it, and needs neither.
+    ``monitor`` is a key of what ``trainer.evaluate()`` returns, without its prefix ``eval_``.
+
+    With ``load_best_model_at_end`` Trainer's choice of weights stands in the end, not ours.
 
     Args:
-        validation_data: A data set, collated as the training data are, or a ``DataLoader``. Its
-            loss is the mean over batches of the model's loss, weighted by examples.
+        validation_data: Whatever ``eval_dataset`` may be (unprepared columns and dicts of data sets
+            too), or a ``DataLoader``.
         validate: A function in its place, which returns a loss or a dict of floats.
         hyperparameters: Names or `Hyperparameter` objects of the kinds ``lr``, ``weight_decay``
             (groups at 0 stay at 0), ``momentum``, ``beta1``, ``dropout`` (modules and
@@ -72,6 +76,10 @@ class TrimtabCallback(transformers.TrainerCallback, ExportableState):
             follow that.
         layers: Modules from the input to the output, where depth is steered; None to take the
             model's longest stack.
+        resume: How ``resume_from_checkpoint`` is gone on from: ``"same"`` with the same decisions,
+            which needs the same number of steps; ``"extend"`` with the values in force and what
+            was learned, over more (or fewer) steps; ``"fresh"`` as a run of its own over the steps
+            that are left, also where the checkpoint was made without this callback.
         **options: `trimtab.adapters.options.RunOptions`.
 
     Raises:
@@ -86,17 +94,25 @@ class TrimtabCallback(transformers.TrainerCallback, ExportableState):
         hyperparameters: Iterable[Steerable] = ("lr",),
         reference: str | Callable[[float], float] | None = None,
         layers: Sequence[nn.Module] | None = None,
+        resume: str = "same",
         **options: Unpack[RunKeywords],
     ) -> None:
+        if validate is None and "monitor" in options:
+            options["monitor"] = str(options["monitor"]).removeprefix("eval_")
         self._training = SteeredTraining(
             RunOptions(hyperparameters=hyperparameters, reference=reference, **options),
             validation_data=validation_data,
             validate=validate,
             layers=layers,
             begun_by="trainer.train()",
+            resume=resume,
         )
         self._loss = StepLoss()
         self._attached: Attachment | None = None
+        self._source: EvaluationSource | None = None  # of `steer`
+        self._evaluate: Callable[[], Mapping[str, float]] | None = None
+        self._outcome: Callable[[], Mapping[str, float]] | None = None  # in several processes
+        self._trainer: Any = None
         self._args: Any = None
         self._state: Any = None
         self._control: Any = None
@@ -104,10 +120,6 @@ class TrimtabCallback(transformers.TrainerCallback, ExportableState):
         self._given_clip: float | None = None
         self._clip: float | None = None  # the norm at which Trainer clips now
         self._clips_here = False  # this step is clipped by us, after it was measured
-        self._awaited = False  # Trainer was asked to evaluate
-        self._evaluated: Mapping[str, float] | None = None
-        self._random = ExitStack()  # holds random state while Trainer evaluates for us
-        self._eval_on_start: bool | None = None  # what the user's argument was
 
     @property
     def summary(self) -> Summary:
@@ -122,6 +134,7 @@ class TrimtabCallback(transformers.TrainerCallback, ExportableState):
         one process a batch that runs out of memory is then rolled back and done again in twice as
         many parts, and so are later ones; ``summary.memory_retries`` counts.
         """
+        trainer = inner_trainer(trainer)
         self._attached = Attachment(trainer, self._loss)
         self._loss.comes_from_trainer = True
         if self not in trainer.callback_handler.callbacks:
@@ -138,26 +151,31 @@ class TrimtabCallback(transformers.TrainerCallback, ExportableState):
             MetricError: The validation fails or gives nothing to steer by.
         """
         self._leave("stopped")  # Trainer starts again after a batch did not fit into memory
-        model, scheduler = kwargs["model"], kwargs["lr_scheduler"]
+        self._trainer = trainer = calling_trainer(self)
+        args = kwargs.get("st_args", args)  # SetFit hands over its own in these places
+        model, scheduler = _model_in(kwargs), kwargs["lr_scheduler"]
         optimizer, scaler = unwrapped(kwargs["optimizer"])
         self._args, self._state, self._control = args, state, control
-        resumed = int(state.global_step)
-        rates = FollowedRates(
-            optimizer,
-            [] if scheduler is None else [scheduler],
-            reference=self._training.options.reference,
-            total_steps=int(state.max_steps),
-            steps_done=resumed,
+        # A checkpoint that was made without this callback has no room for its state.
+        state.stateful_callbacks.setdefault(type(self).__name__, self.state())
+        course = self._training.course_of(
+            int(state.max_steps),
+            int(state.global_step),
+            lambda: saved_state(args, state, type(self).__name__),
         )
+        rates = self._training.follow(optimizer, [] if scheduler is None else [scheduler])
         check_arguments(args, asks_trainer=self._asks_trainer, by_metric=rates.by_metric)
+        options = self._training.options
+        if args.load_best_model_at_end and options.keeps_best and not options.watch_only:
+            tell(_YIELDS.format(metric=args.metric_for_best_model))
         self._given_clip = args.max_grad_norm
         self._clip = float(args.max_grad_norm) if args.max_grad_norm else None
         run = self._training.begin(
             optimizer=optimizer,
             model=model,
             rates=rates,
-            total_steps=int(state.max_steps),
-            validate=self._validation(model, kwargs.get("train_dataloader")),
+            total_steps=course.total_steps,
+            validate=self._validation(trainer),
             clipping=None if self._clip is None else Place(self._clip, self._norm, self._set_norm),
             scaler=scaler,
             smoothing=None if self._attached is None else self._attached.smoothing(),
@@ -166,33 +184,27 @@ class TrimtabCallback(transformers.TrainerCallback, ExportableState):
         alone = scaler is None and self._training.processes.count == 1
         self._stand_in = StandInNorm(run.spec, possible=alone)
         self._loss.begin(model, scaler)
-        if resumed:
-            run.load_state_dict(saved_state(args, state, type(self).__name__))
-        elif self._asks_trainer:
-            self._eval_on_start = bool(args.eval_on_start)
-            self._await(keep_random=not args.eval_on_start)
-            args.eval_on_start = True  # read by Trainer right after this event
-        else:
-            run.start()
+        if course.state is None:
+            self._look_together()
+        course.begin(run)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take over the clipping of a step whose gradients are measured."""
-        del control
-        driver = self._training.driver
+        del args, control
+        driver, args = self._training.driver, self._args
         self._state = state
-        if self._awaited:  # Trainer evaluated, and not what is watched
-            self._evaluation_came()
         self._clips_here = self._clip is not None and driver.measures_gradients
         if self._clip is not None:
             args.max_grad_norm = 0.0
             if not self._clips_here:
-                args.max_grad_norm = self._stand_in.begin(kwargs["model"], self._clip)
+                args.max_grad_norm = self._stand_in.begin(_model_in(kwargs), self._clip)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Look at the step's loss and gradients, and write its values."""
-        del state, control
+        del args, state, control
         optimizer, scaler = unwrapped(kwargs["optimizer"])
-        self._clips_here |= self._stand_in.finish(kwargs["model"])
+        args, model = self._args, _model_in(kwargs)
+        self._clips_here |= self._stand_in.finish(model)
         loss = self._training.processes.mean(self._loss.step())
         if self._attached is not None:
             self._training.run.record_memory_retries(self._attached.memory.retries)
@@ -202,7 +214,7 @@ class TrimtabCallback(transformers.TrainerCallback, ExportableState):
             drop_gradients(optimizer)  # a scaler leaves such a step out itself
         if self._clips_here:
             args.max_grad_norm = self._clip
-            nn.utils.clip_grad_norm_(kwargs["model"].parameters(), float(self._clip or math.inf))
+            nn.utils.clip_grad_norm_(model.parameters(), float(self._clip or math.inf))
         self._used = self._training.rates.write()
         self._training.driver.divide_groups()
 
@@ -220,28 +232,17 @@ class TrimtabCallback(transformers.TrainerCallback, ExportableState):
         self._state, self._control = state, control
         self._training.rates.put_back()
         self._let_log(kwargs["lr_scheduler"])  # Transformers before 5 logs after this event
-        if self._asks_trainer and self._training.driver.validates_next:
-            self._await(keep_random=not control.should_evaluate)
-            control.should_evaluate = True
-        else:
-            self._training.driver.after_update()
+        if self._training.driver.validates_next:
+            self._look_together()
+        self._training.driver.after_update()
         return control
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Take in an evaluation that was asked for."""
-        del args, state, control
-        if not self._awaited:
-            return
-        metrics = kwargs["metrics"]
-        named = {name.removeprefix("eval_"): value for name, value in metrics.items()}
-        if self._training.options.monitor in named:  # one of several data sets may not have it
-            kept = (name for name in named if not name.endswith(_NOT_METRICS))
-            self._evaluated = {name: named[name] for name in kept}
-            self._evaluation_came()
-
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Finish the record, and put the best weights back if that is wanted."""
-        del args, state, control, kwargs
+        """Finish the record, and put the best weights back, unless Trainer loaded its own."""
+        del args, control, kwargs
+        chosen = self._training.is_open and self._args.load_best_model_at_end
+        if chosen and state.best_model_checkpoint is not None:
+            self._training.run.leave_weights()
         self._leave(None)
 
     def state(self) -> dict[str, Any]:
@@ -258,7 +259,7 @@ class TrimtabCallback(transformers.TrainerCallback, ExportableState):
         if run.session is None or not folder.is_dir():
             return empty  # of a hyperparameter search, whose runs are not resumed
         try:
-            name = write_state(folder / STATE_FILE, run.state_dict())
+            name = write_state(folder / STATE_FILE, self._training.state_dict())
         except (OSError, AdapterError) as error:
             tell(f"checkpoint {folder.name}: steering cannot be resumed from it ({error})")
             return empty
@@ -268,57 +269,41 @@ class TrimtabCallback(transformers.TrainerCallback, ExportableState):
 
     @property
     def _asks_trainer(self) -> bool:
-        return self._training.validation_data is None and self._training.validate is None
+        given = (self._source, self._training.validation_data, self._training.validate)
+        return all(one is None for one in given)
 
-    def _validation(self, model: nn.Module, training: Any) -> Callable[[], Any]:
-        """Return what validates: the user's function, a walk over their data, or Trainer's word."""
+    def _validation(self, trainer: Any) -> Callable[[], Any]:
+        """Return what validates: the user's function, or the trainer's own way of evaluating."""
+        self._evaluate = self._outcome = None
         if self._training.validate is not None:
             return self._training.validate
-        if self._training.validation_data is None:
-            return self._word_of_trainer
-        batches = self._training.validation_data
-        if not isinstance(batches, DataLoader):
-            batches = DataLoader(
-                batches,
-                batch_size=self._args.per_device_eval_batch_size,
-                collate_fn=getattr(training, "collate_fn", None),
+        if trainer is None:
+            raise AdapterError(
+                "validation: no Trainer called this event, so there is nobody to evaluate; give "
+                "TrimtabCallback(validate=...)"
             )
-        device = next(model.parameters()).device
-
-        def measure(batch: Any, index: int) -> dict[str, Any]:
-            del index
-            outputs = model(**batch)
-            return {"loss": outputs["loss"] if isinstance(outputs, Mapping) else outputs[0]}
-
-        return lambda: mean_over_batches(model, batches, measure, device)
-
-    def _word_of_trainer(self) -> Mapping[str, float]:
-        told, self._evaluated = self._evaluated, None
-        if told is None:
-            raise MetricError(
-                f"Trainer evaluated and did not return 'eval_{self._training.options.monitor}'; "
-                "set monitor= to what it returns, or give validation_data="
-            )
-        return told
-
-    def _await(self, *, keep_random: bool) -> None:
-        """Remember that Trainer was asked, and its random state where it was not going to."""
-        self._awaited, self._evaluated = True, None
-        if keep_random:
-            self._random.enter_context(left_as_it_was(nn.Module()))
-
-    def _evaluation_came(self) -> None:
-        self._awaited = False
-        self._random.close()
-        self._give_back_arguments()
-        if self._training.run.session is None:
-            self._training.run.start()
+        monitor = self._training.options.monitor
+        if self._source is not None:
+            self._evaluate = self._source.evaluation(trainer, monitor)
         else:
-            self._training.driver.after_update()
+            data = self._training.validation_data
+            self._evaluate = TrainerEvaluation(trainer, data=data, monitor=monitor)
+        if self._training.processes.count > 1:
+            return lambda: self._outcome() if self._outcome is not None else {}
+        return self._evaluate
 
-    def _give_back_arguments(self) -> None:
-        if self._eval_on_start is not None:
-            self._args.eval_on_start, self._eval_on_start = self._eval_on_start, None
+    def _look_together(self) -> None:
+        """Where several processes train, let all of them evaluate, for the first one to read."""
+        evaluate = self._evaluate
+        if evaluate is None or self._training.processes.count == 1:
+            return
+        try:
+            with left_as_it_was(self._trainer.model):
+                measured = evaluate()
+        except Exception as error:  # noqa: BLE001 - the first process says what it means
+            self._outcome = _raising(error)
+        else:
+            self._outcome = lambda: measured
 
     def _norm(self) -> float:
         return float(self._clip or 0.0)
@@ -333,11 +318,69 @@ class TrimtabCallback(transformers.TrainerCallback, ExportableState):
     def _leave(self, status: str | None) -> None:
         """End the run that is open, if there is one, and give back what was borrowed."""
         self._loss.end()
-        self._random.close()
-        self._awaited = False
         if not self._training.leave():
             return
-        self._give_back_arguments()
         self._stand_in.end()
         self._args.max_grad_norm = self._given_clip
         self._training.driver.finish(status)
+
+
+def _model_in(kwargs: Mapping[str, Any]) -> Any:
+    """Return the model that an event is about; SetFit hands over its own in that place."""
+    return kwargs.get("st_model", kwargs["model"])
+
+
+def _raising(error: Exception) -> Callable[[], Mapping[str, float]]:
+    def outcome() -> Mapping[str, float]:
+        raise error
+
+    return outcome
+
+
+_YIELDS = (
+    "load_best_model_at_end=True: Trainer leaves the checkpoint that is best by {metric}, and so "
+    "keep_best puts nothing back in the end; keep_best=False says the same"
+)
+
+
+def steer(trainer: Any, validation: Any = 200, **options: Any) -> TrimtabCallback:
+    """Steer a trainer that was made: ``steer(trainer)``, then ``trainer.train()``.
+
+    For Transformers' ``Trainer`` and its kin: TRL's (SFT, DPO), sentence-transformers', SetFit's
+    (whose ``model_body`` is steered). The loss that is trained is read from its ``compute_loss``.
+    The validation goes over a few examples, drawn once by the trainer's seed from its
+    ``eval_dataset`` as it was prepared, and outside its events (see `TrimtabCallback`).
+
+    ``metric_for_best_model`` and ``greater_is_better`` say which weights are kept, unless
+    ``monitor`` and ``mode`` do.
+
+    Args:
+        trainer: The trainer, before ``train()``.
+        validation: How many examples of ``eval_dataset`` (of several sets together) the
+            validation goes over, None for all; or whatever ``eval_dataset`` may be, in its place.
+        **options: Keywords of `TrimtabCallback`, except ``validation_data``.
+
+    Returns:
+        The callback, whose ``summary`` tells of the run.
+
+    Raises:
+        AdapterError: This is no such trainer, it is steered already, or there is nothing to
+            validate on.
+    """
+    inner = inner_trainer(trainer)
+    if any(isinstance(one, TrimtabCallback) for one in inner.callback_handler.callbacks):
+        raise AdapterError(
+            "steer(trainer): it has a TrimtabCallback already; use one of the two, and one only"
+        )
+    if "validation_data" in options:
+        raise AdapterError("steer(validation_data=...): give the data as validation=")
+    source = None
+    if options.get("validate") is None:
+        source = EvaluationSource(trainer, validation)
+        metric = getattr(inner.args, "metric_for_best_model", None)
+        if metric is not None and "monitor" not in options:
+            prefix = f"{getattr(inner, 'logs_prefix', '')}_"  # SetFit's: embedding_loss
+            options["monitor"] = metric.removeprefix("eval_").removeprefix(prefix)
+    callback = TrimtabCallback(**options)
+    callback._source = source
+    return callback.attach(trainer)

@@ -62,13 +62,14 @@ def check_arguments(args: Any, *, asks_trainer: bool, by_metric: bool) -> None:
     if strategy == "no":
         raise AdapterError(
             "eval_strategy='no': Trainer does not evaluate, and steering needs a validation loss "
-            "after each window; give TrimtabCallback(validation_data=...), or set eval_strategy "
-            "and eval_dataset"
+            "after each window; give TrimtabCallback(validation_data=...), set eval_strategy and "
+            "eval_dataset, or use steer(trainer), which takes a few examples of eval_dataset"
         )
     if by_metric:
         raise AdapterError(
-            "lr_scheduler_type: the scheduler goes by Trainer's evaluations, which steering would "
-            "add to; give TrimtabCallback(validation_data=...)"
+            "lr_scheduler_type: the scheduler goes by Trainer's evaluations, and steering by all "
+            "of the same data would cost as much again; give TrimtabCallback(validation_data=...), "
+            "or use steer(trainer)"
         )
 
 
@@ -109,7 +110,9 @@ def saved_state(args: Any, state: Any, callback: str) -> dict[str, Any]:
     if name is None:
         raise AdapterError(
             f"resume_from_checkpoint: the checkpoint of step {step} holds no state of this "
-            "callback; resume from one that was written with it, or train anew"
+            "callback; resume from one that was written with it, or give "
+            "TrimtabCallback(resume='fresh') to steer the steps that are left (resume='extend' "
+            "needs a state)"
         )
     given = getattr(args, "resume_from_checkpoint", None)
     folders = [Path(given)] if isinstance(given, str) and given not in ("True", "False") else []
