@@ -25,7 +25,12 @@ from trimtab.adapters.options import RunKeywords, RunOptions, takes_run_keywords
 from trimtab.adapters.torch.followed_rates import FollowedRates
 from trimtab.adapters.torch.proofs import ClipProof
 from trimtab.adapters.torch.state import random_state, restore_random_state
-from trimtab.adapters.torch.trainer import SteeredTraining, drop_gradients, mean_over_batches
+from trimtab.adapters.torch.trainer import (
+    SteeredTraining,
+    drop_gradients,
+    mean_over_batches,
+    unscaled,
+)
 from trimtab.core.decision import Summary
 from trimtab.core.errors import AdapterError
 
@@ -193,7 +198,7 @@ class TrimtabCallback(Callback):
         """Take in a micro-batch's loss, weighted as it is trained on."""
         del trainer, pl_module
         value = loss.detach().double().sum()
-        self._losses.append(value / float(self._scaler.get_scale()) if self._scaler else value)
+        self._losses.append(unscaled(value, self._scaler) if self._scaler else value)
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Look at the step's loss and gradients, and write its values.

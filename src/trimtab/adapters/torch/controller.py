@@ -23,7 +23,7 @@ from trimtab.adapters.torch.distributed import Processes
 from trimtab.adapters.torch.guarded_training import Batch
 from trimtab.adapters.torch.memory import MicroBatches
 from trimtab.adapters.torch.schedules import make_rates
-from trimtab.adapters.torch.several import Several
+from trimtab.adapters.torch.several import Several, parts_of
 from trimtab.adapters.torch.step_hooks import StepHooks, check_hooks
 from trimtab.adapters.torch.stepper import Stepper
 from trimtab.adapters.torch.wrappers import Accumulation, unwrapped
@@ -200,7 +200,7 @@ class TorchController:
         self = cls(optimizer, total_steps=total_steps, validate=validate, model=model, **settings)
         self._is_plain = False
         self._hooks = StepHooks(
-            [self._stepper.optimizer],
+            parts_of(self._stepper.optimizer),
             driver=self._driver,
             stepper=self._stepper,
             rates=self._rates,

@@ -142,6 +142,11 @@ class SteeredTraining:
         return AdapterError(f"TrimtabCallback: training has not begun; call {self._begun_by}")
 
 
+def unscaled(loss: torch.Tensor, scaler: Any) -> torch.Tensor:
+    """Return a loss without the scaler's factor, which stays on its device: asking for it waits."""
+    return loss / scaler.scale(torch.ones_like(loss))
+
+
 def drop_gradients(optimizer: torch.optim.Optimizer) -> None:
     """Take the gradients away, so that the trainer's next step of the optimiser does nothing."""
     for group in optimizer.param_groups:
