@@ -12,6 +12,7 @@ from trimtab.adapters.options import RunOptions
 from trimtab.adapters.snapshots import Snapshots
 from trimtab.adapters.steering import SteeredRun
 from trimtab.adapters.torch.actuators import Place, find_actuators, wants_depth
+from trimtab.adapters.torch.averages import Averages
 from trimtab.adapters.torch.depth import DepthRates
 from trimtab.adapters.torch.distributed import Processes, RankZeroController, RankZeroValidation
 from trimtab.adapters.torch.proofs import Proofs
@@ -38,6 +39,7 @@ def steer(
     loss_fn: nn.Module | None = None,
     layers: Sequence[nn.Module] | None = None,
     told: Callable[[str], str | None] | None = None,
+    averages: Averages | None = None,
 ) -> TorchDriver:
     """Return what drives a run that has not begun.
 
@@ -56,6 +58,7 @@ def steer(
         loss_fn: Where label smoothing is kept, if not inside the model.
         layers: Modules from the input to the output, where depth is steered.
         told: Returns which way a measured value gets better, where metric objects may tell.
+        averages: Averages of the weights; None where they are a trainer's affair.
 
     Raises:
         AdapterError: Something cannot be steered as it is.
@@ -66,7 +69,7 @@ def steer(
     optimizer, wanted = stepper.optimizer, options.hyperparameters
     validation: Validates = Validation(
         validate,
-        lambda: left_as_it_was(model),
+        lambda: left_as_it_was(model if averages is None else averages.beside_model()),
         monitor=options.monitor,
         mode=options.mode,
         told=told,
@@ -104,11 +107,14 @@ def steer(
         validation=validation,
         snapshots=Snapshots(
             options.snapshots,
-            TrainingState(model, optimizer, stepper.scaler, (rates.snapshot, rates.restore)),
+            TrainingState(
+                model, optimizer, stepper.scaler, (rates.snapshot, rates.restore), averages
+            ),
             needed=options.needs_snapshots(policy),
         ),
         keep_best=options.keeps_best,
         store=options.store,
+        after_restore=(lambda: None) if averages is None else averages.tell_of_others,
     )
     proofs = Proofs(actuators, optimizer, depth)
     return TorchDriver(

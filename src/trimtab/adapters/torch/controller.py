@@ -18,6 +18,7 @@ from trimtab.adapters.options import (
 )
 from trimtab.adapters.torch.actuators import wants_depth
 from trimtab.adapters.torch.assembly import steer
+from trimtab.adapters.torch.averages import Averages
 from trimtab.adapters.torch.checks import check_loss, check_model, check_optimizers
 from trimtab.adapters.torch.distributed import Processes
 from trimtab.adapters.torch.guarded_training import Batch
@@ -89,6 +90,11 @@ class TorchController:
         loss_fn: The loss module, where ``label_smoothing`` is steered.
         layers: Modules from the input to the output, where depth is steered; None to take the
             model's longest stack.
+        averaged: Averages of the weights that the loop keeps (``AveragedModel``, timm's
+            ``ModelEmaV3``, torch-ema, a module, or an object or dict with their tensors; one or
+            several): kept and put back with the model, their counters too. A rollback does not
+            reach those that are not named. ``validate`` decides whether model or average is
+            measured. Update them after `step`.
         **options: `trimtab.adapters.options.RunOptions`.
 
     Where several processes train together (``DistributedDataParallel``, Accelerate), each makes a
@@ -119,6 +125,7 @@ class TorchController:
         scaler: Any = None,
         loss_fn: nn.Module | None = None,
         layers: Sequence[nn.Module] | None = None,
+        averaged: Any = (),
         **options: Unpack[RunKeywords],
     ) -> None:
         chosen = RunOptions(hyperparameters=hyperparameters, reference=reference, **options)
@@ -144,6 +151,7 @@ class TorchController:
             clipping=self._stepper.clipping(),
             loss_fn=loss_fn,
             layers=layers,
+            averages=Averages(averaged, model),
         )
         self._run, self._statistics = self._driver.run, self._driver.statistics
         self._clips = clip is not None
