@@ -21,6 +21,7 @@ from trimtab.adapters.torch.assembly import steer
 from trimtab.adapters.torch.averages import Averages
 from trimtab.adapters.torch.checks import check_loss, check_model, check_optimizers
 from trimtab.adapters.torch.distributed import Processes
+from trimtab.adapters.torch.followed_rates import OfLoop
 from trimtab.adapters.torch.guarded_training import Batch
 from trimtab.adapters.torch.memory import MicroBatches
 from trimtab.adapters.torch.schedules import make_rates
@@ -169,6 +170,7 @@ class TorchController:
         total_steps: int,
         validate: Callable[[], float | Mapping[str, float]],
         model: nn.Module,
+        reference: Any = "warmup-linear",
         **settings: Any,
     ) -> TorchController:
         """Return a controller for a loop that is not the user's own (ignite, skorch, fastai).
@@ -186,7 +188,7 @@ class TorchController:
 
         Losses come through `watch` or `tell`; of several between two steps the mean is taken. A
         loop that hands a closure to ``step`` needs neither. A scheduler that the loop steps is
-        overruled, and that is told.
+        followed with ``reference=None``, and else overruled, which is told.
 
         Args:
             optimizer: What the loop steps. A trainer that makes one when it begins has to be told
@@ -194,6 +196,9 @@ class TorchController:
             total_steps: How often the loop will step it.
             validate: Returns the validation loss, or a dict of floats that holds ``monitor``.
             model: Whose weights and buffers are snapshotted.
+            reference: As for `TorchController` (a scheduler is then stepped here, and not by the
+                loop); or None to follow the learning rates that the loop writes itself: they are
+                multiplied for the moment of the step and put back.
             **settings: The other arguments of `TorchController`. With ``clip`` gradients are
                 clipped right before the step; ``scaler`` is the loop's own, whose left out steps
                 count.
@@ -205,7 +210,14 @@ class TorchController:
         """
         for one in optimizer if isinstance(optimizer, list | tuple) else [optimizer]:
             check_hooks(unwrapped(one))
-        self = cls(optimizer, total_steps=total_steps, validate=validate, model=model, **settings)
+        self = cls(
+            optimizer,
+            total_steps=total_steps,
+            validate=validate,
+            model=model,
+            reference=OfLoop() if reference is None else reference,
+            **settings,
+        )
         self._is_plain = False
         self._hooks = StepHooks(
             parts_of(self._stepper.optimizer),

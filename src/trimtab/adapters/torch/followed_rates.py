@@ -19,6 +19,12 @@ from trimtab.core.notices import tell
 from trimtab.core.references import reference_multipliers
 
 
+class OfLoop:
+    """Stands for the learning rates that a loop writes itself, as a reference."""
+
+    __name__ = "trainer"
+
+
 def _nothing() -> None:
     return None
 
@@ -39,6 +45,7 @@ class FollowedRates:
         total_steps: Optimiser steps of the run.
         steps_done: Of these, how many were done before, in a run that goes on.
         period: Optimiser steps between two steps of the scheduler.
+        of_loop: Follow whatever a loop writes into the groups, of which nothing is known ahead.
 
     Attributes:
         starts: Peak learning rate of each group.
@@ -64,6 +71,7 @@ class FollowedRates:
         total_steps: int,
         steps_done: int = 0,
         period: int = 1,
+        of_loop: bool = False,
     ) -> None:
         self.joined: Callable[[], None] = _nothing
         self._optimizer, self._schedulers = optimizer, list(schedulers)
@@ -74,8 +82,8 @@ class FollowedRates:
         self._written: list[Any] = []
         self._table: list[float] | None = None
         self.cycled: frozenset[str] = frozenset()
-        self.known_ahead = True
-        key = "initial_lr" if self._schedulers else "lr"
+        self.known_ahead = not of_loop
+        key = "initial_lr" if self._schedulers or of_loop else "lr"
         groups = optimizer.param_groups
         self._peaks = Peaks(groups, key)
         self.starts = [float(group.get(key, group["lr"])) for group in groups]

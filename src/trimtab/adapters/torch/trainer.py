@@ -144,7 +144,8 @@ class SteeredTraining:
 
 def unscaled(loss: torch.Tensor, scaler: Any) -> torch.Tensor:
     """Return a loss without the scaler's factor, which stays on its device: asking for it waits."""
-    return loss / scaler.scale(torch.ones_like(loss))
+    factor: torch.Tensor = scaler.scale(torch.ones_like(loss))
+    return loss / factor
 
 
 def drop_gradients(optimizer: torch.optim.Optimizer) -> None:
