@@ -230,6 +230,55 @@ def test_a_scheduler_that_the_loop_steps_is_overruled_and_told(loop, equal):
     assert equal(hooked.state(), mine.state())
 
 
+def one_cycle(optimizer: torch.optim.Optimizer) -> Any:
+    return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.05, total_steps=61)
+
+
+def exponential(optimizer: torch.optim.Optimizer) -> Any:
+    return torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.95)
+
+
+@pytest.mark.parametrize("make", [one_cycle, exponential])
+def test_the_loops_own_scheduler_is_followed(loop, equal, make):
+    plain, hooked, steered = loop(), loop(), loop()
+    scheduler = make(plain.optimizer)
+    plain.run_plainly(scheduler)
+    for one, policy in ((hooked, None), (steered, "random")):
+        of_loop = make(one.optimizer)
+        one.begin()
+        with attached(one, reference=None, policy=policy, keep_best=False) as controller:
+            by_tell(one, controller, of_loop.step)
+        assert one.rates() == plain.rates()
+        assert of_loop.get_last_lr() == scheduler.get_last_lr()
+
+    assert equal(hooked.state(), plain.state())
+    assert not equal(steered.state(), plain.state())
+    assert controller.summary.decisions[-1].applied["lr"] != 1.0
+
+
+@pytest.mark.parametrize("make", [one_cycle, exponential])
+def test_a_followed_rate_is_multiplied_for_the_step_alone(loop, make):
+    one = loop()
+    scheduler = make(one.optimizer)
+    used: list[float] = []
+    one.optimizer.register_step_post_hook(lambda *_: used.append(one.rates()[0]))
+    own: list[float] = []
+    one.begin()
+    with attached(one, reference=None) as controller:
+        for loss in one.losses():
+            controller.tell(loss)
+            own += one.rates()
+            loss.backward()
+            one.optimizer.step()
+            one.optimizer.zero_grad()
+            scheduler.step()
+
+    multipliers = [u / o for u, o in zip(used, own, strict=True)]
+    assert len({round(m, 9) for m in multipliers}) > 3
+    recorded = [row["lr"] for row in controller.summary.schedule]
+    assert recorded == pytest.approx(used)
+
+
 def test_a_rate_that_a_trainer_sets_again_when_it_begins_is_no_schedule(loop, equal):
     mine, hooked = loop(), loop()
     mine.run_steered(**RANDOM)

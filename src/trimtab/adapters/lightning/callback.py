@@ -31,6 +31,7 @@ from trimtab.adapters.torch.trainer import (
     SteeredTraining,
     drop_gradients,
     mean_over_batches,
+    unscaled,
 )
 from trimtab.core.decision import Summary
 from trimtab.core.errors import AdapterError
@@ -205,7 +206,7 @@ class TrimtabCallback(Callback):
         """Take in a micro-batch's loss, weighted as it is trained on."""
         del trainer, pl_module
         value = loss.detach().double().sum()
-        self._losses.append(value / float(self._scaler.get_scale()) if self._scaler else value)
+        self._losses.append(unscaled(value, self._scaler) if self._scaler else value)
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Look at the step's loss and gradients, and write its values.

@@ -11,6 +11,7 @@ from torch import nn
 from trimtab.adapters.options import RunOptions
 from trimtab.adapters.steering import SteeredRun
 from trimtab.adapters.torch.actuators import Place, find_actuators, wants_depth
+from trimtab.adapters.torch.averages import Averages
 from trimtab.adapters.torch.checks import check_weights
 from trimtab.adapters.torch.depth import DepthRates
 from trimtab.adapters.torch.distributed import Processes, RankZeroController, RankZeroValidation
@@ -41,6 +42,7 @@ def steer(
     loss_fn: nn.Module | None = None,
     layers: Sequence[nn.Module] | None = None,
     told: Callable[[str], str | None] | None = None,
+    averages: Averages | None = None,
 ) -> TorchDriver:
     """Return what drives a run that has not begun.
 
@@ -59,6 +61,7 @@ def steer(
         loss_fn: Where label smoothing is kept, if not inside the model.
         layers: Modules from the input to the output, where depth is steered.
         told: Returns which way a measured value gets better, where metric objects may tell.
+        averages: Averages of the weights; None where they are a trainer's affair.
 
     Raises:
         AdapterError: Something cannot be steered as it is.
@@ -70,7 +73,7 @@ def steer(
     check_weights(optimizer, model)
     validation: Validates = Validation(
         validate,
-        lambda: left_as_it_was(model),
+        lambda: left_as_it_was(model if averages is None else averages.beside_model()),
         monitor=options.monitor,
         mode=options.mode,
         told=told,
@@ -100,7 +103,8 @@ def steer(
         policy=policy.name,
         reference=_name_of(options.reference),
     )
-    state = TrainingState(model, optimizer, stepper.scaler, (rates.snapshot, rates.restore))
+    clock = rates.snapshot, rates.restore
+    state = TrainingState(model, optimizer, stepper.scaler, clock, averages)
     snapshots, kept = options.snapshots_of(state, policy)
     run = SteeredRun(
         info,
@@ -112,6 +116,7 @@ def steer(
         kept=kept,
         keep_best=options.keeps_best,
         store=options.store,
+        after_restore=(lambda: None) if averages is None else averages.tell_of_others,
     )
     proofs = Proofs(actuators, optimizer, depth)
     return TorchDriver(

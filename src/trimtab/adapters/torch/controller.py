@@ -18,8 +18,10 @@ from trimtab.adapters.options import (
 )
 from trimtab.adapters.torch.actuators import wants_depth
 from trimtab.adapters.torch.assembly import steer
+from trimtab.adapters.torch.averages import Averages
 from trimtab.adapters.torch.checks import check_loss, check_model, check_optimizers
 from trimtab.adapters.torch.distributed import Processes
+from trimtab.adapters.torch.followed_rates import OfLoop
 from trimtab.adapters.torch.guarded_training import Batch
 from trimtab.adapters.torch.memory import MicroBatches
 from trimtab.adapters.torch.schedules import make_rates
@@ -89,6 +91,11 @@ class TorchController:
         loss_fn: The loss module, where ``label_smoothing`` is steered.
         layers: Modules from the input to the output, where depth is steered; None to take the
             model's longest stack.
+        averaged: Averages of the weights that the loop keeps (``AveragedModel``, timm's
+            ``ModelEmaV3``, torch-ema, a module, or an object or dict with their tensors; one or
+            several): kept and put back with the model, their counters too. A rollback does not
+            reach those that are not named. ``validate`` decides whether model or average is
+            measured. Update them after `step`.
         **options: `trimtab.adapters.options.RunOptions`.
 
     Where several processes train together (``DistributedDataParallel``, Accelerate), each makes a
@@ -121,6 +128,7 @@ class TorchController:
         scaler: Any = None,
         loss_fn: nn.Module | None = None,
         layers: Sequence[nn.Module] | None = None,
+        averaged: Any = (),
         **options: Unpack[RunKeywords],
     ) -> None:
         chosen = RunOptions(hyperparameters=hyperparameters, reference=reference, **options)
@@ -146,6 +154,7 @@ class TorchController:
             clipping=self._stepper.clipping(),
             loss_fn=loss_fn,
             layers=layers,
+            averages=Averages(averaged, model),
         )
         self._run, self._statistics = self._driver.run, self._driver.statistics
         self._clips = clip is not None
@@ -163,6 +172,7 @@ class TorchController:
         total_steps: int,
         validate: Callable[[], float | Mapping[str, float]],
         model: nn.Module,
+        reference: Any = "warmup-linear",
         **settings: Any,
     ) -> TorchController:
         """Return a controller for a loop that is not the user's own (ignite, skorch, fastai).
@@ -180,7 +190,7 @@ class TorchController:
 
         Losses come through `watch` or `tell`; of several between two steps the mean is taken. A
         loop that hands a closure to ``step`` needs neither. A scheduler that the loop steps is
-        overruled, and that is told.
+        followed with ``reference=None``, and else overruled, which is told.
 
         Args:
             optimizer: What the loop steps. A trainer that makes one when it begins has to be told
@@ -188,6 +198,9 @@ class TorchController:
             total_steps: How often the loop will step it.
             validate: Returns the validation loss, or a dict of floats that holds ``monitor``.
             model: Whose weights and buffers are snapshotted.
+            reference: As for `TorchController` (a scheduler is then stepped here, and not by the
+                loop); or None to follow the learning rates that the loop writes itself: they are
+                multiplied for the moment of the step and put back.
             **settings: The other arguments of `TorchController`. With ``clip`` gradients are
                 clipped right before the step; ``scaler`` is the loop's own, whose left out steps
                 count.
@@ -199,7 +212,14 @@ class TorchController:
         """
         for one in optimizer if isinstance(optimizer, list | tuple) else [optimizer]:
             check_hooks(unwrapped(one))
-        self = cls(optimizer, total_steps=total_steps, validate=validate, model=model, **settings)
+        self = cls(
+            optimizer,
+            total_steps=total_steps,
+            validate=validate,
+            model=model,
+            reference=OfLoop() if reference is None else reference,
+            **settings,
+        )
         self._is_plain = False
         self._hooks = StepHooks(
             parts_of(self._stepper.optimizer),

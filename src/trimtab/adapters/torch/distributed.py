@@ -45,7 +45,9 @@ class Processes:
         """
         if self.count == 1:
             return value
-        total = torch.as_tensor(value).detach().reshape(()).double().to(self._device())
+        total = torch.as_tensor(value).detach().reshape(()).double()
+        if not total.is_cuda:  # gloo takes those too, and moving one would wait for the device
+            total = total.to(self._device())
         distributed.all_reduce(total)
         return total / self.count
 

@@ -19,6 +19,12 @@ from trimtab.core.notices import tell
 from trimtab.core.references import reference_multipliers
 
 
+class OfLoop:
+    """Stands for the learning rates that a loop writes itself, as a reference."""
+
+    __name__ = "trainer"
+
+
 def _nothing() -> None:
     return None
 
@@ -41,6 +47,7 @@ class FollowedRates:
         period: Optimiser steps between two steps of the scheduler.
         known: Whether what the schedulers will do may be found out ahead; False where the trainer
             exchanges them, or the period changes.
+        of_loop: Follow whatever a loop writes into the groups, of which nothing is known ahead.
 
     Attributes:
         starts: Peak learning rate of each group.
@@ -67,6 +74,7 @@ class FollowedRates:
         steps_done: int = 0,
         period: int = 1,
         known: bool = True,
+        of_loop: bool = False,
     ) -> None:
         check_groups(optimizer)
         self.joined: Callable[[], None] = _nothing
@@ -78,8 +86,8 @@ class FollowedRates:
         self._written: list[Any] = []
         self._table: list[float] | None = None
         self.cycled: frozenset[str] = frozenset()
-        self.known_ahead = known or reference is not None
-        key = "initial_lr" if self._schedulers else "lr"
+        self.known_ahead = not of_loop and (known or reference is not None)
+        key = "initial_lr" if self._schedulers or of_loop else "lr"
         groups = optimizer.param_groups
         self._peaks = Peaks(groups, key)
         self.starts = [float(group.get(key, group["lr"])) for group in groups]

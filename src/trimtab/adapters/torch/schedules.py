@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from trimtab.adapters.torch.checks import check_every, lead_group
+from trimtab.adapters.torch.followed_rates import FollowedRates, OfLoop
 from trimtab.adapters.torch.forecast import IN_EPOCHS, SPENT, forecast, is_spent_early
 from trimtab.adapters.torch.group_rates import Peaks, copied, differs, put
 from trimtab.adapters.torch.scheduler_forms import in_torch_form, name_of, needs_metric
@@ -369,7 +370,7 @@ def make_rates(
 
     Args:
         optimizer: Its groups' ``lr`` on entry are the peaks, unless a scheduler is adopted.
-        reference: A name, a function of progress, or a scheduler of this optimiser.
+        reference: A name, a function of progress, or a scheduler of this optimiser; or `OfLoop`.
         total_steps: Optimiser steps of the run.
         every: Optimiser steps between two steps of a scheduler.
 
@@ -380,6 +381,8 @@ def make_rates(
         SpecError: The function gives something that is not a finite number of at least 0.
     """
     check_every(every)
+    if isinstance(reference, OfLoop):
+        return FollowedRates(optimizer, [], reference=None, total_steps=total_steps, of_loop=True)
     given = list(reference) if isinstance(reference, list | tuple) else [reference]
     forms = [in_torch_form(one) for one in given]
     if forms and all(form is not None for form in forms):

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from trimtab.adapters.torch.averages import Averages
 from trimtab.adapters.torch.several import parts_of, states_of
 from trimtab.adapters.torch.sharding import is_sharded, like_weight, local_part, put_shards_back
 
@@ -54,6 +55,7 @@ class TrainingState:
         optimizer: Whose state, and weights outside the model, are kept.
         scaler: A ``torch.amp.GradScaler``, or None.
         clock: Two functions, taking the state of an adopted scheduler and putting it back.
+        averages: Averages of the weights, or None.
     """
 
     def __init__(
@@ -62,9 +64,10 @@ class TrainingState:
         optimizer: torch.optim.Optimizer,
         scaler: Any = None,
         clock: tuple[Callable[[], Any], Callable[[Any], None]] | None = None,
+        averages: Averages | None = None,
     ) -> None:
         self._model, self._optimizer = model, optimizer
-        self._scaler, self._clock = scaler, clock
+        self._scaler, self._clock, self._averages = scaler, clock, averages
 
     # What there is.
 
@@ -108,7 +111,9 @@ class TrainingState:
             {key: copy.deepcopy(value) for key, value in group.items() if key not in _STEERED}
             for group in self._optimizer.param_groups
         ]
-        return tensors, {
+        averaged, counters = ({}, {}) if self._averages is None else self._averages.collect()
+        return tensors | averaged, {
+            "averaged": counters,
             "optimizer": states,
             "groups": groups,
             "scaler": None if self._scaler is None else dict(self._scaler.state_dict()),
@@ -122,6 +127,8 @@ class TrainingState:
     def expected_bytes(self) -> int:
         """Return how large a snapshot will be, before the optimiser has its state."""
         kept = [*(local_part(weight) for _, weight in self._weights()), *self._model.buffers()]
+        if self._averages is not None:
+            kept += self._averages.collect()[0].values()
         return sum(map(self.size, kept)) + sum(
             map(optimizer_state_bytes, parts_of(self._optimizer))
         )
@@ -186,6 +193,8 @@ class TrainingState:
             self._scaler.load_state_dict(copy.deepcopy(plain["scaler"]))
         if self._clock is not None:
             self._clock[1](plain["clock"])
+        if self._averages is not None and "averaged" in plain:  # older states have none
+            self._averages.put_back(arrays, plain["averaged"])
 
     def _put_weights(self, kept: dict[str, torch.Tensor]) -> None:
         for name, weight in self._weights():

@@ -160,8 +160,24 @@ def _plain(tensor: torch.Tensor) -> torch.Tensor:
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
-CHECK_EVERY = 4
+CHECK_EVERY = 16
 """On an accelerator, steps between two looks at the losses; each look waits for the device."""
+
+
+def is_elsewhere(loss: torch.Tensor | float) -> bool:
+    """Return whether a loss lies on an accelerator, where each reading waits for the device."""
+    return isinstance(loss, torch.Tensor) and loss.device.type != "cpu"
+
+
+def kept_for_later(loss: torch.Tensor) -> torch.Tensor:
+    """Return a copy, for a compiled step may write the next loss into the same memory."""
+    return loss.detach().reshape(()).clone()
+
+
+def read_together(losses: Sequence[torch.Tensor]) -> list[float]:
+    """Return losses as numbers, with one wait for the device."""
+    values: list[float] = torch.stack(list(losses)).tolist()
+    return values
 
 
 class _Weights(NamedTuple):
@@ -263,7 +279,7 @@ class WindowStatistics:
             On a CPU that is this very step; elsewhere at most ``CHECK_EVERY - 1`` steps later.
         """
         if self._waits is None:  # asked once a window: the answer costs as much as the reading
-            self._waits = isinstance(loss, torch.Tensor) and loss.device.type != "cpu"
+            self._waits = is_elsewhere(loss)
             self.ordinary_until = 0 if self._waits else self._window_steps - 2
         if self._waits and isinstance(loss, torch.Tensor):
             self._take_later(loss)
@@ -329,15 +345,13 @@ class WindowStatistics:
         self.losses = list(state["losses"])
 
     def _take_later(self, loss: torch.Tensor) -> None:
-        # A copy, for a compiled step may write the next loss into the same memory.
-        self._unread.append(loss.detach().reshape(()).clone())
+        self._unread.append(kept_for_later(loss))
         if len(self._unread) >= CHECK_EVERY:
             self._read_losses()
 
     def _read_losses(self) -> None:
         if self._unread:
-            values = torch.stack([loss.double() for loss in self._unread]).tolist()
-            self._unread = []
+            values, self._unread = read_together(self._unread), []
             self.losses += values
             self._finite = self._finite and all(math.isfinite(value) for value in values)
 

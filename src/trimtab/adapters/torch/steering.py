@@ -17,7 +17,13 @@ from trimtab.adapters.torch.depth import DepthRates
 from trimtab.adapters.torch.first_steps import FirstSteps
 from trimtab.adapters.torch.proofs import Proofs
 from trimtab.adapters.torch.schedules import Rates
-from trimtab.adapters.torch.statistics import WindowStatistics
+from trimtab.adapters.torch.statistics import (
+    CHECK_EVERY,
+    WindowStatistics,
+    is_elsewhere,
+    kept_for_later,
+    read_together,
+)
 from trimtab.adapters.torch.step_guard import StepGuard
 from trimtab.adapters.torch.stepper import Stepper
 
@@ -67,6 +73,7 @@ class TorchDriver:
         self._done = True  # the step's update, with a guard
         self._cut_short = False  # the open window ends now: its loss was not finite
         self._beyond = False  # all announced steps are done
+        self._free_losses: list[torch.Tensor] = []  # of steps after that, on an accelerator
 
     # What a loop asks and tells.
 
@@ -168,6 +175,8 @@ class TorchDriver:
         self.rejoin_groups()
         if self._first is not None:
             self._first.end()
+        if status is None:
+            self._free_steps_went_well()
         self.run.finish(status)
         if self.guard is not None:
             self.guard.close()
@@ -241,8 +250,21 @@ class TorchDriver:
             self._rates.hold()
         elif self.guard is None and not self._rates.intact():
             self.tell_overwritten()
+        if not self.run.guarded:
+            return self._done
+        if isinstance(loss, torch.Tensor) and is_elsewhere(loss):
+            self._free_losses.append(kept_for_later(loss))
+            return len(self._free_losses) < CHECK_EVERY or self._free_steps_went_well()
         with torch.no_grad():
-            return self._done and (not self.run.guarded or math.isfinite(float(loss)))
+            return self._done and math.isfinite(float(loss))
+
+    def _free_steps_went_well(self) -> bool:
+        """Read the losses that wait; put the best state back if one was not finite."""
+        losses, self._free_losses = self._free_losses, []
+        finite = not losses or all(map(math.isfinite, read_together(losses)))
+        if not finite:
+            self.run.restore()
+        return finite
 
 
 _NOT_TAKEN = (

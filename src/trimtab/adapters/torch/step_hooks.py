@@ -11,6 +11,7 @@ from torch import nn
 
 from trimtab.adapters.torch.checks import check_loss
 from trimtab.adapters.torch.distributed import Processes
+from trimtab.adapters.torch.followed_rates import FollowedRates
 from trimtab.adapters.torch.schedules import Rates
 from trimtab.adapters.torch.steering import TorchDriver
 from trimtab.adapters.torch.stepper import Stepper
@@ -65,6 +66,7 @@ class StepHooks:
         self._optimizers = list(optimizers)
         self._driver, self._stepper, self._rates = driver, stepper, rates
         self._processes, self._model = processes, model
+        self._followed = rates if isinstance(rates, FollowedRates) else None
         self._handles: list[Any] = []
         self._watched: list[Any] = []
         self._losses: list[torch.Tensor | float] = []
@@ -137,6 +139,8 @@ class StepHooks:
             self._close(keep=self._losses)  # or another optimiser was left out
         if self._stepped is None:
             self._open()
+            if self._followed is not None:
+                self._followed.write()
         if not self._goes_on:
             drop_gradients(optimizer)
         self._driver.divide_groups()
@@ -149,13 +153,16 @@ class StepHooks:
             return
         self._driver.rejoin_groups()
         self._stepped.add(id(optimizer))
-        if self._stepper.scaler is None and len(self._stepped) == len(self._optimizers):
+        if len(self._stepped) < len(self._optimizers):
+            return
+        self._put_back_rates()
+        if self._stepper.scaler is None:
             self._close()
 
     def _open(self) -> None:
         """Begin a step: take in its loss and gradients."""
         loss, driver = self._loss(), self._driver
-        if self._last is None and self._holds_peaks():
+        if self._last is None and self._followed is None and self._holds_peaks():
             self._rates.intact()  # the trainer wrote them when it began; that is no schedule
         self._last = loss
         self._goes_on = driver.before_update(self._processes.mean(loss))
@@ -165,8 +172,14 @@ class StepHooks:
 
     def _close(self, keep: Sequence[torch.Tensor | float] = ()) -> None:
         self._stepped = None
+        self._put_back_rates()
         self._driver.after_update()
         self._losses = list(keep)  # not those of a validation in training mode
+
+    def _put_back_rates(self) -> None:
+        """Let the loop's scheduler find its own rates."""
+        if self._followed is not None:
+            self._followed.put_back()
 
     def _scaled_step(self, step: Callable[..., Any], optimizer: Any, *args: Any, **kw: Any) -> Any:
         if all(unwrapped(optimizer) is not mine for mine in self._optimizers):

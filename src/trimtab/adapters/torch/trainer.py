@@ -250,6 +250,12 @@ class SteeredTraining:
         return AdapterError(f"TrimtabCallback: training has not begun; call {self._begun_by}")
 
 
+def unscaled(loss: torch.Tensor, scaler: Any) -> torch.Tensor:
+    """Return a loss without the scaler's factor, which stays on its device: asking for it waits."""
+    factor: torch.Tensor = scaler.scale(torch.ones_like(loss))
+    return loss / factor
+
+
 _RESUMES = ("same", "extend", "fresh")
 _OTHER_LENGTH = (
     "the saved state has total_steps {had}, this run {now}; resume with the settings of the first "

@@ -14,6 +14,7 @@ from trimtab.adapters.torch.actuators import Place
 from trimtab.adapters.torch.memory import MicroBatches
 from trimtab.adapters.torch.proofs import Replay
 from trimtab.adapters.torch.state import read_state
+from trimtab.adapters.torch.trainer import unscaled
 from trimtab.core.directions import direction_of
 from trimtab.core.errors import AdapterError
 
@@ -193,7 +194,7 @@ class StepLoss:
                 "TrimtabCallback(...).attach(trainer) in the place of callbacks=[...]"
             )
         total = torch.stack(weighted).sum()
-        return total if self._scaler is None else total / float(self._scaler.get_scale())
+        return total if self._scaler is None else unscaled(total, self._scaler)
 
     def _after_forward(self, model: nn.Module, inputs: Any, outputs: Any) -> None:
         del inputs
