@@ -27,7 +27,8 @@ def total_steps(
     >>> total_steps([["batch"]] * 10, epochs=3, accumulation=4, drop_last=True)
     6
     """
-    for name, count in (("epochs", epochs), ("accumulation", accumulation)):
+    counts: dict[str, Any] = {"epochs": epochs, "accumulation": accumulation}
+    for name, count in counts.items():
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise SpecError(f"{name}: {count!r} is not a whole number of at least 1")
     try:

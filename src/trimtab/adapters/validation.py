@@ -134,9 +134,10 @@ class Validation:
         except (MetricError, SpecError):
             raise
         except Exception as error:
+            says_device = "device" in str(error) and isinstance(error, RuntimeError)
             raise MetricError(
                 f"{self._name} raised {type(error).__name__}: {error}, before the first step; "
-                "mend it, nothing has been trained yet"
+                f"{_ELSEWHERE if says_device else 'mend it'}, nothing has been trained yet"
             ) from error
         for name in (self._monitor, str(self._steers_by)):
             if not math.isfinite(seen.measured[name]):
@@ -177,6 +178,9 @@ class Validation:
             return Validated(rank, values, monitored)
         loss, _ = loss_from_validation(values, monitor=self._steers_by)
         return Validated(loss, values, monitored, rank)
+
+
+_ELSEWHERE = "bring the model and the validation data to one device, such as x.to(device)"
 
 
 def _loss_among(values: Mapping[str, float], monitor: str) -> str:

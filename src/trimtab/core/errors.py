@@ -36,6 +36,17 @@ __all__ = [
     "unknown_name",
 ]
 
+_ALSO_CALLED = {
+    **dict.fromkeys(("learning_rate", "learningrate", "lr_rate", "rate", "eta", "alpha"), "lr"),
+    **dict.fromkeys(("wd", "decay", "l2", "weightdecay"), "weight_decay"),
+    **dict.fromkeys(("betas", "beta", "beta_1", "adam_beta1"), "beta1"),
+    **dict.fromkeys(("dropout_rate", "drop_rate", "p_drop"), "dropout"),
+    **dict.fromkeys(("grad_clip", "max_grad_norm", "clipnorm", "gradient_clip_val"), "clip"),
+    **dict.fromkeys(("batchsize", "bs"), "batch_size"),
+    **dict.fromkeys(("smoothing", "label_smoothing_factor"), "label_smoothing"),
+}
+"""What hyperparameters are called elsewhere."""
+
 _OF_TASK = "raised where this task was made: "
 
 
@@ -88,9 +99,15 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError
 
     >>> str(unknown_name("controller", "cosin", ["cosine", "constant"]))
     "unknown controller 'cosin'; did you mean 'cosine'? (have: constant, cosine)"
+    >>> str(unknown_name("hyperparameter", "learning_rate", ["clip", "lr"]))
+    "unknown hyperparameter 'learning_rate'; did you mean 'lr'? (have: clip, lr)"
     """
     have = sorted(known)
-    near = difflib.get_close_matches(name, have, n=1, cutoff=0.5)
+    called = _ALSO_CALLED.get(name.lower().replace("-", "_").replace(" ", "_"))
+    if kind == "hyperparameter" and called in have:
+        near = [called]
+    else:
+        near = difflib.get_close_matches(name, have, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ";"
     return UnknownNameError(f"unknown {kind} {name!r}{hint} (have: {', '.join(have) or 'none'})")
 

@@ -14,6 +14,11 @@ from trimtab.core.errors import TrimtabWarning
 _PACKAGE = str(resources.files("trimtab")) + os.sep
 
 
+def is_ours(frame: FrameType) -> bool:
+    """Return whether a frame is of trimtab's own code."""
+    return frame.f_code.co_filename.startswith(_PACKAGE)
+
+
 def tell(message: str, category: type[TrimtabWarning] = TrimtabWarning) -> None:
     """Warn at the line of the user's own code; where warnings are errors, log it instead.
 
@@ -25,7 +30,7 @@ def tell(message: str, category: type[TrimtabWarning] = TrimtabWarning) -> None:
     """
     level = 1
     frame: FrameType | None = sys._getframe()
-    while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+    while frame is not None and is_ours(frame):
         level, frame = level + 1, frame.f_back
     try:
         warnings.warn(message, category, stacklevel=level)

@@ -10,7 +10,14 @@ import torch
 from torch import nn
 
 from trimtab.adapters.torch import TorchController, total_steps
-from trimtab.core.errors import AdapterError, SpecError, TrimtabWarning
+from trimtab.adapters.torch.proofs import Proofs
+from trimtab.core.errors import (
+    AdapterError,
+    MetricError,
+    SpecError,
+    TrimtabWarning,
+    UnknownNameError,
+)
 
 
 def run(it, before=lambda loss, step: loss.backward(), steps=60, **settings):
@@ -218,3 +225,134 @@ class Endless(torch.utils.data.IterableDataset):
 def test_a_loader_without_a_length_is_refused(kind):
     with pytest.raises(SpecError, match="does not know how many batches it has"):
         total_steps(kind(Endless()))
+
+
+class Noam(torch.optim.Adam):
+    """Writes a rate of its own at each step."""
+
+    n = 0
+
+    def step(self, closure=None):
+        self.n += 1
+        for group in self.param_groups:
+            group["lr"] = 0.1 / self.n
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("kind", [Noam, torch.optim.Rprop])
+def test_a_learning_rate_that_is_not_used_is_refused(kind):
+    model = nn.Linear(2, 1)
+    optimizer = kind(model.parameters(), lr=0.1)
+    settings = {"total_steps": 9, "validate": lambda: 1.0, "model": model}
+    with pytest.raises(AdapterError, match=f"lr: {kind.__name__} makes the same update"):
+        TorchController(optimizer, **settings)
+    with pytest.raises(AdapterError, match=f"lr: {kind.__name__} makes the same update"):
+        TorchController.attach(optimizer, **settings)
+    TorchController(optimizer, policy=None, **settings)  # the loop's own business
+
+
+class Counts(torch.optim.SGD):
+    """Keeps things outside its state, and draws random numbers."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.seen, self.log, self.steps, self.held = torch.zeros(1), [1], 0, {"a": 1}
+
+    def step(self, closure=None):
+        self.seen += torch.rand(1)
+        self.log.append(2)
+        self.steps += 1
+        self.held["b"] = self.new = 3
+        return super().step(closure)
+
+
+OPTIMIZERS = [
+    lambda p: Counts(p, lr=0.1, momentum=0.9),
+    lambda p: torch.optim.AdamW(p, lr=torch.tensor(0.1)),
+    lambda p: torch.optim.Adagrad(p, lr=0.1),
+    lambda p: torch.optim.ASGD(p, lr=0.1),
+    lambda p: torch.optim.AdamW(p, lr=0.1, fused=True),
+    lambda p: torch.optim.Adafactor(p, lr=0.1),
+]
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS)
+def test_the_proof_of_the_learning_rate_leaves_every_bit(make):
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    optimizer = make(model.parameters())
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+
+    def everything():
+        held = {k: v for k, v in vars(optimizer).items() if k != "_optimizer_step_post_hooks"}
+        weights = [*model.parameters(), *(w.grad for w in model.parameters())]
+        return repr((held, weights, torch.get_rng_state().tolist()))
+
+    before, ids = everything(), {k: id(v) for k, v in vars(optimizer).items()}
+    Proofs([], optimizer, lr=True)
+
+    assert everything() == before
+    assert {k: id(v) for k, v in vars(optimizer).items()} == ids
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("learning_rate", "lr"), ("Learning-Rate", "lr"), ("wd", "weight_decay"), ("betas", "beta1")],
+)
+def test_a_name_from_elsewhere_is_understood(loop, name, meant):
+    with pytest.raises(UnknownNameError, match=f"'{name}'; did you mean '{meant}'"):
+        loop().controller(hyperparameters=(name,))
+
+
+def test_a_model_without_numbers_is_refused():
+    model = nn.Linear(2, 1, device="meta")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(AdapterError, match="model: its weight 'weight' is on the device 'meta'"):
+        TorchController(optimizer, total_steps=9, validate=lambda: 1.0, model=model)
+
+
+def test_validation_data_on_another_device_are_told(loop):
+    it = loop()
+
+    def validate():
+        return float(it.model(it.inputs.to("meta")).sum())
+
+    with (
+        pytest.raises(MetricError, match="validation data to one device"),
+        it.controller(validate=validate),
+    ):
+        pytest.fail("the block was entered")
+
+
+@pytest.mark.parametrize("place", ["local", "attribute"])
+def test_a_scaler_that_was_not_handed_over_is_told(loop, place):
+    it, used = loop(), torch.amp.GradScaler("cpu", init_scale=8.0)
+    used.scale(torch.ones(1))  # of another training, over by now
+
+    class Trainer:
+        def __init__(self):
+            self.scaler = torch.amp.GradScaler("cpu", init_scale=16.0)
+
+        def train(self, **settings):
+            scaler = self.scaler if place == "local" else None
+            with it.controller(**settings) as controller:
+                for loss in it.losses(5):
+                    (scaler or self.scaler).scale(loss).backward()
+                    controller.step(loss)
+                controller.close()
+
+    with pytest.warns(TrimtabWarning, match="scales the loss in this loop by 16.* pass scaler="):
+        Trainer().train()
+
+
+def test_scalers_that_are_handed_over_switched_off_or_old_are_fine(loop):
+    it, used = loop(), torch.amp.GradScaler("cpu", init_scale=8.0)
+    used.scale(torch.ones(1))
+    disabled = torch.amp.GradScaler("cpu", enabled=False)
+    given = torch.amp.GradScaler("cpu", init_scale=8.0)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        run(it, lambda loss, step: disabled.scale(loss).backward())
+        run(loop(), lambda loss, step: given.scale(loss).backward(), scaler=given)
+    assert not told

@@ -118,7 +118,8 @@ def steer(
         store=options.store,
         after_restore=(lambda: None) if averages is None else averages.tell_of_others,
     )
-    proofs = Proofs(actuators, optimizer, depth)
+    steers_lr = any(item.kind == "lr" for item in items)
+    proofs = Proofs(actuators, optimizer, depth, lr=steers_lr and options.moves)
     return TorchDriver(
         run,
         stepper=stepper,

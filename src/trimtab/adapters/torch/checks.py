@@ -123,9 +123,15 @@ def check_weights(optimizer: Any, model: nn.Module) -> None:
         model: Whose weights they should be.
 
     Raises:
-        AdapterError: None of its weights is the model's.
+        AdapterError: None of its weights is the model's, or the model's have no numbers.
     """
     mine = {id(weight) for weight in model.parameters()}
+    empty = next((name for name, weight in model.named_parameters() if weight.is_meta), None)
+    if empty is not None:
+        raise AdapterError(
+            f"model: its weight {empty!r} is on the device 'meta', so it holds no numbers; load "
+            "the weights onto a real device first, and make the optimiser from them"
+        )
     groups = [list(group["params"]) for group in optimizer.param_groups]
     foreign = [
         f"{tuple(weight.shape)} in group {index}"

@@ -375,6 +375,8 @@ class TorchController:
     def _close(self) -> None:
         if self._hooks is not None:
             self._hooks.tell_unused()
+            if not self._driver.steps and not self.summary.spent_steps:
+                self._run.end_is_meant = True  # that nothing was stepped has been told
         self._let_go()
         self._driver.finish()
 

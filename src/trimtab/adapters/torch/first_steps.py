@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import weakref
 from collections.abc import Sequence
 from contextlib import suppress
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 
 from trimtab.core.errors import AdapterError
-from trimtab.core.notices import tell
+from trimtab.core.notices import is_ours, tell
 
 _WATCHED = 3  # steps; what is wrong with a loop is wrong in each of them
 
@@ -37,6 +38,7 @@ class FirstSteps:
         self._names = " and ".join(dict.fromkeys(type(one).__name__ for one in optimizers))
         self._steps = self._without = self._zero = self._outside = 0
         self._handles: list[Any] = []
+        self._scalers: set[int] = set()  # that had scaled something before the run began
         this = weakref.ref(self)
 
         def stepped(*args: Any) -> None:
@@ -53,6 +55,8 @@ class FirstSteps:
     def begin(self) -> None:
         """Begin to count: what was stepped before the run is nobody's business."""
         self._outside = 0
+        if not self._scaled and not self._steps:
+            self._scalers = {id(scaler) for scaler in _scalers_in_sight()}
 
     def before(self, loss: torch.Tensor | float, weights: Sequence[torch.Tensor]) -> None:
         """Look at a step before its update.
@@ -68,6 +72,8 @@ class FirstSteps:
             self.end()
             raise AdapterError(_STEPPED.format(optimizer=self._names))
         self._steps += 1
+        if self._steps == 1 and not self._scaled:
+            self._tell_of_scaler()
         value = loss.item() if isinstance(loss, torch.Tensor) else float(loss)
         if not weights or not math.isfinite(value):
             return
@@ -88,6 +94,13 @@ class FirstSteps:
             if self._zero == self._steps:
                 tell(_ALL_ZERO.format(steps=self._steps))
 
+    def _tell_of_scaler(self) -> None:
+        """Tell of a gradient scaler that has begun its work in the loop and was not handed over."""
+        for scaler in _scalers_in_sight():
+            if id(scaler) not in self._scalers:
+                tell(_NO_SCALER.format(scale=float(scaler.get_scale())))
+                return
+
     def end(self) -> None:
         """Watch no longer."""
         self.watching = False
@@ -100,11 +113,33 @@ def _remove(handles: list[Any]) -> None:
     handles.clear()
 
 
+def _scalers_in_sight() -> list[Any]:
+    """Return the gradient scalers that have scaled a loss, among what the loop's code names."""
+    frame, seen = sys._getframe(), 0
+    found: dict[int, Any] = {}
+    while frame is not None and seen < _MOST_FRAMES:
+        if not is_ours(frame):
+            seen += 1
+            names = frame.f_locals
+            owner = getattr(names.get("self"), "__dict__", {})
+            for value in (*names.values(), *frame.f_globals.values(), *owner.values()):
+                if isinstance(value, torch.amp.GradScaler) and value.is_enabled():
+                    found[id(value)] = value
+        frame = frame.f_back  # type: ignore[assignment]
+    return [one for one in found.values() if getattr(one, "_scale", None) is not None]
+
+
 def _is_something(gradient: torch.Tensor) -> bool:
     values = gradient.coalesce().values() if gradient.is_sparse else gradient
     return bool(values.any())
 
 
+_MOST_FRAMES = 4  # of the user's code, from the call that steps outwards
+_NO_SCALER = (
+    "scaler=None, but a GradScaler scales the loss in this loop by {scale:g}: gradients are taken "
+    "as they are, its scale never changes, and steps that overflow are done; pass scaler=scaler, "
+    "and leave scaler.step(optimizer) and scaler.update() out of the loop"
+)
 _NO_GRADIENTS = (
     "step(loss): no weight of the optimiser has a gradient; call loss.backward() before it, on a "
     "loss that was not detached, with no zero_grad() and no optimizer.step() in between (take them "

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import sys
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,6 +29,12 @@ from trimtab.core.spec import ControlSpec
 _MOST_REPLAYS = 8  # of each kind; their inputs are held until the first step's update
 
 _SMALL = 1e-3  # of a norm: what gradients are clipped at while it is tried
+
+_RATES = (0.5, 64.0)  # far apart, for some optimisers begin with steps of 1e-6 times the rate
+
+_MOST_COUNTED = 64  # entries of what an optimiser keeps outside its state
+
+_logger = logging.getLogger("trimtab")
 
 _IN_UPDATE = frozenset({"weight_decay", "momentum", "beta1", "layer_decay", "frozen_depth"})
 """Kinds that show in what the optimiser does to a weight."""
@@ -125,6 +132,7 @@ class Proofs:
         actuators: What writes each hyperparameter; None where there is nothing to prove.
         optimizer: The optimiser.
         depth: What divides its groups by depth, or None.
+        lr: Whether the learning rate is to be proven as well.
 
     Raises:
         AdapterError: A kind does not show in the optimiser's update.
@@ -135,7 +143,12 @@ class Proofs:
         actuators: Sequence[Any],
         optimizer: torch.optim.Optimizer,
         depth: DepthRates | None = None,
+        *,
+        lr: bool = False,
     ) -> None:
+        if lr:
+            for part in parts_of(optimizer):
+                _prove_rate(part)
         self._open = [a for a in actuators if a is not None and a.item.kind not in _IN_UPDATE]
         for actuator in actuators:
             if actuator is not None and actuator.item.kind in _IN_UPDATE:
@@ -228,6 +241,42 @@ def _prove_update(actuator: Any, optimizer: Any, depth: DepthRates | None) -> No
         )
 
 
+def _prove_rate(optimizer: Any) -> None:
+    """Raise if an optimiser ignores a learning rate that is written into its groups in mid-run.
+
+    One that cannot be tried on small weights is believed.
+    """
+    name = type(optimizer).__name__
+    try:
+        ends = [_later_steps_at(rate, optimizer) for rate in _RATES]
+    except Exception as error:  # noqa: BLE001 - any optimiser of the user's own
+        _logger.info("lr: %s could not be tried (%s: %s)", name, type(error).__name__, error)
+        return
+    if not _differ(*ends):
+        raise AdapterError(
+            f"lr: {name} makes the same update at a learning rate of {_RATES[0]:g} and of "
+            f"{_RATES[1]:g}, so it does not use the one in its parameter groups; take an optimiser "
+            "that does, such as AdamW, or switch off the schedule of its own"
+        )
+
+
+def _later_steps_at(rate: float, optimizer: Any) -> list[torch.Tensor]:
+    """Return small weights after a step at a usual rate and two at this; ASGD is a step late."""
+    with left_as_it_was(nn.Module()), _small_weights(optimizer, None) as weights:
+        torch.manual_seed(0)
+        for step in range(3):
+            for weight in weights:
+                weight.grad = _gradient(weight, step)
+            if step == 1:
+                for group in optimizer.param_groups:
+                    if isinstance(group["lr"], torch.Tensor):
+                        group["lr"].fill_(rate)
+                    else:
+                        group["lr"] = rate
+            type(optimizer).step(optimizer)
+        return [weight.detach().clone() for weight in weights]
+
+
 def changes_update(
     actuator: Any, optimizer: torch.optim.Optimizer, depth: DepthRates | None = None
 ) -> bool:
@@ -298,6 +347,8 @@ def _small_weights(optimizer: Any, depth: DepthRates | None) -> Iterator[list[to
     """Let the optimiser hold one small weight for each group and layer."""
     names = ("param_groups", "state", "_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
     kept = {name: getattr(optimizer, name) for name in names if hasattr(optimizer, name)}
+    own = {name: held for name, held in vars(optimizer).items() if name not in names}
+    contents = {name: _copied(held) for name, held in own.items() if _is_small(held)}
     layers = {} if depth is None else dict(depth.layer)
     weights: list[torch.Tensor] = []
     groups = []
@@ -327,10 +378,38 @@ def _small_weights(optimizer: Any, depth: DepthRates | None) -> Iterator[list[to
                 setattr(optimizer, name, OrderedDict())
         yield weights
     finally:
-        for name, value in kept.items():
-            setattr(optimizer, name, value)
+        for name in set(vars(optimizer)) - set(own) - set(kept):
+            delattr(optimizer, name)
+        for name, value in (own | kept).items():
+            vars(optimizer)[name] = value
+        for name, value in contents.items():
+            _refill(own[name], value)
         if depth is not None:
             depth.layer = layers
+
+
+def _is_small(held: Any) -> bool:
+    """Return whether this is a counter or estimate of an optimiser's own, outside its state."""
+    if isinstance(held, torch.Tensor):
+        return not isinstance(held, nn.Parameter) and held.numel() <= _MOST_COUNTED
+    return isinstance(held, list | dict) and len(held) <= _MOST_COUNTED
+
+
+def _copied(held: Any) -> Any:
+    return held.detach().clone() if isinstance(held, torch.Tensor) else copy.copy(held)
+
+
+@torch.no_grad()
+def _refill(held: Any, contents: Any) -> None:
+    """Give a container or tensor back what was in it."""
+    if isinstance(held, torch.Tensor):
+        held.copy_(contents)
+        return
+    held.clear()
+    if isinstance(held, dict):
+        held.update(contents)
+    else:
+        held.extend(contents)
 
 
 @contextmanager
