@@ -285,3 +285,42 @@ def test_the_size_of_a_snapshot_counts_both(loop: Any) -> None:
     one.run(policy=Still())
     weights = sum(4 * weight.numel() for weight in one.loop.model.parameters())
     assert expected > 2 * weights
+
+
+def trained_by_accelerate(*, steered: bool) -> list[torch.Tensor]:
+    accelerate = pytest.importorskip("accelerate")
+    torch.manual_seed(0)
+    accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2)
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    inputs = torch.randn(64, 4)
+    inner = [torch.optim.SGD(model[0].parameters(), 0.1), torch.optim.Adam(model[2].parameters())]
+    optimizers = [accelerator.prepare(one) for one in inner]
+    schedulers = [accelerator.prepare(lr_scheduler.ExponentialLR(one, 0.9)) for one in inner]
+    controller = None
+    if steered:
+        controller = TorchController(
+            optimizers,
+            total_steps=8,
+            validate=lambda: 1.0,
+            model=model,
+            reference=schedulers,
+            decisions=2,
+            **OFF,
+        )
+    for batch in inputs.split(4):
+        with accelerator.accumulate(model):
+            loss = nn.functional.cross_entropy(model(batch), (batch[:, 0] > 0).long())
+            accelerator.backward(loss)
+            if controller is not None:
+                controller.step(loss)
+                continue
+            for one in (*optimizers, *schedulers):
+                one.step()
+            for one in optimizers:
+                one.zero_grad()
+    return [weight.detach().clone() for weight in model.parameters()]
+
+
+@pytest.mark.framework
+def test_several_that_accelerate_prepared_are_the_plain_loop(equal: Any) -> None:
+    assert equal(trained_by_accelerate(steered=True), trained_by_accelerate(steered=False))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -195,3 +196,26 @@ def test_an_optimiser_of_deepspeed_is_refused() -> None:
     with pytest.raises(AdapterError, match="optimizer: DeepSpeed"):
         check_optimizers(kind())
     check_model(nn.Linear(2, 2))
+
+
+def refuse_in_transformers() -> None:
+    from trimtab.adapters.transformers.trainer import check_arguments
+
+    args = SimpleNamespace(fsdp=["full_shard"], deepspeed=None)
+    check_arguments(args, asks_trainer=False, by_metric=False)
+
+
+def refuse_in_lightning() -> None:
+    from trimtab.adapters.lightning.trainer import check_strategy
+
+    check_strategy(SimpleNamespace(strategy=type("FSDPStrategy", (), {})()))
+
+
+@pytest.mark.framework
+@pytest.mark.parametrize("refuse", [refuse_in_transformers, refuse_in_lightning])
+def test_what_a_trainer_advises_is_not_refused_again(refuse: Any) -> None:
+    pytest.importorskip(refuse.__name__.rpartition("_")[2])
+    with pytest.raises(AdapterError, match=r"\(DDP\)|'ddp'") as error:
+        refuse()
+    assert "without a policy" not in str(error.value)
+    assert "leave this callback out" in str(error.value)
