@@ -56,7 +56,7 @@ def check_strategy(trainer: Any) -> None:
     if any(word in name for word in ("FSDP", "DeepSpeed", "ModelParallel", "XLA")):
         raise AdapterError(
             f"strategy: {name} spreads the weights over processes, and they cannot be kept or put "
-            "back here; train with data parallelism ('ddp'), or steer without a policy"
+            "back here; train with data parallelism ('ddp'), or without this callback"
         )
 
 
@@ -250,6 +250,7 @@ class _Gathered:
 
     def __init__(self, module: torch.nn.Module) -> None:
         self._kept: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        one: Any
         for one in module.modules():
             if one is not module and not _is_metric(one):
                 continue

@@ -48,7 +48,7 @@ def check_arguments(args: Any, *, asks_trainer: bool, by_metric: bool) -> None:
         which = "deepspeed" if getattr(args, "deepspeed", None) else "fsdp"
         raise AdapterError(
             f"{which}: weights are spread over processes, and cannot be kept or put back here; "
-            "train with data parallelism (DDP), or steer without a policy"
+            "train with data parallelism (DDP), or without this callback"
         )
     if getattr(args, "restore_callback_states_from_checkpoint", False):
         raise AdapterError(
