@@ -271,8 +271,8 @@ class TrimtabCallback(Callback):
     def state_key(self) -> str:
         """Under which name a checkpoint holds the state; one for each optimiser that is named."""
         if self._which is None:
-            return super().state_key
-        return self._generate_state_key(optimizer=self._which)
+            return type(self).__qualname__
+        return str(self._generate_state_key(optimizer=self._which))
 
     @property
     def _legacy_state_key(self) -> Any:

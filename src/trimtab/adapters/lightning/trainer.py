@@ -251,6 +251,7 @@ class _Gathered:
 
     def __init__(self, module: torch.nn.Module) -> None:
         self._kept: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        one: Any
         for one in module.modules():
             if one is not module and not _is_metric(one):
                 continue

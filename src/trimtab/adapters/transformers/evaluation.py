@@ -8,6 +8,7 @@ import math
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -45,12 +46,12 @@ def calling_trainer(callback: Any) -> Any:
     Args:
         callback: One of the trainer's.
     """
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         one = frame.f_locals.get("self")
         if isinstance(one, transformers.Trainer) and callback in one.callback_handler.callbacks:
             return one
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return None
 
 
@@ -229,7 +230,7 @@ class TrainerEvaluation:
             del args
             alone, prefix = kwargs.get("prediction_loss_only"), kwargs["metric_key_prefix"]
             self._walks.append((dataloader, alone, prefix))
-            return EvalLoopOutput(predictions=None, label_ids=None, metrics={}, num_samples=1)  # type: ignore[arg-type]
+            return EvalLoopOutput(predictions=None, label_ids=None, metrics={}, num_samples=1)
 
         stand_ins: dict[str, Any] = {"evaluation_loop": capture, "_eval_dataloaders": {}}
         if not given:
