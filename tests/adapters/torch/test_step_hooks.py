@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import math
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -171,6 +174,46 @@ def test_losses_of_the_loops_own_validation_are_left_alone(loop, equal):
                 hooked.validate()  # without gradients
                 hooked.loss_fn(hooked.model(hooked.inputs[:9]), hooked.labels[:9])  # in eval mode
                 hooked.model.train()
+            hooked.optimizer.step()
+            hooked.optimizer.zero_grad()
+
+    assert equal(hooked.state(), mine.state())
+
+
+def test_copies_of_what_is_watched_tell_nothing(loop, equal):
+    mine, hooked = loop(), loop()
+    mine.run_steered(**RANDOM)
+    hooked.begin()
+    with attached(hooked) as controller:
+        controller.watch(hooked.loss_fn)
+        watched = controller.watch(nn.functional.cross_entropy)
+        twin = copy.deepcopy(hooked.loss_fn)
+        file = io.BytesIO()
+        torch.save(hooked.loss_fn, file)
+        saved = torch.load(io.BytesIO(file.getvalue()), weights_only=False)
+        others = [twin, saved, copy.deepcopy(watched), pickle.loads(pickle.dumps(watched))]
+        for loss in hooked.losses():
+            for other in others:
+                other(torch.ones(2, 3, requires_grad=True), torch.tensor([0, 1]))
+            loss.backward()
+            hooked.optimizer.step()
+            hooked.optimizer.zero_grad()
+
+    assert b"trimtab" not in file.getvalue()
+    assert equal(hooked.state(), mine.state())
+
+
+def test_losses_of_each_example_are_no_losses_of_the_step(loop, equal):
+    mine, hooked = loop(), loop()
+    mine.run_steered(**RANDOM)
+    hooked.begin()
+    with attached(hooked) as controller:
+        mean = controller.watch(lambda losses: losses, loss_of=lambda losses: losses.mean())
+        each = controller.watch(lambda losses: losses)
+        for loss in hooked.losses():
+            each(loss.repeat(3))
+            mean(loss.repeat(4))
+            loss.backward()
             hooked.optimizer.step()
             hooked.optimizer.zero_grad()
 
