@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import math
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -177,6 +180,46 @@ def test_losses_of_the_loops_own_validation_are_left_alone(loop, equal):
     assert equal(hooked.state(), mine.state())
 
 
+def test_copies_of_what_is_watched_tell_nothing(loop, equal):
+    mine, hooked = loop(), loop()
+    mine.run_steered(**RANDOM)
+    hooked.begin()
+    with attached(hooked) as controller:
+        controller.watch(hooked.loss_fn)
+        watched = controller.watch(nn.functional.cross_entropy)
+        twin = copy.deepcopy(hooked.loss_fn)
+        file = io.BytesIO()
+        torch.save(hooked.loss_fn, file)
+        saved = torch.load(io.BytesIO(file.getvalue()), weights_only=False)
+        others = [twin, saved, copy.deepcopy(watched), pickle.loads(pickle.dumps(watched))]
+        for loss in hooked.losses():
+            for other in others:
+                other(torch.ones(2, 3, requires_grad=True), torch.tensor([0, 1]))
+            loss.backward()
+            hooked.optimizer.step()
+            hooked.optimizer.zero_grad()
+
+    assert b"trimtab" not in file.getvalue()
+    assert equal(hooked.state(), mine.state())
+
+
+def test_losses_of_each_example_are_no_losses_of_the_step(loop, equal):
+    mine, hooked = loop(), loop()
+    mine.run_steered(**RANDOM)
+    hooked.begin()
+    with attached(hooked) as controller:
+        mean = controller.watch(lambda losses: losses, loss_of=lambda losses: losses.mean())
+        each = controller.watch(lambda losses: losses)
+        for loss in hooked.losses():
+            each(loss.repeat(3))
+            mean(loss.repeat(4))
+            loss.backward()
+            hooked.optimizer.step()
+            hooked.optimizer.zero_grad()
+
+    assert equal(hooked.state(), mine.state())
+
+
 class NextAdamW(torch.optim.AdamW):
     """Calls its base's step, whose hooks are called as well."""
 
@@ -289,6 +332,7 @@ def test_a_rate_that_a_trainer_sets_again_when_it_begins_is_no_schedule(loop, eq
     assert equal(hooked.state(), mine.state())
 
 
+@pytest.mark.filterwarnings("ignore:only 0 of the 60 announced steps were done")
 def test_a_block_without_a_step_is_told(loop):
     one = loop()
     with pytest.warns(TrimtabWarning, match="no step of AdamW was seen"), attached(one):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -86,7 +87,7 @@ class StepHooks:
         """Return a loss function whose losses are taken in where they are trained on."""
         note = functools.partial(self._note, loss_of or _loss_of)
         if isinstance(loss_fn, nn.Module):
-            self._watched.append(loss_fn.register_forward_hook(lambda *called: note(called[-1])))
+            self._watched.append(loss_fn.register_forward_hook(_ModuleHook(note)))
             return loss_fn
         if not callable(loss_fn):
             raise AdapterError(
@@ -201,7 +202,7 @@ class StepHooks:
     def _note(self, loss_of: Callable[[Any], Any], output: Any) -> None:
         if torch.is_grad_enabled() and _in_training(self._model):
             loss = loss_of(output)
-            if not isinstance(loss, torch.Tensor) or loss.requires_grad:
+            if isinstance(loss, torch.Tensor) and loss.requires_grad and loss.numel() == 1:
                 self.tell(loss)
 
     def _loss(self) -> torch.Tensor | float:
@@ -218,6 +219,21 @@ class StepHooks:
         return [float(group["lr"]) for group in groups] == list(self._rates.starts)
 
 
+class _ModuleHook:
+    """Notes what a module returns; a copy of the module, or a file of it, has one that does not."""
+
+    def __init__(self, note: Callable[[Any], None]) -> None:
+        self._note = note
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        del module, args
+        self._note(output)
+
+    def __reduce__(self) -> Any:
+        # Takes three arguments, returns None, and is loaded without trimtab.
+        return getattr, (nullcontext(), "__exit__")
+
+
 class _Watched:
     """A loss function that notes what it returns, and is otherwise the function itself."""
 
@@ -231,6 +247,9 @@ class _Watched:
         output = self.__wrapped__(*args, **kwargs)
         self._note(output)
         return output
+
+    def __reduce__(self) -> Any:
+        return functools.partial, (self.__wrapped__,)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["__wrapped__"], name)
@@ -286,8 +305,9 @@ def _in_training(model: nn.Module) -> bool:
 _NO_LOSS = (
     "attach: optimizer.step() was called and no loss was told before it; hand the loop "
     "controller.watch(loss_fn) in the place of its loss function, or call controller.tell(loss) "
-    "before each optimizer.step() (a loss is taken in where the model is in training mode and "
-    "gradients are on)"
+    "before each optimizer.step() (a loss that is watched is taken in where the model is in "
+    "training mode, gradients are on, and it is one number: watch(loss_fn, loss_of=...) may say "
+    "which)"
 )
 _LOSS_MISSING = (
     "attach: optimizer.step() was called without a new loss; the last one is used, so call "
