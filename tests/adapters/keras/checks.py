@@ -1177,6 +1177,110 @@ def mixed_precision_is_steered() -> None:
         keras.config.set_dtype_policy("float32")
 
 
+class OwnOptimizers(keras.Sequential):  # type: ignore[misc]
+    """Trains with the optimisers of `own`, as a GAN does, or with the compiled one besides."""
+
+    own: Any = ()
+    uses_compiled = False
+    applies = True
+
+    def train_step(self, batch: Any) -> dict[str, Any]:
+        x, y = batch
+        weights = self.trainable_variables
+        if BACKEND == "torch":
+            loss = self.compute_loss(x, y, self(x, training=True))
+            self.zero_grad()
+            loss.backward()
+            gradients = [v.value.grad for v in weights]
+        else:
+            import tensorflow as tf
+
+            with tf.GradientTape() as tape:
+                loss = self.compute_loss(x, y, self(x, training=True))
+            gradients = tape.gradient(loss, weights)
+        half = len(weights) // 2
+        parts = [(gradients[:half], weights[:half]), (gradients[half:], weights[half:])]
+        using = [self.optimizer, *self.own] if self.uses_compiled else self.own
+        for optimizer, part in zip(using, parts, strict=False):
+            if self.applies:
+                optimizer.apply(*part)
+        return {"loss": loss}
+
+
+def with_own_optimizers(*own: Any, uses_compiled: bool = False) -> Any:
+    keras.utils.set_random_seed(0)
+    layers = [keras.layers.Dense(8, activation="tanh"), keras.layers.Dense(1)]
+    model = OwnOptimizers([keras.Input((6,)), *layers])
+    model.compile(keras.optimizers.Adam(0.01), loss="mse")
+    model.own, model.uses_compiled = list(own), uses_compiled
+    return model
+
+
+def counted(optimizer: Any) -> int:
+    return int(keras.ops.convert_to_numpy(optimizer.iterations))
+
+
+@check
+def a_learning_rate_that_no_step_reads_is_refused_and_nothing_is_disturbed() -> None:
+    elsewhere = [keras.optimizers.Adam(0.01), keras.optimizers.Adam(0.01)]
+    held = with_own_optimizers(keras.optimizers.Adam(0.01), keras.optimizers.Adam(0.01))
+    outside = with_own_optimizers()
+    object.__setattr__(outside, "own", Anywhere(elsewhere))
+    for model in (held, outside):
+        before = [weight.copy() for weight in model.get_weights()]
+        with pytest.raises(AdapterError, match="lr: the training step does not read"):
+            fit(model, TrimtabCallback(VALIDATION, decisions=4))
+        assert_same(model.get_weights(), before)
+        for optimizer in model.own:
+            assert counted(optimizer) == 0
+            assert all(
+                not np.any(keras.ops.convert_to_numpy(moment))
+                for moment in optimizer.variables[2:]
+            )
+    idle = with_own_optimizers(keras.optimizers.Adam(0.01))
+    idle.applies = False
+    with pytest.raises(AdapterError, match="lr: the training step does not read"):
+        fit(idle, TrimtabCallback(VALIDATION, decisions=4))
+    frozen = network(keras.optimizers.Adam(0.01))
+    frozen.trainable = False
+    with pytest.raises(AdapterError, match="no weight that is trained"):
+        fit(frozen, TrimtabCallback(VALIDATION, decisions=4))
+
+
+class Anywhere:
+    """Holds optimisers where nobody looks through a model's attributes."""
+
+    def __init__(self, optimizers: list[Any]) -> None:
+        self.optimizers = optimizers
+
+    def __iter__(self) -> Any:
+        return iter(self.optimizers)
+
+
+@check
+def other_optimizers_of_a_step_are_kept_and_put_back() -> None:
+    def trained(*callbacks: Any, built: bool) -> Any:
+        other = keras.optimizers.Adam(0.02)
+        model = with_own_optimizers(other, uses_compiled=True)
+        if built:
+            other.build(model.trainable_variables[2:])
+        fit(model, *callbacks)
+        return model, other
+
+    off = {"policy": Scripted(), "keep_best": False, "reference": "constant", "decisions": 3}
+    for built in (True, False):
+        theirs, their_other = trained(built=built)
+        ours, other = trained(TrimtabCallback(VALIDATION, **off), built=built)
+        assert counted(other) == counted(their_other) == STEPS
+        assert_same(ours.get_weights(), theirs.get_weights())
+        for mine, plain in zip(other.variables, their_other.variables, strict=True):
+            assert_same([mine.numpy()], [plain.numpy()])
+
+        steer = TrimtabCallback(VALIDATION, decisions=3, reference="constant")
+        ours, other = trained(steer, built=built)
+        assert counted(other) == steer.summary.best["step"]
+
+
 def main() -> None:
     if sys.argv[1:2] == ["resumable"]:
         told = resumable(Path(sys.argv[2]), int(sys.argv[3]))

@@ -43,8 +43,13 @@ ANY_BACKEND_WILL_DO = (
     "what_would_be_lost_is_told",
     "a_monitored_metric_gets_better_as_its_name_or_its_object_says",
 )
+OWN_STEPS = (
+    "a_learning_rate_that_no_step_reads_is_refused_and_nothing_is_disturbed",
+    "other_optimizers_of_a_step_are_kept_and_put_back",
+)
 CHECKS = {
     "tensorflow": (
+        *OWN_STEPS,
         *INSIDE_FIT,
         *ANY_BACKEND_WILL_DO,
         "decisions_fall_on_the_borders_of_executions",
@@ -63,6 +68,7 @@ CHECKS = {
         "a_resumed_fit_goes_on_as_if_nothing_had_been",
     ),
     "torch": (
+        *OWN_STEPS,
         *INSIDE_FIT,
         "what_would_be_lost_is_told",
         "a_step_without_memory_is_rolled_back_and_told",

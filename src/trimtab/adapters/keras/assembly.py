@@ -9,7 +9,8 @@ import numpy as np
 
 from trimtab.adapters.actuators import Actuator
 from trimtab.adapters.keras.actuators import ModelPatches, find_actuators, unread
-from trimtab.adapters.keras.proofs import MOST_TRIES, FitProof, prove_in_loop
+from trimtab.adapters.keras.optimizers import OtherMemory
+from trimtab.adapters.keras.proofs import LR_UNREAD, MOST_TRIES, FitProof, prove_in_loop
 from trimtab.adapters.keras.schedules import KerasRates, inner_optimizer
 from trimtab.adapters.keras.snapshots import TrainingState
 from trimtab.adapters.keras.state import left_as_it_was, load_random_state, random_state
@@ -65,8 +66,14 @@ class SteeredModel:
         if leftover is not None:  # of a run that an error ended
             leftover()
         self._model, self._optimizer, self._options = model, optimizer, options
+        if not model.trainable_variables:
+            raise AdapterError(
+                f"model: {model.name} has no weight that is trained; set trainable = True on what "
+                "is to be trained, and compile the model again"
+            )
         if not optimizer.built:
             optimizer.build(model.trainable_variables)
+        self._others = OtherMemory(model, optimizer)
         self._rates = KerasRates(optimizer, options.reference, total_steps)
         items, self._actuators = find_actuators(
             options.hyperparameters,
@@ -83,7 +90,7 @@ class SteeredModel:
             policy=policy.name,
             reference=self._rates.name,
         )
-        state = TrainingState(model, optimizer, self._rates.is_steered_variable)
+        state = TrainingState(model, optimizer, self._rates.is_steered_variable, self._others)
         snapshots, kept = options.snapshots_of(state, policy)
         self.run = SteeredRun(
             info,
@@ -121,7 +128,7 @@ class SteeredModel:
     def check_that_it_acts(self) -> None:
         """Tell what the training step, which has run by now, does not read."""
         if not self._optimizer_patch.reads.get("learning_rate", 0):
-            self.run.warn("lr unread", _LR_UNREAD)
+            self.run.warn("lr unread", LR_UNREAD)
         for actuator in self._actuators if self._options.moves else []:
             problem = "" if actuator is None else unread(actuator)
             if problem:
@@ -141,6 +148,7 @@ class SteeredModel:
             function,
             actuators=self._actuators,
             rates=self._rates,
+            others=self._others,
             refuse=refuse,
             warn=self.run.warn,
         )
@@ -259,11 +267,6 @@ def check_one_device(model: Any) -> None:
         )
 
 
-_LR_UNREAD = (
-    "lr: the training step does not read the optimiser's learning rate, so steering changes "
-    "nothing; let train_step use model.optimizer, and compile a step of your own after steering "
-    "has begun"
-)
 _UNPROVEN = (
     "the first gradients could not show whether what is steered is used, for no weight moved by "
     "them; look at the first decisions"

@@ -15,7 +15,8 @@ import numpy as np
 
 from trimtab.adapters.actuators import Actuator, SteeredValue
 from trimtab.adapters.keras.actuators import Value, unread
-from trimtab.adapters.keras.schedules import KerasRates
+from trimtab.adapters.keras.optimizers import OtherMemory
+from trimtab.adapters.keras.schedules import KerasRates, accumulated_batches
 from trimtab.adapters.keras.state import load_random_state, random_state
 from trimtab.adapters.keras.variables import array_of, backend_name
 from trimtab.core.errors import AdapterError
@@ -23,7 +24,7 @@ from trimtab.core.errors import AdapterError
 MOST_TRIES = 8
 """Executions whose batches may tell nothing: a loss that is nan, no gradient."""
 
-_TIMES = 2  # a momentum shows in the second step only
+_UPDATES = 2  # a momentum shows in the second one only
 _PROBE_RATES = (1e-3, 2e-3)
 _CLIP_BEYOND = 1e3  # a batch's gradients may be smaller or larger than any norm that is applied
 
@@ -53,10 +54,21 @@ class Replay(Protocol):
         ...
 
 
-class _Kept:
-    """Every variable of a model and its optimiser, and the random state, as they are now."""
+def _times(optimizer: Any) -> int:
+    """Return how many batches make the updates in which every kind shows."""
+    return _UPDATES * accumulated_batches(optimizer)
 
-    def __init__(self, model: Any, optimizer: Any, values: Sequence[Any] | None = None) -> None:
+
+class _Kept:
+    """Every variable of a model and its optimisers, and the random state, as they are now."""
+
+    def __init__(
+        self,
+        model: Any,
+        optimizer: Any,
+        values: Sequence[Any] | None = None,
+        others: OtherMemory | None = None,
+    ) -> None:
         import keras
 
         self._model = model
@@ -64,6 +76,10 @@ class _Kept:
         if values is None:
             values = [keras.ops.copy(variable.value) for variable in self.variables]
         self._values = list(values)
+        self._others = OtherMemory(model, optimizer) if others is None else others
+        self._others.look(everywhere=others is not None)
+        self._looks = others is not None
+        self._memory = {name: array_of(v) for name, v in self._others.variables().items()}
         self.trained = len(model.trainable_variables)
         self.weights = [array_of(value) for value in self._values[: self.trained]]
         self._draws = _global_draws()
@@ -74,6 +90,11 @@ class _Kept:
     def put_back(self) -> None:
         for variable, value in zip(self.variables, self._values, strict=True):
             variable.assign(value)
+        self._others.look(everywhere=self._looks)  # the step itself may have built some
+        self._looks = False
+        for name, variable in self._others.variables().items():
+            kept = self._memory.get(name)
+            variable.assign(self._others.beginning(name) if kept is None else kept)
         known = {id(variable) for variable in self.variables}
         for metric in self._model.metrics:  # those that the step itself has built
             if any(id(variable) not in known for variable in metric.variables):
@@ -129,13 +150,21 @@ class StepReplay:
         function: Its training function.
         handed: What ``fit`` calls it with: an iterator (TensorFlow), the state and an iterator
             (JAX), a batch in a list (PyTorch).
+        others: What the model's other optimisers remember.
 
     Attributes:
         possible: Whether the function can be called again.
     """
 
-    def __init__(self, model: Any, function: Callable[..., Any], handed: Sequence[Any]) -> None:
+    def __init__(
+        self,
+        model: Any,
+        function: Callable[..., Any],
+        handed: Sequence[Any],
+        others: OtherMemory,
+    ) -> None:
         self._model, self._function, self._handed = model, function, tuple(handed)
+        self._others = others
         self._kept: _Kept | None = None
         self._iterate: Callable[[], Any] | None = None
         if backend_name() == "torch":
@@ -160,19 +189,20 @@ class StepReplay:
         return (*self._handed[:-1], self._iterate())
 
     def run(self, put: Callable[[], None], hidden: Callable[[Any], bool]) -> After:
-        """Return what two executions in a row leave behind after ``put()``."""
+        """Return what two updates or more in a row leave behind after ``put()``."""
         if self._kept is None:
             self._keep()
         kept = self._kept
         assert kept is not None
         put()
+        times = _times(self._model.optimizer)
         if backend_name() != "jax":
-            for _ in range(_TIMES):
+            for _ in range(times):
                 self._function(*((self._iterate(),) if self._iterate else self._handed))
             return kept.after([variable.value for variable in kept.variables], hidden)
         assert self._iterate is not None
         state = self._copied_state()
-        for _ in range(_TIMES):
+        for _ in range(times):
             _, state = self._function(state, self._iterate())
         return kept.after(list(itertools.chain.from_iterable(state)), hidden)
 
@@ -188,7 +218,7 @@ class StepReplay:
             values = list(itertools.chain.from_iterable(self._handed[0]))
             for variable, value in zip(_variables(model, model.optimizer), values, strict=True):
                 variable.assign(value)
-        self._kept = _Kept(model, model.optimizer, values)
+        self._kept = _Kept(model, model.optimizer, values, self._others)
 
     def _copied_state(self) -> tuple[list[Any], ...]:
         """Return the state that a step takes, and gives away, in copies of its own."""
@@ -261,7 +291,7 @@ class LoopReplay:
         put()
         if self._owners is not None:
             return After([array_of(_called(owner)) for owner in self._owners], tells=True)
-        for _ in range(_TIMES):
+        for _ in range(_times(self._optimizer)):
             self._optimizer.apply(self._gradients, self._model.trainable_variables)
         return kept.after([variable.value for variable in kept.variables], hidden)
 
@@ -313,7 +343,7 @@ class _Subject:
     @property
     def was_read(self) -> bool:
         """Whether anything has read it since the run began."""
-        return self.actuator is None or not unread(self.actuator)
+        return self._rates.was_read if self.actuator is None else not unread(self.actuator)
 
     def belongs_to(self, optimizer: Any) -> bool:
         """Return whether it shows in what the optimiser does to a weight."""
@@ -342,7 +372,10 @@ class _Subject:
 
     def refusal(self) -> AdapterError:
         """Return the error that says that it is not used."""
-        told = "" if self.actuator is None else unread(self.actuator)
+        if self.actuator is None:
+            told = "" if self.was_read else LR_UNREAD
+        else:
+            told = unread(self.actuator)
         return AdapterError(told or _SAME.format(name=self.name))
 
 
@@ -369,6 +402,7 @@ class FitProof:
         function: The training function that is tried, without a memory guard around it.
         actuators: What writes each hyperparameter; None for the learning rate.
         rates: The optimiser's learning rate.
+        others: What the model's other optimisers remember.
         refuse: Called before a refusal is raised, to give the model back.
         warn: Tells of a proof that could not be had: topic, message.
 
@@ -384,13 +418,14 @@ class FitProof:
         *,
         actuators: Sequence[Actuator | None],
         rates: KerasRates,
+        others: OtherMemory,
         refuse: Callable[[], None],
         warn: Callable[[str, str], None],
     ) -> None:
         self._model, self._function = model, function
         self._inner = model.train_function
         self._open = _subjects_of(actuators, rates)
-        self._is_steered = rates.is_steered_variable
+        self._is_steered, self._others = rates.is_steered_variable, others
         self._refuse, self._warn = refuse, warn
         self._tries = 0
         self.ended = self.proven = not self._open
@@ -404,7 +439,7 @@ class FitProof:
             self._model.train_function = self._inner
 
     def _train(self, *arguments: Any) -> Any:
-        replay = StepReplay(self._model, self._function, arguments)
+        replay = StepReplay(self._model, self._function, arguments, self._others)
         self._tries += 1
         refused: _Subject | None = None
         if replay.possible:
@@ -432,6 +467,9 @@ class FitProof:
         hidden = _hidden(self._open, self._is_steered)
         for subject in list(self._open):
             changed = _changes(subject, replay, _values(self._open), hidden)
+            is_last = self._tries >= MOST_TRIES
+            if subject.actuator is None and not subject.was_read and (changed or is_last):
+                return subject  # whatever moved the weights was another optimiser
             if changed is None:
                 return None
             if not changed and subject not in outside:
@@ -474,7 +512,7 @@ def prove_in_loop(
             raise subject.refusal()
     # A step compiled before steering began reads nothing, and would be told of by that above.
     if gradients is None and not rates.was_read:
-        raise AdapterError(_LR_UNREAD)
+        raise AdapterError(LR_UNREAD)
     for subject in subjects:
         if subject.is_own:
             continue
@@ -536,7 +574,8 @@ _UNPROVEN = (
     "not finite, they have no gradient, or the data are handed over in a way of their own); look "
     "at the first decisions, or leave it out of hyperparameters="
 )
-_LR_UNREAD = (
-    "lr: the training step does not read the optimiser's learning rate, so steering changes "
-    "nothing; use that optimiser, and compile a step of your own after steering has begun"
+LR_UNREAD = (
+    "lr: the training step does not read the learning rate of the optimiser that is to be steered, "
+    "so steering changes nothing; let train_step apply model.optimizer, not optimisers of its own, "
+    "and compile a step of your own after steering has begun"
 )

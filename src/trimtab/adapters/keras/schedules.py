@@ -30,6 +30,11 @@ def inner_optimizer(optimizer: Any) -> Any:
     return getattr(optimizer, "inner_optimizer", optimizer)
 
 
+def accumulated_batches(optimizer: Any) -> int:
+    """Return how many batches' gradients an optimiser gathers for one update."""
+    return int(getattr(inner_optimizer(optimizer), "gradient_accumulation_steps", None) or 1)
+
+
 def _is_schedule(value: Any) -> bool:
     import keras
 

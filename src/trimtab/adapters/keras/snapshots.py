@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from trimtab.adapters.keras.optimizers import OtherMemory
 from trimtab.adapters.keras.variables import array_of, own_buffers
 from trimtab.core.errors import AdapterError
 
 
 class TrainingState:
-    """Trained weights, buffers, and the optimiser's variables of a Keras run.
+    """Trained weights, buffers, and the variables of all optimisers of a Keras run.
 
     Learning rate and steered settings are left out: they belong to the reference and the
     actuators, which go on. So are the states of random generators.
@@ -23,10 +24,18 @@ class TrainingState:
         model: Whose weights and buffers are kept.
         optimizer: Whose variables are kept.
         is_steered: Tells which of the optimiser's variables are left out.
+        others: What the model's other optimisers remember.
     """
 
-    def __init__(self, model: Any, optimizer: Any, is_steered: Callable[[Any], bool]) -> None:
+    def __init__(
+        self,
+        model: Any,
+        optimizer: Any,
+        is_steered: Callable[[Any], bool],
+        others: OtherMemory,
+    ) -> None:
         self._model, self._optimizer, self._is_steered = model, optimizer, is_steered
+        self._others = others
 
     def expected_bytes(self) -> int:
         """Return how large a snapshot will be."""
@@ -42,6 +51,8 @@ class TrainingState:
         for name, variable in self._variables().items():
             if name in arrays:
                 variable.assign(arrays[name])
+            elif name.startswith("other."):  # of an optimiser that was built later
+                variable.assign(self._others.beginning(name))
 
     def size(self, array: Any) -> int:
         """Return the bytes of a variable or value, whose type NumPy may not know."""
@@ -90,7 +101,8 @@ class TrainingState:
                     f"shape {tuple(variable.shape)}; resume with the model and optimiser of the "
                     "first run"
                 )
-        return {name: state[name] for name in variables}, None
+        others = [name for name in state if name.startswith("other.")]  # perhaps not yet built
+        return {name: state[name] for name in [*variables, *others]}, None
 
     def _variables(self) -> dict[str, Any]:
         """Return everything that is kept, by its place in the model, as names may repeat."""
@@ -98,4 +110,6 @@ class TrainingState:
         found = {f"weight.{i}": variable for i, variable in enumerate(trained)}
         found |= {f"buffer.{i}": v for i, v in enumerate(own_buffers(self._model))}
         memory = [v for v in self._optimizer.variables if not self._is_steered(v)]
-        return found | {f"optimizer.{i}": variable for i, variable in enumerate(memory)}
+        found |= {f"optimizer.{i}": variable for i, variable in enumerate(memory)}
+        self._others.look()
+        return found | self._others.variables()
