@@ -126,6 +126,7 @@ def policy_off_is_the_plain_fit_with_the_same_schedule() -> None:
     steer = TrimtabCallback(
         VALIDATION,
         policy=None,
+        reference="warmup-linear",
         keep_best=False,
         decisions=7,
         hyperparameters=("lr", "weight_decay", "dropout"),
@@ -822,9 +823,13 @@ def what_cannot_be_steered_is_refused() -> None:
     assert "CosineDecay" in message(network(adam(schedule)), reference="cosine")
     assert "foreseen" in message(network(adam(lambda: 0.1)))
     assert "accuracy" in message(network(adam()), monitor="accuracy")
-    for arguments in ({}, {"validation_data": VALIDATION, "validate": lambda: 1.0}):
-        with pytest.raises(AdapterError, match="validation_data"):
-            TrimtabCallback(**arguments)
+    with pytest.raises(AdapterError, match="validation_data: validate= as well"):
+        TrimtabCallback(VALIDATION, validate=lambda: 1.0)
+    with pytest.raises(AdapterError, match="validation_data: nothing is given, to the callback"):
+        fit(network(adam(0.01)), TrimtabCallback())
+    told = message(network(adam()), hyperparameters=("learning_rate",))
+    assert "unknown hyperparameter 'learning_rate'" in told
+    assert "lr" in told.split("have:")[1]
     # After a refusal the model trains as if nothing had been.
     model = network(adam(0.01))
     message(model, monitor="accuracy")
@@ -841,7 +846,7 @@ def what_would_be_lost_is_told() -> None:
         overruled = keras.callbacks.LearningRateScheduler(lambda epoch: 0.5)
         fit(
             network(keras.optimizers.SGD(0.01)),
-            TrimtabCallback(VALIDATION, policy=None, decisions=3),
+            TrimtabCallback(VALIDATION, policy=None, reference="constant", decisions=3),
             overruled,
         )
     assert any("something else set" in str(entry.message) for entry in caught)
@@ -1278,6 +1283,196 @@ def other_optimizers_of_a_step_are_kept_and_put_back() -> None:
         steer = TrimtabCallback(VALIDATION, decisions=3, reference="constant")
         ours, other = trained(steer, built=built)
         assert counted(other) == steer.summary.best["step"]
+
+
+def rate_schedules() -> dict[str, Callable[[], Any]]:
+    kinds = keras.optimizers.schedules
+    return {
+        "number": lambda: 0.01,
+        "ExponentialDecay": lambda: kinds.ExponentialDecay(0.01, 7, 0.5),
+        "PiecewiseConstantDecay": lambda: kinds.PiecewiseConstantDecay([9, 20], [0.01, 0.02, 1e-3]),
+        "PolynomialDecay": lambda: kinds.PolynomialDecay(0.01, 25, 1e-3, power=2.0),
+        "InverseTimeDecay": lambda: kinds.InverseTimeDecay(0.01, 5, 0.5, staircase=True),
+        "CosineDecay": lambda: kinds.CosineDecay(1e-3, 20, warmup_target=0.01, warmup_steps=5),
+        "CosineDecayRestarts": lambda: kinds.CosineDecayRestarts(0.01, 7),
+    }
+
+
+class EachBatch(keras.callbacks.Callback):
+    """Sets the learning rate before each batch."""
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        self.model.optimizer.learning_rate = 0.01 / (1 + batch)
+
+
+def rate_callbacks() -> dict[str, Callable[[], Any]]:
+    here = keras.callbacks
+    return {
+        "none": lambda: [],
+        "LearningRateScheduler": lambda: [
+            here.LearningRateScheduler(lambda epoch: 0.02 / (epoch + 1))
+        ],
+        "ReduceLROnPlateau": lambda: [
+            here.ReduceLROnPlateau(factor=0.1, patience=1, min_delta=10.0, cooldown=0)
+        ],
+        "EachBatch": lambda: [EachBatch()],
+        "EarlyStopping": lambda: [
+            here.EarlyStopping(patience=1, min_delta=10.0, restore_best_weights=True)
+        ],
+    }
+
+
+@check
+def watching_leaves_every_schedule_and_callback_as_without_us() -> None:
+    def trained(rate: Any, callbacks: list[Any]) -> Any:
+        model = network(keras.optimizers.Adam(rate))
+        done = fit(model, *callbacks, shuffle=True, validation_data=VALIDATION)
+        return model, done.history
+
+    pairs = [(name, "none") for name in rate_schedules()]
+    pairs += [("number", name) for name in rate_callbacks() if name != "none"]
+    for kind, name in pairs:
+        rate, others = rate_schedules()[kind], rate_callbacks()[name]
+        plain, theirs = trained(rate(), others())
+        options = [{"watch_only": True}, {"policy": None, "keep_best": False}]
+        for option in options:
+            for first in (True, False):
+                if first and kind != "number":
+                    continue
+                steer = TrimtabCallback(VALIDATION, decisions=4, **option)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("error", TrimtabWarning)
+                    both = [steer, *others()] if first else [*others(), steer]
+                    model, ours = trained(rate(), both)
+                assert_same(model.get_weights(), plain.get_weights())
+                assert ours.keys() == theirs.keys(), (kind, name)
+                for key in theirs:
+                    np.testing.assert_allclose(
+                        ours[key], theirs[key], rtol=1e-5 if IS_JAX else 0, err_msg=f"{kind} {name}"
+                    )
+        rows = [row["lr"] for row in steer.summary.schedule]
+        if name == "LearningRateScheduler":  # the record tells what was used
+            np.testing.assert_allclose(rows[:: N // BATCH], [0.02, 0.01, 0.02 / 3], rtol=1e-5)
+
+
+def told_in(run: Callable[[], Any]) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run()
+    return [str(one.message) for one in caught if issubclass(one.category, TrimtabWarning)]
+
+
+@check
+def a_backup_without_a_state_file_is_told() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+
+        def run(**options: Any) -> list[str]:
+            backup = keras.callbacks.BackupAndRestore(
+                f"{folder}/{sum(1 for _ in Path(folder).iterdir())}"
+            )
+            steer = TrimtabCallback(VALIDATION, decisions=3, **options)
+            model = network(keras.optimizers.Adam(0.01))
+            return told_in(lambda: fit(model, steer, backup))
+
+        assert any("state_file='" in one for one in run())
+        assert not run(state_file=f"{folder}/state.safetensors")
+        assert not run(watch_only=True)
+
+
+@check
+def early_stopping_leaves_the_best_weights_in_either_order_and_is_told() -> None:
+    for first in (True, False):
+        model = network(keras.optimizers.Adam(0.01))
+        stops = keras.callbacks.EarlyStopping(patience=1, min_delta=10, restore_best_weights=True)
+        steer = TrimtabCallback(VALIDATION, decisions=6)
+        both = [steer, stops] if first else [stops, steer]
+        told = told_in(lambda: fit(model, *both, validation_data=VALIDATION))  # noqa: B023
+        assert any(f"only 20 of the {STEPS}" in one for one in told), told
+        left = model.evaluate(*VALIDATION, verbose=0, return_dict=True)["loss"]
+        np.testing.assert_allclose(left, steer.summary.best["loss"], rtol=1e-6)
+    announced = TrimtabCallback(VALIDATION, decisions=6, total_steps=10 * STEPS)
+    told = told_in(lambda: fit(network(keras.optimizers.Adam(0.01)), announced))
+    assert any(f"only {STEPS} of the {10 * STEPS}" in one for one in told), told
+
+
+@check
+def windows_end_with_an_update_of_gathered_gradients() -> None:
+    for kinds in (("lr",), ("lr", "beta1")):
+        adam = keras.optimizers.Adam(0.01, gradient_accumulation_steps=4)
+        steer = TrimtabCallback(
+            VALIDATION, policy=Scripted(width=len(kinds)), hyperparameters=kinds, decisions=6
+        )
+        model = network(adam)
+        assert not told_in(lambda: fit(model, steer))  # noqa: B023
+        steps = [decision.step for decision in steer.summary.decisions]
+        assert len(steps) >= 4, steps
+        assert all(step % 4 == 0 for step in steps), steps
+        assert steer.summary.spent_steps == STEPS
+
+
+@check
+def a_model_compiled_again_in_fit_is_told_once_and_trains_on() -> None:
+    class Again(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            if epoch == 1:
+                self.model.compile(keras.optimizers.SGD(0.01), loss="mse")
+                self.model.optimizer.build(self.model.trainable_variables)
+                self.model.make_train_function(force=True)
+
+    for first in (True, False):
+        model = network(keras.optimizers.Adam(0.01))
+        steer = TrimtabCallback(VALIDATION, decisions=6)
+        both = [steer, Again()] if first else [Again(), steer]
+        told = told_in(lambda: fit(model, *both))  # noqa: B023
+        assert len([one for one in told if "compiled again" in one]) == 1, told
+        assert type(model.optimizer).__name__ == "SGD"
+        fit(model, TrimtabCallback(VALIDATION, decisions=6))
+
+
+@check
+def fits_own_validation_data_are_used() -> None:
+    x, y = VALIDATION
+
+    class Batches(keras.utils.PyDataset):
+        def __len__(self) -> int:
+            return 2
+
+        def __getitem__(self, index: int) -> Any:
+            half = slice(index * N // 2, (index + 1) * N // 2)
+            return x[half], y[half]
+
+    forms: list[Any] = [(x, y), (x, y, np.ones(N, np.float32)), Batches()]
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        forms.append(tf.data.Dataset.from_tensor_slices((x, y)).batch(40))
+    first = []
+    for form in forms:
+        steer = TrimtabCallback(decisions=3)
+        fit(network(keras.optimizers.Adam(0.01)), steer, validation_data=form)
+        first.append(steer.summary.decisions[0].measured["loss"])
+    np.testing.assert_allclose(first, first[0], rtol=1e-5)
+    part = TrimtabCallback(decisions=3)
+    fit(network(keras.optimizers.Adam(0.01)), part, validation_split=0.25)
+    assert part.summary.decisions
+    with pytest.raises(AdapterError, match="generator can be gone through only once"):
+        fit(
+            network(keras.optimizers.Adam(0.01)),
+            TrimtabCallback(decisions=3),
+            validation_data=((x, y) for _ in range(9)),
+            validation_steps=1,
+        )
+
+
+@check
+def what_is_not_of_keras_3_gets_one_clear_line() -> None:
+    legacy = type("Sequential", (), {"__module__": "tf_keras.src.engine.sequential"})()
+    with pytest.raises(AdapterError, match="Sequential of tf_keras, which is Keras 2"):
+        TrimtabCallback(VALIDATION).set_model(legacy)
+    model = network(keras.optimizers.Adam(0.01))
+    model.steps_per_execution = "auto"
+    with pytest.raises(AdapterError, match="steps_per_execution: 'auto' is no whole number"):
+        fit(model, TrimtabCallback(VALIDATION))
 
 
 def main() -> None:

@@ -47,11 +47,21 @@ OWN_STEPS = (
     "a_learning_rate_that_no_step_reads_is_refused_and_nothing_is_disturbed",
     "other_optimizers_of_a_step_are_kept_and_put_back",
 )
+BESIDE_OTHERS = (
+    "watching_leaves_every_schedule_and_callback_as_without_us",
+    "early_stopping_leaves_the_best_weights_in_either_order_and_is_told",
+    "windows_end_with_an_update_of_gathered_gradients",
+    "a_model_compiled_again_in_fit_is_told_once_and_trains_on",
+    "fits_own_validation_data_are_used",
+)
 CHECKS = {
     "tensorflow": (
         *OWN_STEPS,
+        *BESIDE_OTHERS,
         *INSIDE_FIT,
         *ANY_BACKEND_WILL_DO,
+        "a_backup_without_a_state_file_is_told",
+        "what_is_not_of_keras_3_gets_one_clear_line",
         "decisions_fall_on_the_borders_of_executions",
         "a_resumed_fit_goes_on_as_if_nothing_had_been",
         "a_tape_loop_with_the_policy_off_is_the_plain_loop",
@@ -63,12 +73,14 @@ CHECKS = {
         "a_step_without_memory_is_rolled_back_and_told",
     ),
     "jax": (
+        *BESIDE_OTHERS,
         *INSIDE_FIT,
         "decisions_fall_on_the_borders_of_executions",
         "a_resumed_fit_goes_on_as_if_nothing_had_been",
     ),
     "torch": (
         *OWN_STEPS,
+        *BESIDE_OTHERS,
         *INSIDE_FIT,
         "what_would_be_lost_is_told",
         "a_step_without_memory_is_rolled_back_and_told",

@@ -74,7 +74,12 @@ class SteeredModel:
         if not optimizer.built:
             optimizer.build(model.trainable_variables)
         self._others = OtherMemory(model, optimizer)
-        self._rates = KerasRates(optimizer, options.reference, total_steps)
+        self._rates = KerasRates(
+            optimizer,
+            options.reference,
+            total_steps,
+            steers=not options.watch_only and options.policy is not None,
+        )
         items, self._actuators = find_actuators(
             options.hyperparameters,
             optimizer=inner_optimizer(optimizer),
@@ -112,8 +117,13 @@ class SteeredModel:
             after_restore=self._drop_poisoned_metrics,
             after_end=self._finalize,
         )
+        self.run.end_is_meant = not self.changes_rates  # no schedule of ours is left unfinished
         self.driver = KerasDriver(
-            self.run, self._rates, lambda: synchronise(model), weights=model.get_weights
+            self.run,
+            self._rates,
+            model,
+            before_decision=lambda: synchronise(model),
+            weights=model.get_weights,
         )
         self._tries = 0  # of a proof in a loop of the user's own
         self._patch_model()
@@ -124,6 +134,15 @@ class SteeredModel:
         self._rates.release()
         self._patches.release()
         self._model.__dict__.pop(_LEFTOVER, None)
+
+    @property
+    def changes_rates(self) -> bool:
+        """Whether the learning rate goes by the run's steps, and not by what the model has."""
+        return not self._options.watch_only and not self._rates.follows_own
+
+    def is_compiled_again(self) -> bool:
+        """Return whether the model trains with another optimiser than the steered one."""
+        return getattr(self._model, "optimizer", self._optimizer) is not self._optimizer
 
     def check_that_it_acts(self) -> None:
         """Tell what the training step, which has run by now, does not read."""
@@ -247,6 +266,14 @@ class SteeredModel:
     def _finalize(self) -> None:
         # Where weights are averaged, Keras puts the averages in at the end; so do the best ones'.
         self._optimizer.finalize_variable_values(self._model.trainable_variables)
+
+
+def kind_of(value: Any) -> str:
+    """Return the type of what was given for an error, and its package where that is Keras 2."""
+    cls = type(value)
+    legacy = any(base.__module__.partition(".")[0] == "tf_keras" for base in cls.__mro__)
+    told = " of tf_keras, which is Keras 2 (unset TF_USE_LEGACY_KERAS and build it with keras 3)"
+    return cls.__name__ + (told if legacy else "")
 
 
 def check_one_device(model: Any) -> None:

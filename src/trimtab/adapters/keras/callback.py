@@ -10,7 +10,8 @@ from typing import Any, Unpack
 import keras
 
 from trimtab.adapters.actuators import Steerable
-from trimtab.adapters.keras.assembly import SteeredModel, check_one_device
+from trimtab.adapters.keras.assembly import SteeredModel, check_one_device, kind_of
+from trimtab.adapters.keras.fit_call import FitCall, fit_call
 from trimtab.adapters.keras.proofs import FitProof
 from trimtab.adapters.keras.state import before, evaluation, fingerprint, read_state, write_state
 from trimtab.adapters.keras.statistics import StepLosses
@@ -99,7 +100,8 @@ class TrimtabCallback(keras.callbacks.Callback):
     moves in every step.
 
     Args:
-        validation_data: ``(x, y)``, ``(x, y, weights)``, a ``tf.data.Dataset`` or a ``PyDataset``.
+        validation_data: ``(x, y)``, ``(x, y, weights)``, a ``tf.data.Dataset`` or a ``PyDataset``;
+            None for what ``fit`` validates on.
         validate: In its place: returns the validation loss, or a dict of floats.
         validation_batch_size: For arrays; None for Keras' own, 32.
         validation_steps: Batches of one validation; None for all.
@@ -111,7 +113,8 @@ class TrimtabCallback(keras.callbacks.Callback):
             reads, such as the strength of an augmentation. Starts are what the compiled model has.
         reference: ``"warmup-linear"``, ``"cosine"``, ``"one-cycle"``, ``"constant"``, a function
             of progress in [0, 1), or a ``LearningRateSchedule``. None for the schedule that the
-            optimiser was compiled with, or ``"warmup-linear"`` if it has a number.
+            optimiser was compiled with, or ``"warmup-linear"`` if it has a number. With
+            ``policy=None`` or ``watch_only`` a number stays as it is, other callbacks may set it.
         total_steps: Batches of the run; None for epochs times batches an epoch.
         state_file: Where the state is kept at the end of each epoch, to go on after an
             interruption beside Keras' own ``BackupAndRestore`` (or with ``initial_epoch`` and a
@@ -119,7 +122,7 @@ class TrimtabCallback(keras.callbacks.Callback):
         **options: `trimtab.adapters.options.RunOptions`.
 
     Raises:
-        AdapterError: There is nothing to validate on, or two things.
+        AdapterError: There are two things to validate on.
     """
 
     def __init__(
@@ -136,12 +139,10 @@ class TrimtabCallback(keras.callbacks.Callback):
         **options: Unpack[RunKeywords],
     ) -> None:
         super().__init__()
-        if (validation_data is None) == (validate is None):
+        if validation_data is not None and validate is not None:
             raise AdapterError(
-                "validation_data: "
-                + ("nothing is" if validate is None else "validate= as well is")
-                + " given; pass validation_data=(x, y), which is needed more often than fit "
-                "evaluates, or a function as validate="
+                "validation_data: validate= as well is given; pass one of the two, or neither to "
+                "validate on what fit has"
             )
         self._options = RunOptions(hyperparameters=hyperparameters, reference=reference, **options)
         self._validation_data, self._validate = validation_data, validate
@@ -154,6 +155,7 @@ class TrimtabCallback(keras.callbacks.Callback):
         self._memory: MemoryGuard | None = None
         self._proof: FitProof | None = None
         self._proved = False
+        self._given_up = False  # the model was compiled again in this fit
         self._summary = Summary()
 
     # What a user asks.
@@ -202,6 +204,22 @@ class TrimtabCallback(keras.callbacks.Callback):
 
     # What fit calls.
 
+    def set_model(self, model: Any) -> None:
+        """Take the model.
+
+        Raises:
+            AdapterError: It is none of Keras 3, or is compiled in a way that Keras cannot run.
+        """
+        if not isinstance(model, keras.Model):
+            raise AdapterError(f"model: {kind_of(model)} is no keras.Model; give one of Keras 3")
+        at_once = getattr(model, "steps_per_execution", 1)
+        if not isinstance(at_once, int):
+            raise AdapterError(
+                f"steps_per_execution: {at_once!r} is no whole number, which Keras 3 needs; "
+                "compile(steps_per_execution=8), say, or leave it out"
+            )
+        super().set_model(model)
+
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:  # noqa: ARG002
         """Begin the run at the first epoch: what other callbacks restored is in place by then.
 
@@ -212,6 +230,8 @@ class TrimtabCallback(keras.callbacks.Callback):
             StoreError: The store cannot be opened.
             UnknownNameError: A policy, reference, hyperparameter or place has no such name.
         """
+        if self._has_given_up():
+            return
         if self._steered is None:
             self._begin(epoch)
         if self._losses is not None:
@@ -219,6 +239,8 @@ class TrimtabCallback(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Take in the losses of the batches just done, and decide where a window ends."""
+        if self._has_given_up():
+            return
         steered = self._steered_now
         assert self._losses is not None
         steps = (self.params or {}).get("steps")
@@ -244,8 +266,11 @@ class TrimtabCallback(keras.callbacks.Callback):
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:  # noqa: ARG002
         """Finish the record, put the best weights back, and give everything back."""
+        self._given_up = False
         if self._steered is not None:
             self._end(None)
+            if self._options.keeps_best and not self._options.watch_only:
+                self._settle_early_stopping()
             if self._state_file is not None:
                 for path in (self._state_file, before(self._state_file)):
                     with suppress(OSError):
@@ -270,10 +295,34 @@ class TrimtabCallback(keras.callbacks.Callback):
         if self._steered is not None and self._losses is not None and self._losses.waiting:
             self._steered.driver.record_steps(self._losses.waited())
 
+    def _has_given_up(self) -> bool:
+        """Return whether this fit is not steered any more, as its model was compiled again."""
+        steered = self._steered
+        if steered is not None and steered.is_compiled_again():
+            steered.run.warn("compiled", _COMPILED_AGAIN)
+            self._given_up = True
+            self._end("stopped", compiled_again=True)
+        return self._given_up
+
+    def _settle_early_stopping(self) -> None:
+        """Let EarlyStopping, where it comes after this, put back the weights that stand now."""
+        everyone = fit_call().callbacks
+        later = everyone[everyone.index(self) + 1 :] if self in everyone else []
+        for other in later:
+            is_one = isinstance(other, keras.callbacks.EarlyStopping)
+            if is_one and getattr(other, "best_weights", None) is not None:
+                other.best_weights = self._model.get_weights()
+
+    def _tell_of_backups(self, steered: SteeredModel, call: FitCall) -> None:
+        """Say what Keras' own backup leaves out."""
+        backs_up = any(isinstance(o, keras.callbacks.BackupAndRestore) for o in call.callbacks)
+        if backs_up and self._state_file is None and steered.changes_rates:
+            steered.run.warn("backup", _NO_STATE_FILE)
+
     def _begin(self, epoch: int) -> None:
-        model = self.model
+        model, call = self.model, fit_call()
         check_one_device(model)
-        validate = self._validate or self._evaluation(model)
+        validate = self._validate or self._evaluation(model, call)
         if not model.built or not all(layer.built for layer in model._flatten_layers()):
             validate()  # one more validation makes the weights
         state = self._pending
@@ -304,9 +353,10 @@ class TrimtabCallback(keras.callbacks.Callback):
         steered.forget_reads()
         self._proved = False
         self._tell_of_borders(steered, total)
+        self._tell_of_backups(steered, call)
         self._write_state()
 
-    def _end(self, status: str | None) -> None:
+    def _end(self, status: str | None, *, compiled_again: bool = False) -> None:
         steered, losses = self._steered_now, self._losses
         self._take_waiting()
         self._steered = self._losses = None
@@ -323,6 +373,8 @@ class TrimtabCallback(keras.callbacks.Callback):
         if self._memory is not None:
             self._memory.release()
             self._memory = None
+        if compiled_again:  # and with a step that is not ours
+            return
         # What was compiled reads our variables; the next fit compiles the user's own step.
         self._model.train_function = self._model.test_function = None
 
@@ -331,13 +383,19 @@ class TrimtabCallback(keras.callbacks.Callback):
         self._take_waiting()
         return self._steered is not None and self._steered.driver.recover(error, steps)
 
-    def _evaluation(self, model: Any) -> Callable[[], dict[str, float]]:
-        return evaluation(
-            model,
-            self._validation_data,
-            batch_size=self._batch_size,
-            steps=self._validation_steps,
-        )
+    def _evaluation(self, model: Any, call: FitCall) -> Callable[[], dict[str, float]]:
+        data, size, steps = self._validation_data, self._batch_size, self._validation_steps
+        if data is None:
+            data = call.validation_data
+            size = size or call.validation_batch_size
+            steps = steps or call.validation_steps
+        if data is None:
+            raise AdapterError(
+                "validation_data: nothing is given, to the callback or to fit; pass "
+                "validation_data=(x, y), which is needed more often than fit evaluates, or a "
+                "function as validate="
+            )
+        return evaluation(model, data, batch_size=size, steps=steps)
 
     def _length(self, epoch: int) -> int:
         if self._total_steps is not None:
@@ -376,3 +434,14 @@ class TrimtabCallback(keras.callbacks.Callback):
                 f"state_file: {self._state_file} could not be written ({error}); the run goes on "
                 "and cannot be continued from here, so free the disk or choose another folder",
             )
+
+
+_COMPILED_AGAIN = (
+    "model: it was compiled again inside of fit, so the optimiser that was steered trains no more "
+    "and steering ends here; compile before fit, and give each fit a callback of its own"
+)
+_NO_STATE_FILE = (
+    "state_file: BackupAndRestore is used without it, so an interrupted fit would go on with a "
+    "schedule and decisions that begin afresh; pass TrimtabCallback(..., "
+    "state_file='steering.safetensors')"
+)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Unpack
 
 from trimtab.adapters.actuators import Steerable
-from trimtab.adapters.keras.assembly import SteeredModel, check_one_device
+from trimtab.adapters.keras.assembly import SteeredModel, check_one_device, kind_of
 from trimtab.adapters.keras.schedules import inner_optimizer
 from trimtab.adapters.keras.statistics import GradientStatistics
 from trimtab.adapters.keras.variables import array_of, backend_name
@@ -211,12 +211,12 @@ def _check(optimizer: Any, model: Any) -> None:
         )
     if not isinstance(optimizer, keras.optimizers.Optimizer):
         raise AdapterError(
-            f"optimizer: {type(optimizer).__name__} is no keras.optimizers.Optimizer; give the "
+            f"optimizer: {kind_of(optimizer)} is no keras.optimizers.Optimizer; give the "
             "one that trains the model"
         )
     if not isinstance(model, keras.Model) or not model.built:
         raise AdapterError(
-            f"model: {type(model).__name__} is no keras.Model with its weights made; give the "
+            f"model: {kind_of(model)} is no keras.Model with its weights made; give the "
             "model that is trained, called once on a batch"
         )
     check_one_device(model)

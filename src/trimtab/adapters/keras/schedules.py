@@ -49,8 +49,11 @@ class KerasRates:
         reference: A name, a function of progress, or a ``LearningRateSchedule``; None for the
             optimiser's own schedule, or ``"warmup-linear"`` where it has none.
         total_steps: Steps of the run, T.
+        steers: Whether anything may be changed; if not, an optimiser with a number and no
+            reference reads its own variable, which other callbacks may set as ever.
 
     Attributes:
+        follows_own: Whether the optimiser's own variable is read, and only taken note of.
         start: Peak learning rate.
         multipliers: (T,) float64, the reference over its peak.
         name: Of the reference, for the record.
@@ -63,14 +66,19 @@ class KerasRates:
         SpecError: A function gives something that is not a finite number of at least 0.
     """
 
-    def __init__(self, optimizer: Any, reference: Any, total_steps: int) -> None:
+    def __init__(
+        self, optimizer: Any, reference: Any, total_steps: int, *, steers: bool = True
+    ) -> None:
         self._outer, self._optimizer = optimizer, inner_optimizer(optimizer)
         self._total_steps = total_steps
         own = getattr(self._optimizer, "_learning_rate", None)
         self._schedule = _schedule_of(own, reference)
         self.first = int(array_of(self._optimizer._iterations))
-        self._own_variable = None if _is_schedule(own) else own
+        self._own, self._own_variable = own, None if _is_schedule(own) else own
+        self.follows_own = not steers and reference is None and self._schedule is None
         if self._schedule is None:
+            if self.follows_own:
+                reference = "constant"
             name = "warmup-linear" if reference is None else reference
             # What was typed: 0.01, and not the float32 next to it, 0.009999999776482582.
             self.start = float(str(np.float32(array_of(own))))
@@ -112,8 +120,10 @@ class KerasRates:
         """
         self._shift = plain_variable(0, "int", "trimtab_shift")
         self._base = plain_variable(self.first, "int", "trimtab_base")
-        mine = [self._shift, self._base]
-        if self._schedule is None:
+        mine = [] if self.follows_own else [self._shift, self._base]
+        if self.follows_own:
+            pass
+        elif self._schedule is None:
             table = (self.start * self.multipliers).astype(np.float32)
             self._table = plain_variable(table, "float32", "trimtab_rates")
             mine.append(self._table)
@@ -129,9 +139,11 @@ class KerasRates:
             saving = saving_without(self._added, type(self._outer))
             self._patches.append(AttributePatch(self._outer, {}, saving))
 
+        plain = type(self._optimizer)._get_current_learning_rate
+
         def current_rate(owner: Any) -> Any:
             patch.count("learning_rate")
-            rate = self._rate(owner._iterations)
+            rate = plain(owner) if self.follows_own else self._rate(owner._iterations)
             return rate if layers is None else layers.scaled(rate)
 
         patch = AttributePatch(
@@ -179,6 +191,8 @@ class KerasRates:
         reference goes on all the same, for lost steps count.
         """
         self.multiplier = multiplier
+        if self.follows_own:
+            return
         place = step - int(array_of(self._optimizer._iterations)), self.first
         if place != self._placed:  # an assignment costs as much as a quarter of a decision
             self._shift.assign(place[0])
@@ -208,11 +222,33 @@ class KerasRates:
     def overruled(self) -> bool:
         """Return whether something else set the optimiser's learning rate since the last call."""
         now, before = self._own_value(), self._seen_own
+        replaced = self._optimizer._learning_rate is not self._own
         self._seen_own = now
-        return now != before
+        return not self.follows_own and (now != before or replaced)
+
+    def take_note(self, model: Any, step: int, steps: int) -> None:
+        """Record the optimiser's own learning rate for steps that were just done with it."""
+        if not self.follows_own:
+            return
+        outside = getattr(model, "_jax_state", None)
+        if outside and not model._jax_state_synced:  # while fit runs, JAX keeps values there
+            ids = [id(variable) for variable in model.optimizer.variables]
+            place = ids.index(id(self._own_variable))
+            self._seen_own = float(array_of(outside["optimizer_variables"][place]))
+        else:
+            self._seen_own = self._own_value()
+        assert self._seen_own is not None
+        self.multipliers[step : step + steps] = self._seen_own / self.start
+
+    def has_just_updated(self) -> bool:
+        """Return whether no gathered gradients wait for an update; always, if none are gathered."""
+        batches = accumulated_batches(self._optimizer)
+        return batches == 1 or int(array_of(self._optimizer._iterations)) % batches == 0
 
     def now(self) -> float:
         """Return the rate that the coming step will read."""
+        if self.follows_own:
+            return float(array_of(self._own_variable))
         return float(array_of(self._rate(self._optimizer._iterations)))
 
     # Inside.

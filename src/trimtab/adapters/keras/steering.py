@@ -20,6 +20,7 @@ class KerasDriver:
     Args:
         run: The run, not yet begun.
         rates: The optimiser's learning rate.
+        model: The model.
         before_decision: Called before variables are read and written, in the middle of the run.
         weights: Returns all weights of the model as arrays.
 
@@ -31,12 +32,13 @@ class KerasDriver:
         self,
         run: SteeredRun,
         rates: KerasRates,
+        model: Any,
         before_decision: Callable[[], None],
         weights: Callable[[], Sequence[np.ndarray]],
     ) -> None:
         run.driver = weakref.proxy(self)
         self.run = run
-        self._rates, self._before_decision = rates, before_decision
+        self._rates, self._model, self._before_decision = rates, model, before_decision
         self._weights = weights
         self._losses: list[float | None] = []  # of the open window
         self._lost = ""  # what went wrong in the open window, in words
@@ -61,6 +63,7 @@ class KerasDriver:
             measured: Gradient statistics of the last step.
         """
         run = self.run
+        self._rates.take_note(self._model, run.session_now.steps_done + self.steps, len(losses))
         known = [loss for loss in losses if loss is not None]
         lost = run.guarded and not all(math.isfinite(loss) for loss in known)
         due = self.remaining
@@ -71,6 +74,10 @@ class KerasDriver:
         if len(losses) < due and not lost:
             return
         self._before_decision()
+        session = run.session_now
+        is_end = session.steps_done + len(self._losses) >= session.total_steps
+        if not (lost or is_end or self._rates.has_just_updated()):
+            return  # gradients are gathered: the window ends with the batch that updates
         metrics = window_metrics(self._losses, measured or {})
         if self._rates.overruled():
             run.warn("lr overwritten", _OVERWRITTEN)
