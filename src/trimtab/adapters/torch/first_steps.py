@@ -7,6 +7,7 @@ import sys
 import weakref
 from collections.abc import Sequence
 from contextlib import suppress
+from types import FrameType
 from typing import Any
 
 import torch
@@ -115,7 +116,8 @@ def _remove(handles: list[Any]) -> None:
 
 def _scalers_in_sight() -> list[Any]:
     """Return the gradient scalers that have scaled a loss, among what the loop's code names."""
-    frame, seen = sys._getframe(), 0
+    frame: FrameType | None = sys._getframe()
+    seen = 0
     found: dict[int, Any] = {}
     while frame is not None and seen < _MOST_FRAMES:
         if not is_ours(frame):
@@ -125,7 +127,7 @@ def _scalers_in_sight() -> list[Any]:
             for value in (*names.values(), *frame.f_globals.values(), *owner.values()):
                 if isinstance(value, torch.amp.GradScaler) and value.is_enabled():
                     found[id(value)] = value
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return [one for one in found.values() if getattr(one, "_scale", None) is not None]
 
 
