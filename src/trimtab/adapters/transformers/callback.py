@@ -15,11 +15,12 @@ from trimtab.adapters.actuators import Steerable
 from trimtab.adapters.options import RunKeywords, RunOptions, takes_run_keywords
 from trimtab.adapters.torch.actuators import Place
 from trimtab.adapters.torch.proofs import StandInNorm
-from trimtab.adapters.torch.state import left_as_it_was, write_state
+from trimtab.adapters.torch.state import write_state
 from trimtab.adapters.torch.trainer import SteeredTraining, drop_gradients
 from trimtab.adapters.transformers.evaluation import (
     EvaluationSource,
     TrainerEvaluation,
+    alone,
     calling_trainer,
     inner_trainer,
 )
@@ -111,7 +112,6 @@ class TrimtabCallback(transformers.TrainerCallback, ExportableState):
         self._attached: Attachment | None = None
         self._source: EvaluationSource | None = None  # of `steer`
         self._evaluate: Callable[[], Mapping[str, float]] | None = None
-        self._outcome: Callable[[], Mapping[str, float]] | None = None  # in several processes
         self._trainer: Any = None
         self._args: Any = None
         self._state: Any = None
@@ -184,8 +184,6 @@ class TrimtabCallback(transformers.TrainerCallback, ExportableState):
         alone = scaler is None and self._training.processes.count == 1
         self._stand_in = StandInNorm(run.spec, possible=alone)
         self._loss.begin(model, scaler)
-        if course.state is None:
-            self._look_together()
         course.begin(run)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -232,8 +230,6 @@ class TrimtabCallback(transformers.TrainerCallback, ExportableState):
         self._state, self._control = state, control
         self._training.rates.put_back()
         self._let_log(kwargs["lr_scheduler"])  # Transformers before 5 logs after this event
-        if self._training.driver.validates_next:
-            self._look_together()
         self._training.driver.after_update()
         return control
 
@@ -274,7 +270,7 @@ class TrimtabCallback(transformers.TrainerCallback, ExportableState):
 
     def _validation(self, trainer: Any) -> Callable[[], Any]:
         """Return what validates: the user's function, or the trainer's own way of evaluating."""
-        self._evaluate = self._outcome = None
+        self._evaluate = None
         if self._training.validate is not None:
             return self._training.validate
         if trainer is None:
@@ -283,27 +279,16 @@ class TrimtabCallback(transformers.TrainerCallback, ExportableState):
                 "TrimtabCallback(validate=...)"
             )
         monitor = self._training.options.monitor
+        if self._training.processes.count > 1:
+            data = self._training.validation_data
+            held = trainer.eval_dataset if data is None else data
+            return alone(trainer, held if self._source is None else self._source.held(trainer))
         if self._source is not None:
             self._evaluate = self._source.evaluation(trainer, monitor)
         else:
             data = self._training.validation_data
             self._evaluate = TrainerEvaluation(trainer, data=data, monitor=monitor)
-        if self._training.processes.count > 1:
-            return lambda: self._outcome() if self._outcome is not None else {}
         return self._evaluate
-
-    def _look_together(self) -> None:
-        """Where several processes train, let all of them evaluate, for the first one to read."""
-        evaluate = self._evaluate
-        if evaluate is None or self._training.processes.count == 1:
-            return
-        try:
-            with left_as_it_was(self._trainer.model):
-                measured = evaluate()
-        except Exception as error:  # noqa: BLE001 - the first process says what it means
-            self._outcome = _raising(error)
-        else:
-            self._outcome = lambda: measured
 
     def _norm(self) -> float:
         return float(self._clip or 0.0)
@@ -328,13 +313,6 @@ class TrimtabCallback(transformers.TrainerCallback, ExportableState):
 def _model_in(kwargs: Mapping[str, Any]) -> Any:
     """Return the model that an event is about; SetFit hands over its own in that place."""
     return kwargs.get("st_model", kwargs["model"])
-
-
-def _raising(error: Exception) -> Callable[[], Mapping[str, float]]:
-    def outcome() -> Mapping[str, float]:
-        raise error
-
-    return outcome
 
 
 _YIELDS = (

@@ -17,6 +17,7 @@ import transformers
 from torch.utils.data import DataLoader, IterableDataset, Subset
 from transformers.trainer_utils import EvalLoopOutput
 
+from trimtab.adapters.torch.trainer import mean_over_batches
 from trimtab.core.directions import is_loss
 from trimtab.core.errors import AdapterError, MetricError
 
@@ -114,6 +115,11 @@ class EvaluationSource:
                 "examples from; make it with eval_dataset=..., or give steer(trainer, "
                 "validation=data)"
             )
+
+    def held(self, trainer: Any) -> Any:
+        """Return the data, or the part of the trainer's that is taken."""
+        data = trainer.eval_dataset if self._data is None else self._data
+        return data if self._examples is None else subset(data, self._examples, trainer.args.seed)
 
     def evaluation(self, trainer: Any, monitor: str) -> TrainerEvaluation:
         """Return what measures a value.
@@ -302,6 +308,34 @@ def apart(trainer: Any, **stand_ins: Any) -> Iterator[Any]:
             yield means
     finally:
         vars(trainer).update(kept)
+
+
+def alone(trainer: Any, data: Any) -> Any:
+    """Return what measures the loss in one of several processes, without the others.
+
+    The trainer's own evaluation would wait for all of them. So the loss is the one that the model
+    returns, the mean over batches, weighted by examples.
+
+    Args:
+        trainer: Whose model and collation are used.
+        data: A data set, a dict of them, or a ``DataLoader``.
+    """
+    model = trainer.model
+    parts = list(data.values()) if isinstance(data, Mapping) else [data]
+    collate = trainer._get_collator_with_removed_columns(trainer.data_collator, "Validation")
+    size = trainer.args.per_device_eval_batch_size
+    loaders = [
+        one if isinstance(one, DataLoader) else DataLoader(one, batch_size=size, collate_fn=collate)
+        for one in parts
+    ]
+
+    def measure(batch: Any, index: int) -> dict[str, Any]:
+        del index
+        outputs = model(**batch)
+        return {"loss": outputs["loss"] if isinstance(outputs, Mapping) else outputs[0]}
+
+    device = next(model.parameters()).device
+    return lambda: mean_over_batches(model, itertools.chain(*loaders), measure, device)
 
 
 def _unheard(*args: Any, **kwargs: Any) -> None:
