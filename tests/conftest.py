@@ -25,6 +25,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 
+if os.environ.get("TRIMTAB_TRAINERS"):
+    from tests.trainers.packages import find_trainers
+
+    find_trainers()
+
 GOLDEN = Path(__file__).parent / "golden"
 
 hypothesis.settings.register_profile(
