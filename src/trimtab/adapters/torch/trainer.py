@@ -148,7 +148,7 @@ class SteeredTraining:
         steps = check_total_steps(total_steps)
         check_optimizer(optimizer)
         check_model(model)
-        self.processes, self._rates = Processes(), rates
+        self._rates = rates
         self._driver = steer(
             self.options,
             stepper=Stepper(optimizer, model, scaler=scaler),
@@ -217,7 +217,7 @@ class SteeredTraining:
         Raises:
             AdapterError: They cannot be followed.
         """
-        course = self.course
+        self.processes, course = Processes(), self.course
         rates = FollowedRates(
             optimizer,
             schedulers,
