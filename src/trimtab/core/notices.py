@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import sys
 import warnings
 from importlib import resources
 from types import FrameType
+from typing import Any
 
 from trimtab.core.errors import TrimtabWarning
 
@@ -17,6 +19,19 @@ _PACKAGE = str(resources.files("trimtab")) + os.sep
 def is_ours(frame: FrameType) -> bool:
     """Return whether a frame is of trimtab's own code."""
     return frame.f_code.co_filename.startswith(_PACKAGE)
+
+
+def local_variables(frame: FrameType) -> dict[str, Any]:
+    """Return a frame's variables, and leave nothing that keeps them alive.
+
+    Before Python 3.13 a function's frame holds on to the dict that it gives out until it ends, and
+    with it to whatever its owner deletes in the meantime.
+    """
+    given = frame.f_locals
+    found = dict(given)
+    if frame.f_code.co_flags & inspect.CO_OPTIMIZED and isinstance(given, dict):
+        given.clear()
+    return found
 
 
 def tell(message: str, category: type[TrimtabWarning] = TrimtabWarning) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 
 import keras
 
+from trimtab.core.notices import local_variables
+
 
 @dataclass(frozen=True)
 class FitCall:
@@ -35,16 +37,16 @@ def fit_call() -> FitCall:
     """Return the innermost call of ``fit`` that this thread is in; an empty one outside of any."""
     callbacks: list[Any] = []
     for frame in _frames():
-        seen = frame.f_locals.get("self")
+        names = local_variables(frame)
+        seen = names.get("self")
         if not callbacks and isinstance(seen, keras.callbacks.CallbackList):
             callbacks = list(seen.callbacks)
         if frame.f_code.co_name == "fit" and isinstance(seen, keras.Model):
-            given = frame.f_locals
             return FitCall(
                 callbacks,
-                given.get("validation_data"),
-                given.get("validation_steps"),
-                given.get("validation_batch_size") or given.get("batch_size"),
+                names.get("validation_data"),
+                names.get("validation_steps"),
+                names.get("validation_batch_size") or names.get("batch_size"),
             )
     return FitCall(callbacks)
 

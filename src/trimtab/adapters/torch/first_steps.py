@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from trimtab.core.errors import AdapterError
-from trimtab.core.notices import is_ours, tell
+from trimtab.core.notices import is_ours, local_variables, tell
 
 _WATCHED = 3  # steps; what is wrong with a loop is wrong in each of them
 
@@ -122,7 +122,7 @@ def _scalers_in_sight() -> list[Any]:
     while frame is not None and seen < _MOST_FRAMES:
         if not is_ours(frame):
             seen += 1
-            names = frame.f_locals
+            names = local_variables(frame)
             owner = getattr(names.get("self"), "__dict__", {})
             for value in (*names.values(), *frame.f_globals.values(), *owner.values()):
                 if isinstance(value, torch.amp.GradScaler) and value.is_enabled():

@@ -20,6 +20,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from trimtab.adapters.torch.trainer import mean_over_batches
 from trimtab.core.directions import is_loss
 from trimtab.core.errors import AdapterError, MetricError
+from trimtab.core.notices import local_variables
 
 _NOT_METRICS = ("runtime", "samples_per_second", "steps_per_second", "preparation_time", "epoch")
 
@@ -49,7 +50,7 @@ def calling_trainer(callback: Any) -> Any:
     """
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        one = frame.f_locals.get("self")
+        one = local_variables(frame).get("self")
         if isinstance(one, transformers.Trainer) and callback in one.callback_handler.callbacks:
             return one
         frame = frame.f_back
