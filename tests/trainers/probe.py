@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,6 +38,7 @@ class Probe:
     stop_at: int | None = None
     rigged: bool = False
     saved: Mapping[str, Any] | None = None
+    folder: Path | None = None  # where a trainer writes checkpoints of its own
     forwards: int = 1
     rates: list[list[float]] = field(default_factory=list)  # used, of each step and group
     validated: list[tuple[float, Weights]] = field(default_factory=list)
@@ -56,6 +58,11 @@ class Probe:
         """Steps that were done before."""
         return 0 if self.saved is None else int(self.saved["step"])
 
+    @property
+    def checkpoint(self) -> str | None:
+        """What a trainer goes on from that writes its own checkpoints."""
+        return None if self.saved is None else str(self.saved["checkpoint"])
+
     def steps(self) -> Iterator[int]:
         """Yield the numbers of the steps that are left."""
         yield from range(self.start, STEPS)
@@ -64,7 +71,7 @@ class Probe:
         """Watch a training from inside; go on where another one was interrupted."""
         self.model, self.optimizer = model, optimizer
         self.passes = self.start * self.forwards
-        if self.saved is not None:
+        if self.saved is not None and "model" in self.saved:
             model.load_state_dict(self.saved["model"])
             if optimizer is not None:
                 optimizer.load_state_dict(self.saved["optimizer"])
@@ -107,6 +114,9 @@ class Probe:
             return
         if self.fault_at is not None and step == self.fault_at + 1:
             self.after_fault = weights(model)
+        if step == self.stop_at and self.folder is not None:
+            self.saved = {"step": step, "checkpoint": str(self.folder / f"checkpoint-{step}")}
+            raise InterruptedRun
         if step == self.stop_at:
             self.saved = {
                 "step": step,

@@ -41,6 +41,7 @@ def train(probe: Probe) -> Any:
         net.module_.eval()
         return float(net.criterion_(net.module_(x[:8]), y[:8]))
 
+    left_x, left_y = x[probe.start * 8 :], y[probe.start * 8 :]
     # lines to write
     controller = TorchController.attach(
         net.optimizer_, total_steps=STEPS, validate=validate, model=net.module_, **probe.options
@@ -48,7 +49,7 @@ def train(probe: Probe) -> Any:
     probe.resume(controller)  # test
     with controller:
         controller.watch(net.criterion_)
-        net.partial_fit(x[probe.start * 8 :], y[probe.start * 8 :])  # loop
+        net.partial_fit(left_x, left_y)  # loop
     # end of lines
     return controller.summary
 
