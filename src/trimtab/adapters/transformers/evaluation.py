@@ -6,7 +6,7 @@ import copy
 import itertools
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -311,7 +311,7 @@ def apart(trainer: Any, **stand_ins: Any) -> Iterator[Any]:
         vars(trainer).update(kept)
 
 
-def alone(trainer: Any, data: Any) -> Any:
+def alone(trainer: Any, data: Any) -> Callable[[], dict[str, float]]:
     """Return what measures the loss in one of several processes, without the others.
 
     The trainer's own evaluation would wait for all of them. So the loss is the one that the model
