@@ -19,21 +19,8 @@ BEGIN, END = "<!-- made by tests/trainers/test_table.py -->\n", "<!-- end of wha
 MODULES = sorted(set(HERE.glob("test_*.py")) - {Path(__file__)})
 LINES = re.compile(r"^ *# lines to write\n(.*?)^ *# end of lines\n", re.MULTILINE | re.DOTALL)
 # Shown by tests that are older than the page: what, lines to write, and a test for each claim.
-KERAS = "tests/adapters/keras/checks.py"
 RAY = "tests/adapters/ray/test_scheduler.py"
 ELSEWHERE: dict[str, tuple[str, str, dict[str, tuple[str, str]]]] = {
-    "Keras custom steps": (
-        "a loop over `GradientTape`; a `train_step` of your own takes `TrimtabCallback`.",
-        "with KerasController(optimizer, total_steps=STEPS, validate=validate, model=model) as "
-        "controller:\n    controller.step(loss, gradients)  # instead of optimizer.apply()",
-        {
-            "steered": (KERAS, "a_tape_loop_is_steered_measured_and_mended"),
-            "rescued": (KERAS, "a_tape_loop_is_steered_measured_and_mended"),
-            "resumed": (KERAS, "a_tape_loop_resumes"),
-            "validated": (KERAS, "a_tape_loop_is_steered_measured_and_mended"),
-            "kept best": (KERAS, "a_tape_loop_is_steered_measured_and_mended"),
-        },
-    ),
     "Ray Tune": (
         "a scheduler in the place of PBT; trials report and save, and Ray keeps checkpoints.",
         'scheduler = TrimtabScheduler(metric="val_loss", mode="min", max_t=100, '
