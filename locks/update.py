@@ -42,8 +42,8 @@ DATA_PACKAGES = (
 # Which build of PyTorch fits is the machine's to say (CPU or CUDA, from an index of PyTorch's
 # own), and each build has other hashes and libraries: constraints.txt holds it.
 NOT_LOCKED = ("cuda-", "nvidia-", "torch==", "triton==")
-# MkDocs' extensions ask for a later 3.11 than trimtab does.
-OLDEST_PYTHON = {"docs": "3.11.5"}
+# MkDocs' extensions and soupsieve ask for a later 3.11 than trimtab does.
+OLDEST_PYTHON = {"docs": "3.11.5", "trainers": "3.11.5"}
 
 
 def compiled(name: str, requirements: str, *options: str) -> str:

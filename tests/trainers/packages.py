@@ -6,9 +6,17 @@ import importlib
 import importlib.util
 import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
+# Nothing is asked of the network, installed, or written into a home folder.
+QUIETLY = {
+    "HF_HUB_OFFLINE": "1",
+    "YOLO_AUTOINSTALL": "false",
+    "YOLO_CONFIG_DIR": str(Path(tempfile.gettempdir()) / "yolo"),
+    "YOLO_OFFLINE": "true",
+}
 _KEPT: list[Any] = []  # a torch library's definitions end with the object
 
 
@@ -24,6 +32,8 @@ def find_trainers() -> None:
     sys.path.append(
         str(Path(folder).resolve())
     )  # last: nothing there stands in the way of what is installed
+    for variable, value in QUIETLY.items():
+        os.environ.setdefault(variable, value)
     if importlib.util.find_spec("torchvision") is not None:
         _load_torchvision()
 
