@@ -72,3 +72,13 @@ def test_what_cannot_be_told_of_a_ring_is_a_dash_and_said(capsys, monkeypatch):
     assert "ring a: n*, regret and harm are told without 1 of 4 tasks" in told.err
     assert "nan" not in told.out
     assert told.out.count("–") == 4
+
+
+def test_a_key_that_a_settings_file_lacks_is_named(tmp_path):
+    from trimtab.agents.training.settings import read_settings
+    from trimtab.core.errors import SpecError
+
+    file = tmp_path / "settings.toml"
+    file.write_text('name = "mine"\n')
+    with pytest.raises(SpecError, match="'families' is missing; see the file beside"):
+        read_settings(file)

@@ -299,7 +299,10 @@ def test_doctor_tells_versions_extras_threads_store_and_policy(trimtab):
         ("run tiny:make --policy none --start lr=1 --start lr=2", "lr is given twice"),
         ("run tiny:make --policy none --start leaning=1", "unknown hyperparameter 'leaning'"),
         ("run tiny:make --start-scale 1 --start lr=1", "both set the learning rate; give one"),
-        ("run tiny:make --policy none --start-scale 0", "0.0 is not a positive number"),
+        (
+            "run tiny:make --policy none --start-scale 0",
+            "0.0 is not a positive number; 0.01 starts 100 times too low",
+        ),
         ("run tiny:make --policy none --start-scale inf", "inf is not a positive number"),
         ("run tiny:make --hyperparameters momentun", "did you mean 'momentum'?"),
         ("run tiny:make --hyperparameters lr,lr", "lr is named twice"),
@@ -511,6 +514,15 @@ def test_ctrl_c_ends_with_130_one_line_and_a_whole_record():
     assert len(record.decisions) >= 4
     assert [item.decision for item in record.decisions] == list(range(len(record.decisions)))
     assert record.figures["best"]["step"] >= 0
+
+
+def test_ctrl_c_in_compare_says_how_to_go_on():
+    methods = ("--methods", "reference", "--pool", "0", "--seeds", "2", "--jobs", "1")
+    process = start("compare", "tiny:slow", *methods, "--out", "there")
+    err = interrupt_after(process, 1)
+    assert process.returncode == 130
+    assert err.splitlines()[-1].startswith("trimtab: interrupted; results so far are in there: run")
+    assert "Traceback" not in err
 
 
 def test_kill_9_leaves_a_whole_record():

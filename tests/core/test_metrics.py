@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trimtab.core.errors import MetricError
-from trimtab.core.metrics import Metrics, loss_from_validation
+from trimtab.core.metrics import Metrics, loss_from_validation, missing_in_window
 
 
 @given(st.floats(allow_nan=False))
@@ -52,3 +53,32 @@ def test_nothing_is_measured_unless_said() -> None:
 
     assert (metrics.steps, metrics.charge, metrics.finite) == (0.0, 0.0, 1.0)
     assert metrics.grad_norm != metrics.grad_norm
+
+
+def test_losses_alone_make_a_window_that_lacks_nothing() -> None:
+    found = Metrics.from_losses([4.0, 3.0, 2.0, 1.0], val_loss=1.5, examples=128)
+
+    assert missing_in_window(found) == []
+    assert (found.train_loss, found.train_loss_first, found.train_loss_change) == (2.5, 4.0, -2.0)
+    assert (found.val_loss, found.steps, found.charge, found.finite) == (1.5, 4.0, 128.0, 1.0)
+
+
+@pytest.mark.parametrize(("losses", "val_loss"), [([1.0, math.nan], 1.0), ([1.0, 1.0], math.inf)])
+def test_a_loss_that_is_not_finite_ends_the_window(losses: list[float], val_loss: float) -> None:
+    found = Metrics.from_losses(losses, val_loss=val_loss, examples=64)
+
+    assert (found.finite, found.steps, found.charge) == (0.0, 2.0, 64.0)
+
+
+def test_a_window_without_losses_is_refused() -> None:
+    with pytest.raises(MetricError, match=r"losses: \[\] holds no loss"):
+        Metrics.from_losses([])
+    with pytest.raises(MetricError, match="'x'"):
+        Metrics.from_losses(["x"])  # type: ignore[list-item]
+
+
+def test_losses_that_a_window_lacks_are_named() -> None:
+    seen = Metrics(train_loss=1.0, val_loss=1.0, steps=4.0)
+    left_out = ["train_loss_first", "train_loss_change", "train_loss_std"]
+
+    assert missing_in_window(seen) == left_out

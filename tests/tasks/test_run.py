@@ -11,6 +11,7 @@ from tests import tiny_task
 from tests.tiny_task import TinyTask
 from trimtab.core.decision import Decision, Progress, Recorder, Summary
 from trimtab.core.errors import MetricError, SpecError, TrimtabWarning, UnknownNameError
+from trimtab.core.metrics import Metrics
 from trimtab.core.protocols import Task, TrainingRun
 from trimtab.core.references import reference_multipliers
 from trimtab.defaults import controller_for
@@ -177,3 +178,23 @@ def test_ctrl_c_closes_the_record():
 def test_the_tiny_task_runs_on_numpy_floats():
     assert isinstance(run(tiny_task.make(), None).schedule[0]["lr"], float)
     assert np.isfinite(run(tiny_task.make(), None).spent)
+
+
+def test_a_policy_that_is_left_blind_is_told_in_the_first_window():
+    with pytest.warns(TrimtabWarning, match=r"no train_loss_change, train_loss_std; .*from_losses"):
+        run(tiny_task.make(), "trimtab-1")
+
+
+def test_losses_of_each_step_leave_no_policy_blind(recwarn):
+    class Seeing(tiny_task.TinyRun):
+        def advance(self, values, steps):
+            found = super().advance(values, steps)
+            whole = Metrics.from_losses([found.train_loss_first] * steps, val_loss=found.val_loss)
+            return found if found.finite < 1 else whole
+
+    class Task(TinyTask):
+        def start(self, *, seed):
+            return Seeing(self, seed)
+
+    run(Task(**vars(tiny_task.make())), "trimtab-1")
+    assert [one for one in recwarn if "from_losses" in str(one.message)] == []

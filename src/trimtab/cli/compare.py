@@ -149,7 +149,7 @@ def compare(
             runs = [(one.name, one.plan.windows.spec(), one.task.total_steps) for one in task_plans]
             output.say_fewer_decisions(decisions, runs)
 
-    with _progress() as tell:
+    with _going_on(out), _progress() as tell:
         found = run(plans, out, identity, jobs=jobs, begun=begun, progress=tell)
     figures = comparison_figures(found)
     figures["cost"] = cost_answer(figures, _training_seconds(file[0]))
@@ -278,6 +278,19 @@ def _factors(text: str) -> tuple[float, ...]:
     if not factors or len(set(factors)) < len(factors):
         raise SpecError(f"--starts: {text!r} names no factor, or one twice; write 0.01,1,100")
     return tuple(sorted(factors))
+
+
+@contextmanager
+def _going_on(out: Path) -> Iterator[None]:
+    """On Ctrl-C say how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        output.say(
+            f"trimtab: interrupted; results so far are in {out}: run the same command again to go "
+            "on from there"
+        )
+        raise typer.Exit(130) from None
 
 
 @contextmanager

@@ -192,7 +192,9 @@ def _scaled_start(
     if "lr" not in offered:
         raise SpecError(f"--start-scale: task {task.name} has no lr to scale; use --start")
     if not (math.isfinite(scale) and scale > 0):
-        raise SpecError(f"--start-scale: {scale!r} is not a positive number; 0.01 is 100 too small")
+        raise SpecError(
+            f"--start-scale: {scale!r} is not a positive number; 0.01 starts 100 times too low"
+        )
     tuned = getattr(task, "tuned_lr", None)
     return scale * float(offered["lr"].default if tuned is None else tuned)
 

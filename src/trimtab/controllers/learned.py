@@ -287,6 +287,7 @@ class LearnedController:
     """
 
     guarded = True
+    reads_losses = True
 
     def __init__(self, policy: PolicyFile) -> None:
         if policy.spec.actions != "multi-discrete":

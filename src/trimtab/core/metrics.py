@@ -17,6 +17,7 @@ __all__ = [
     "loss_from_validation",
     "loss_statistics",
     "lower_is_better",
+    "missing_in_window",
     "window_metrics",
 ]
 
@@ -62,6 +63,39 @@ class Metrics(NamedTuple):
     steps: Any = 0.0
     charge: Any = 0.0
     finite: Any = 1.0
+
+    @classmethod
+    def from_losses(
+        cls, losses: Sequence[float], *, val_loss: float | None = None, examples: float = 0.0
+    ) -> Metrics:
+        """Return all that a window's losses tell; what ``advance()`` of one's own task returns.
+
+        Args:
+            losses: One loss a step, in order; it may end with the one that is not finite.
+            val_loss: Loss on the validation split after the window; None if it was not measured.
+            examples: Examples trained on in the window, which is what it cost.
+
+        Raises:
+            MetricError: There is no loss, or one is no number.
+
+        >>> Metrics.from_losses([3.0, 1.0], val_loss=2.5).train_loss_change
+        -2.0
+        """
+        try:
+            values = [float(loss) for loss in losses]
+        except (TypeError, ValueError) as error:
+            raise MetricError(
+                f"losses: {losses!r} holds something that is not a number; give one loss a step"
+            ) from error
+        if not values:
+            raise MetricError("losses: [] holds no loss; give one of each step of the window")
+        measured = {"charge": float(examples)}
+        if val_loss is not None:
+            measured["val_loss"] = float(val_loss)
+        found = window_metrics(values, measured)
+        if val_loss is not None and not math.isfinite(val_loss):
+            found = found._replace(finite=0.0)
+        return found._replace(charge=float(examples))
 
 
 def loss_from_validation(
@@ -124,6 +158,14 @@ def checked_window(metrics: Metrics, asked: int, task: str) -> Metrics:
             f"of {asked}; train them all, or report finite=0.0"
         )
     return metrics
+
+
+def missing_in_window(metrics: Metrics) -> list[str]:
+    """Return which losses a policy reads that a finite window does not report, by field."""
+    wanted = ["train_loss", "train_loss_first", "train_loss_std", "val_loss"]
+    if metrics.steps > 1:
+        wanted.insert(2, "train_loss_change")
+    return [name for name in wanted if math.isnan(getattr(metrics, name))]
 
 
 def window_metrics(losses: Sequence[float | None], measured: Mapping[str, float]) -> Metrics:

@@ -11,7 +11,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from trimtab.core.decision import Decision, Progress, Recorder
-from trimtab.core.metrics import FORWARD_CHARGE, Metrics, checked_window, loss_from_validation
+from trimtab.core.metrics import (
+    FORWARD_CHARGE,
+    Metrics,
+    checked_window,
+    loss_from_validation,
+    missing_in_window,
+)
 from trimtab.core.notices import tell
 from trimtab.core.protocols import Controller, Snapshot, Task, TrainingRun
 from trimtab.core.references import reference_multipliers
@@ -179,6 +185,7 @@ class _Driver:
         self._task, self._settings = task, settings
         self.lost = False
         self._guarded = controller.guarded and not settings.watch_only
+        self._reads_losses = bool(getattr(controller, "reads_losses", False))
         self._run: TrainingRun | None = None
         self._best: Snapshot = None
         self._metrics = Metrics()
@@ -246,8 +253,19 @@ class _Driver:
             self.lost = not self._guarded
             self._tell(metrics, {self._task.monitor: float(metrics.val_loss)})
             return
+        if session.steps_done == 0 and self._reads_losses:
+            self._tell_what_is_missing(metrics)
         measured = getattr(self.run, "measured", None)
         self._tell(metrics, dict(measured) if measured else self._validation()[1])
+
+    def _tell_what_is_missing(self, metrics: Metrics) -> None:
+        missing = missing_in_window(metrics)
+        if missing:
+            tell(
+                f"task {self._task.name}: advance() reports no {', '.join(missing)}; the policy is "
+                "blind to them and steers worse: return Metrics.from_losses(losses, val_loss=..., "
+                "examples=...) with one loss a step"
+            )
 
     def progress(self, seconds: float) -> Progress:
         """Return where the run stands."""

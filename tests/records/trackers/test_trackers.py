@@ -157,6 +157,7 @@ def test_an_interruption_is_not_swallowed():
         ("runs", (("tensorboard", "runs"),)),
         (Path("a/b"), (("tensorboard", "a/b"),)),
         ("tensorboard:runs", (("tensorboard", "runs"),)),
+        ("./wandb", (("tensorboard", "./wandb"),)),
         ("C:/runs", (("tensorboard", "C:/runs"),)),
         ("mlflow:", (("mlflow", ""),)),
         ("mlflow:sqlite:///m.db", (("mlflow", "sqlite:///m.db"),)),
@@ -172,6 +173,12 @@ def test_trackers_are_named_by_a_text(asked, found):
     [
         ("mlfow:x", UnknownNameError, "unknown tracker 'mlfow'; did you mean 'mlflow'"),
         ("wandb:", SpecError, "'wandb:' names no place; wandb needs a project"),
+        (
+            "wandb",
+            SpecError,
+            r"'wandb' names a service and no place; write wandb:PROJECT, or ./wandb",
+        ),
+        ("mlflow", SpecError, "write mlflow:URI"),
         ("", SpecError, "'' names no place; tensorboard needs a folder"),
         (["a", "b"], SpecError, "tensorboard is asked for twice"),
         ([3], SpecError, "3 is no text"),

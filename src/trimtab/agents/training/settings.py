@@ -260,7 +260,11 @@ def read_settings(path: str | Path) -> LearnSettings:
             if name in found:
                 found[name] = tuple(found[name])
         return LearnSettings(**found)
-    except (KeyError, TypeError) as error:
+    except KeyError as error:
+        raise SpecError(
+            f"settings {path}: {error} is missing; see the file beside a shipped policy"
+        ) from error
+    except TypeError as error:
         raise SpecError(
             f"settings {path}: {error}; see the file beside a shipped policy"
         ) from error

@@ -129,6 +129,13 @@ def check_log_to(log_to: Any) -> tuple[tuple[str, str], ...]:
 
 def _split(text: str) -> tuple[str, str]:
     service, colon, where = text.partition(":")
+    if not colon and text.strip().lower() in _SERVICES:
+        name = text.strip().lower()
+        place = {"wandb": "PROJECT", "mlflow": "URI", "tensorboard": "FOLDER"}[name]
+        raise SpecError(
+            f"log_to: {text!r} names a service and no place; write {name}:{place}, or "
+            f"./{name} for a TensorBoard folder of that name"
+        )
     # One letter and a colon are a drive of Windows.
     if not colon or len(service) == 1 or not service.isidentifier():
         service, where = "tensorboard", text

@@ -116,6 +116,7 @@ class ForkedController:
         lasting: int = 2,
     ) -> None:
         self.name, self.guarded = inner.name, inner.guarded
+        self.reads_losses = getattr(inner, "reads_losses", False)
         self._inner, self._shift, self._noise = inner, shift, noise
         self._seed, self._lasting, self._count = seed, lasting, 0
 
