@@ -915,7 +915,9 @@ def decisions_fall_on_the_borders_of_executions() -> None:
     plain = network(keras.optimizers.SGD(0.05))
     fit(plain, ByHand(0.05, "warmup-linear"))
     model = network(keras.optimizers.SGD(0.05), steps_per_execution=4)
-    steer = TrimtabCallback(VALIDATION, policy=None, decisions=5, keep_best=False)
+    steer = TrimtabCallback(
+        VALIDATION, policy=None, reference="warmup-linear", decisions=5, keep_best=False
+    )
     fit(model, steer)
     assert_same(model.get_weights(), plain.get_weights())
     assert steer.summary.spent_steps == STEPS

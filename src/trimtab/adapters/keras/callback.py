@@ -339,8 +339,7 @@ class TrimtabCallback(keras.callbacks.Callback):
         )
         self._steered, self._losses, self._pending = steered, StepLosses(model), None
         try:
-            model.make_train_function(force=True)
-            model.make_test_function(force=True)
+            _compile_anew(model)
             function = model.train_function
             self._memory = MemoryGuard(model, self._recover)
             self._proof = steered.proof(function, lambda: self._end("failed"))
@@ -434,6 +433,25 @@ class TrimtabCallback(keras.callbacks.Callback):
                 f"state_file: {self._state_file} could not be written ({error}); the run goes on "
                 "and cannot be continued from here, so free the disk or choose another folder",
             )
+
+
+def _compile_anew(model: Any) -> None:
+    """Let the coming steps be traced again, so that it is seen what they read.
+
+    JAX remembers traces by the function, and two bound methods are equal: a second ``fit`` would
+    take the first one's trace. So it is given another function that does the same.
+    """
+    step, is_own = model.train_step, "train_step" in vars(model)
+    if backend_name() == "jax":
+        model.train_step = lambda *given, **named: step(*given, **named)
+    try:
+        model.make_train_function(force=True)
+        model.make_test_function(force=True)
+    finally:
+        if is_own:
+            model.train_step = step
+        elif backend_name() == "jax":
+            del model.train_step
 
 
 _COMPILED_AGAIN = (
