@@ -48,7 +48,7 @@ def test_a_task_in_a_file_is_run_by_its_path(trimtab):
     ("task", "said"),
     [
         ("mine/huge.py:make", "there is no file mine/huge.py"),
-        ("mine/tiny.py:mkae", "did you mean 'make'"),
+        ("mine/tiny.py:mak", "did you mean 'make'"),
     ],
 )
 def test_a_wrong_path_and_a_wrong_name_in_it_are_one_line(trimtab, task, said):
