@@ -1,8 +1,7 @@
 """What is done at each optimiser step to save a run from an accident; a healthy step is unchanged.
 
 Escalation: skip the batch, where the model is sound; put the last good state back; put an older one
-back with half the learning rate; stop. Thresholds were set on tasks and faults other than those of
-``benchmarks/rescue.py``.
+back with half the learning rate; stop.
 """
 
 from __future__ import annotations
@@ -402,15 +401,4 @@ class RescueEngine:
 
 def _told(probe: Probe | None) -> dict[str, Any]:
     """Return what an event tells of a probe."""
-    if probe is None:
-        return {}
-    return {"probe_ratio": probe.ratio}
-
-
-def summary_of(events: Sequence[Event]) -> str:
-    """Return how many events of which kind there were, in one line."""
-    counts: dict[str, int] = {}
-    for event in events:
-        key = f"{event.fault}: {event.treatment}"
-        counts[key] = counts.get(key, 0) + 1
-    return "; ".join(f"{key} ({count})" if count > 1 else key for key, count in counts.items())
+    return {} if probe is None else {"probe_ratio": probe.ratio}

@@ -34,7 +34,6 @@ class Fault(StrEnum):
     DEAD_SCALER = "gradient scaler skips every step"
     LOADER_RAISED = "loading a batch failed"
     OUT_OF_MEMORY = "out of memory"
-    VALIDATION_FAILED = "validation failed"
 
 
 class Treatment(StrEnum):
@@ -46,7 +45,6 @@ class Treatment(StrEnum):
     RAISE_RATE = "raise the rate again"
     OVERRULE = "overrule"
     SPLIT = "split"
-    HOLD = "hold"
     TELL = "tell"
     STOP = "stop"
 
@@ -63,7 +61,6 @@ class Event:
         where: The first tensor that was not finite, or the parameter, buffer or entry of the
             optimiser's state that is damaged; empty where it is not known.
         batch: What the loop called the batch, or those rows of it that are bad; None if unknown.
-        verdict: "model" or "data", from good batches run again; empty where none was.
         probe_ratio: Their loss over that with the weights of the last good snapshot; None if not
             measured.
         restored: Step of the snapshot that was put back, or None.
@@ -73,7 +70,6 @@ class Event:
         losses: Up to 50 losses of the steps before it.
         gradient_norms: Their gradient norms.
         acted: False in a dry run, in which nothing was done.
-        file: Where batch and random state were saved, or None.
     """
 
     step: int
@@ -82,7 +78,6 @@ class Event:
     evidence: str
     where: str = ""
     batch: Any = None
-    verdict: str = ""
     probe_ratio: float | None = None
     restored: int | None = None
     updates_lost: int = 0
@@ -91,7 +86,6 @@ class Event:
     losses: list[float] = field(default_factory=list)
     gradient_norms: list[float] = field(default_factory=list)
     acted: bool = True
-    file: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the event as data that JSON can hold."""
@@ -146,7 +140,6 @@ _DONE = {
     Treatment.RAISE_RATE: "the learning rate is multiplied by {factor:.3g}",
     Treatment.OVERRULE: "the schedule's learning rate was used",
     Treatment.SPLIT: "the batch was done in smaller parts",
-    Treatment.HOLD: "nothing was changed",
     Treatment.TELL: "nothing was changed",
     Treatment.STOP: "nothing helps, and it is given up",
 }

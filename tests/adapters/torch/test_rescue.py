@@ -82,7 +82,7 @@ class Loop:
                 rescue.step(loss)
         return self.ended()
 
-    def test_loss(self):
+    def whole_loss(self):
         self.model.eval()
         with torch.no_grad():
             return float(self.loss_of((self.x.reshape(-1, 8), self.y.reshape(-1))))
@@ -134,7 +134,7 @@ def test_a_bad_row_is_skipped_and_named_by_the_loops_own_name():
     )
     assert event.batch == [16 * 60 + 3]
     assert all(torch.isfinite(tensor).all() for tensor in mine.model.state_dict().values())
-    assert mine.test_loss() <= 1.03 * Loop().plain().test_loss()
+    assert mine.whole_loss() <= 1.03 * Loop().plain().whole_loss()
 
 
 def weight(loop):
@@ -180,7 +180,7 @@ def test_a_damaged_state_is_noticed_within_ten_steps_and_put_back(name):
     if fault is not None:
         assert restored[0].fault is fault
     assert mine.rescue.gave_up is None
-    assert mine.test_loss() <= 1.3 * Loop().plain().test_loss()  # 20 of 120 updates are lost
+    assert mine.whole_loss() <= 1.3 * Loop().plain().whole_loss()  # 20 of 120 updates are lost
 
 
 def test_a_mask_of_minus_infinity_is_no_fault():
@@ -322,7 +322,7 @@ def test_a_scaler_whose_scale_died_gets_it_back():
 
 def steered(loop, fault=lambda step, loop: None, **options):
     """Train under ``policy="guard"``; the loop calls ``loss.backward()`` itself."""
-    validate = lambda: loop.test_loss()  # noqa: E731
+    validate = lambda: loop.whole_loss()  # noqa: E731
     controller = trimtab.TorchController(
         loop.optimizer,
         total_steps=STEPS,
@@ -356,7 +356,7 @@ def test_the_guard_policy_puts_a_damaged_state_back(name):
     assert [e for e in mine.controller.events if e.restored is not None]
     assert mine.controller.summary.finished
     assert not mine.controller.summary.diverged
-    assert mine.test_loss() <= 1.3 * Loop().plain().test_loss()
+    assert mine.whole_loss() <= 1.3 * Loop().plain().whole_loss()
 
 
 def test_keep_best_is_off_under_the_guard_policy_unless_asked_for():

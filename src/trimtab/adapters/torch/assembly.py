@@ -26,6 +26,7 @@ from trimtab.adapters.torch.steering import TorchDriver
 from trimtab.adapters.torch.step_guard import StepGuard
 from trimtab.adapters.torch.stepper import Stepper
 from trimtab.adapters.validation import Validates, Validation
+from trimtab.core.errors import AdapterError
 
 
 def steer(
@@ -127,16 +128,22 @@ def steer(
         proofs=proofs,
         depth=depth,
         actuators=actuators,
-        guard=_guard_of(options, stepper, model),
+        guard=_guard_of(options, stepper, model, processes),
         first=FirstSteps(
             parts_of(optimizer), scaled=stepper.scaler is not None, alone=processes.count == 1
         ),
     )
 
 
-def _guard_of(options: RunOptions, stepper: Stepper, model: nn.Module) -> StepGuard | None:
+def _guard_of(
+    options: RunOptions, stepper: Stepper, model: nn.Module, processes: Processes
+) -> StepGuard | None:
     if not options.rescues or options.watch_only:
         return None
+    if processes.count > 1 or holds_shards(model):
+        raise AdapterError(
+            "policy='guard': it guards one process with whole weights; choose a policy, or None"
+        )
     place = "cpu" if options.snapshots == "none" else options.snapshots
     return StepGuard(
         stepper, model, act=options.act, on_giving_up=options.on_giving_up, snapshots=place

@@ -11,8 +11,10 @@ from torch import nn
 
 from trimtab.adapters.snapshots import is_out_of_memory
 from trimtab.adapters.torch.checks import check_model, check_optimizer
+from trimtab.adapters.torch.distributed import Processes
 from trimtab.adapters.torch.guarded_training import Batch
 from trimtab.adapters.torch.memory import MicroBatches
+from trimtab.adapters.torch.sharding import holds_shards
 from trimtab.adapters.torch.step_guard import StepGuard
 from trimtab.adapters.torch.stepper import Stepper
 from trimtab.core.errors import AdapterError
@@ -49,7 +51,7 @@ class Rescue:
         on_giving_up: When nothing helps: ``"stop"`` leaves out all updates from then on, with the
             last good weights; ``"raise"`` raises `RescueError`; ``"go-on"`` trains on, unwatched.
         snapshots: Where recent states are kept: ``"memory"`` (beside the model), ``"cpu"`` or
-            ``"disk"``; three copies of weights, buffers and optimiser state.
+            ``"disk"``; four copies of weights, buffers and optimiser state.
 
     Attributes:
         model: The model.
@@ -78,6 +80,11 @@ class Rescue:
             raise AdapterError(
                 "scheduler: a ReduceLROnPlateau steps with a metric; step it in the loop, and "
                 "leave scheduler= out"
+            )
+        if Processes().count > 1 or holds_shards(model):
+            raise AdapterError(
+                "Rescue: each of several processes would judge for itself, and their weights would "
+                "part; it guards one process with whole weights"
             )
         self.optimizer, self.model = optimizer, model
         self._scheduler, self._acts = scheduler, act
