@@ -118,7 +118,6 @@ def compare(
     from trimtab.search.comparison.figures import comparison_figures
     from trimtab.search.comparison.journal import fingerprint
     from trimtab.search.comparison.plan import decision_schedule_of, policy_of
-    from trimtab.search.comparison.table import result_rows, write_parquet
 
     _require_table()
     options.make_folder_importable(task or ())
@@ -153,21 +152,50 @@ def compare(
         found = run(plans, out, identity, jobs=jobs, begun=begun, progress=tell)
     figures = comparison_figures(found)
     figures["cost"] = cost_answer(figures, _training_seconds(file[0]))
+    report = _write_results(out, found, figures, identity, policy=file[0], jobs=jobs)
+    _print_results(out, found, figures, report, as_json=as_json)
+
+
+def _write_results(
+    out: Path,
+    found: Comparison,
+    figures: dict[str, Any],
+    identity: Any,
+    *,
+    policy: str,
+    jobs: int,
+) -> Path | None:
+    """Write the table, the report and what they were made with; return the report's file."""
+    from trimtab.search.comparison.table import write_parquet
+
     try:
         write_parquet(out / "comparison.parquet", found, identity)
         report = _write_report(out / "comparison.html", found, figures, identity)
-        _write_about(out / "about.json", found, file[0], jobs)
+        _write_about(out / "about.json", found, policy, jobs)
     except OSError as error:
         raise StoreError(
             f"--out {out}: the table or the report cannot be written ({error.strerror or error}); "
             "every result is kept: make room and run the same command again"
         ) from error
+    return report
+
+
+def _print_results(
+    out: Path,
+    found: Comparison,
+    figures: dict[str, Any],
+    report: Path | None,
+    *,
+    as_json: bool,
+) -> None:
     for name, figure in figures["tasks"].items():
         if figure["pool"] and figure["median"] != figure["median"]:  # nan
             output.say(f"{name}: no n*, no regret: no run of its pool has a finite test loss")
     for one in found.skipped:
         output.say(f"left out: {one.method} on {one.task}: {one.reason}")
     if as_json:
+        from trimtab.search.comparison.table import result_rows
+
         left_out = [one._asdict() for one in found.skipped]
         output.print_json({"rows": result_rows(found), "figures": figures, "left_out": left_out})
         return

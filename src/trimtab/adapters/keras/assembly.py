@@ -57,20 +57,8 @@ class SteeredModel:
         total_steps: int,
         validate: Callable[[], float | Mapping[str, float]],
     ) -> None:
-        if options.rescues:
-            raise AdapterError(
-                "policy='guard' rescues PyTorch models, in loops of one's own and in Transformers "
-                "and Lightning; in Keras choose a policy, or None"
-            )
-        leftover = model.__dict__.get(_LEFTOVER)
-        if leftover is not None:  # of a run that an error ended
-            leftover()
+        _check(options, model)
         self._model, self._optimizer, self._options = model, optimizer, options
-        if not model.trainable_variables:
-            raise AdapterError(
-                f"model: {model.name} has no weight that is trained; set trainable = True on what "
-                "is to be trained, and compile the model again"
-            )
         if not optimizer.built:
             optimizer.build(model.trainable_variables)
         self._others = OtherMemory(model, optimizer)
@@ -95,21 +83,15 @@ class SteeredModel:
             policy=policy.name,
             reference=self._rates.name,
         )
-        state = TrainingState(model, optimizer, self._rates.is_steered_variable, self._others)
-        snapshots, kept = options.snapshots_of(state, policy)
+        snapshots, kept = options.snapshots_of(
+            TrainingState(model, optimizer, self._rates.is_steered_variable, self._others), policy
+        )
         self.run = SteeredRun(
             info,
             policy,
             multipliers=self._rates.multipliers,
             actuators=self._actuators,
-            validation=Validation(
-                self._at_start_smoothing(validate),
-                lambda: left_as_it_was(model),
-                monitor=options.monitor.removeprefix("val_"),
-                mode=options.mode,
-                name="the validation",
-                told=self._direction,
-            ),
+            validation=self._validation(validate),
             snapshots=snapshots,
             kept=kept,
             keep_best=options.keeps_best,
@@ -127,6 +109,16 @@ class SteeredModel:
         )
         self._tries = 0  # of a proof in a loop of the user's own
         self._patch_model()
+
+    def _validation(self, validate: Callable[[], float | Mapping[str, float]]) -> Validation:
+        return Validation(
+            self._at_start_smoothing(validate),
+            lambda: left_as_it_was(self._model),
+            monitor=self._options.monitor.removeprefix("val_"),
+            mode=self._options.mode,
+            name="the validation",
+            told=self._direction,
+        )
 
     def release(self) -> None:
         """Give model, optimiser and losses back as they were, with their own values."""
@@ -298,3 +290,20 @@ _UNPROVEN = (
     "the first gradients could not show whether what is steered is used, for no weight moved by "
     "them; look at the first decisions"
 )
+
+
+def _check(options: RunOptions, model: Any) -> None:
+    """Refuse what cannot be trained or rescued; end a run that an error left open."""
+    if options.rescues:
+        raise AdapterError(
+            "policy='guard' rescues PyTorch models, in loops of one's own and in Transformers "
+            "and Lightning; in Keras choose a policy, or None"
+        )
+    leftover = model.__dict__.get(_LEFTOVER)
+    if leftover is not None:
+        leftover()
+    if not model.trainable_variables:
+        raise AdapterError(
+            f"model: {model.name} has no weight that is trained; set trainable = True on what "
+            "is to be trained, and compile the model again"
+        )

@@ -72,13 +72,6 @@ def steer(
     """
     optimizer, wanted = stepper.optimizer, options.hyperparameters
     check_weights(optimizer, model)
-    validation: Validates = Validation(
-        validate,
-        lambda: left_as_it_was(model if averages is None else averages.beside_model()),
-        monitor=options.monitor,
-        mode=options.mode,
-        told=told,
-    )
     depth = DepthRates(optimizer, model, layers) if wants_depth(wanted) else None
     items, actuators = find_actuators(
         wanted,
@@ -94,7 +87,6 @@ def steer(
     spec, policy = options.controller(items)
     if processes.count > 1:
         policy = RankZeroController(policy, spec, processes)
-        validation = RankZeroValidation(validation, processes, together=holds_shards(model))
     if not processes.is_main_process:
         options = replace(options, store=None, log_to=None)
     info = options.run_info(
@@ -105,22 +97,27 @@ def steer(
         reference=_name_of(options.reference),
     )
     clock = rates.snapshot, rates.restore
-    state = TrainingState(model, optimizer, stepper.scaler, clock, averages)
-    snapshots, kept = options.snapshots_of(state, policy)
+    snapshots, kept = options.snapshots_of(
+        TrainingState(model, optimizer, stepper.scaler, clock, averages), policy
+    )
     run = SteeredRun(
         info,
         policy,
         multipliers=rates.multipliers,
         actuators=actuators,
-        validation=validation,
+        validation=_validation(options, validate, model, processes, averages, told),
         snapshots=snapshots,
         kept=kept,
         keep_best=options.keeps_best,
         store=options.store,
         after_restore=(lambda: None) if averages is None else averages.tell_of_others,
     )
-    steers_lr = any(item.kind == "lr" for item in items)
-    proofs = Proofs(actuators, optimizer, depth, lr=steers_lr and options.moves)
+    proofs = Proofs(
+        actuators,
+        optimizer,
+        depth,
+        lr=options.moves and any(item.kind == "lr" for item in items),
+    )
     return TorchDriver(
         run,
         stepper=stepper,
@@ -133,6 +130,27 @@ def steer(
             parts_of(optimizer), scaled=stepper.scaler is not None, alone=processes.count == 1
         ),
     )
+
+
+def _validation(
+    options: RunOptions,
+    validate: Callable[[], float | Mapping[str, float]],
+    model: nn.Module,
+    processes: Processes,
+    averages: Averages | None,
+    told: Callable[[str], str | None] | None,
+) -> Validates:
+    """Return the validation, which the first of several processes makes for all."""
+    validation = Validation(
+        validate,
+        lambda: left_as_it_was(model if averages is None else averages.beside_model()),
+        monitor=options.monitor,
+        mode=options.mode,
+        told=told,
+    )
+    if processes.count == 1:
+        return validation
+    return RankZeroValidation(validation, processes, together=holds_shards(model))
 
 
 def _guard_of(
