@@ -30,7 +30,7 @@ def quiet() -> None:
 class Line:
     """A regression that a learning rate can do well or badly."""
 
-    def __init__(self, rate: float) -> None:
+    def __init__(self, rate: float, **options: Any) -> None:
         generator = torch.Generator().manual_seed(0)
         self.x = torch.randn(64, 4, generator=generator)
         self.y = self.x @ torch.tensor([[1.0], [-2.0], [0.5], [3.0]])
@@ -40,9 +40,14 @@ class Line:
         self.controller = TorchController(
             torch.optim.Adam(self.model.parameters(), lr=rate),
             total_steps=STEPS,
-            validate=lambda: {"loss": float(self.loss()), "negative": -float(self.loss())},
+            validate=self.measured,
             model=self.model,
+            **options,
         )
+
+    def measured(self) -> dict[str, float]:
+        loss = float(self.loss())
+        return {"loss": loss, "mse": loss, "negative": -loss}
 
     def loss(self) -> torch.Tensor:
         return torch.nn.functional.mse_loss(self.model(self.x), self.y)
@@ -155,6 +160,95 @@ def test_a_monitor_that_is_not_measured_is_named() -> None:
 
     with pytest.raises(SpecError, match="monitor: 'accuracy' is not among"):
         optuna.create_study().optimize(wrong, n_trials=1)
+
+
+def steered(trial: Any, line: Line, **settings: Any) -> SteeredTrial:
+    with SteeredTrial(trial, line.controller, **settings) as run:
+        for _ in range(STEPS):
+            loss = line.loss()
+            loss.backward()
+            run.step(loss)
+    return run
+
+
+def test_what_the_controller_monitors_is_reported_and_returned() -> None:
+    study = optuna.create_study(direction="maximize")
+
+    def rising(trial: Any) -> float:
+        return steered(trial, Line(1e-2, monitor="negative", mode="max")).value
+
+    study.optimize(rising, n_trials=1)
+    (trial,) = study.trials
+    assert trial.value == max(trial.intermediate_values.values())
+    assert trial.value < 0
+
+
+@pytest.mark.parametrize(
+    ("direction", "options", "message"),
+    [
+        ("maximize", {}, r"to maximize and 'loss' is better the lower it is \(mode 'min'\)"),
+        (
+            "minimize",
+            {"monitor": "negative", "mode": "max"},
+            r"to minimize and 'negative' is better the higher it is \(mode 'max'\).*"
+            r"create_study\(direction='maximize'\)",
+        ),
+    ],
+)
+def test_a_study_that_goes_the_other_way_is_refused_before_anything_is_trained(
+    direction: str, options: dict[str, Any], message: str
+) -> None:
+    trial = optuna.create_study(direction=direction).ask()
+    line = Line(1e-2, **options)
+    with pytest.raises(SpecError, match=message):
+        SteeredTrial(trial, line.controller)
+    assert not line.controller.summary.decisions
+
+
+def test_a_value_beside_the_monitored_one_is_held_against_the_direction_by_its_name() -> None:
+    study = optuna.create_study(direction="maximize")
+    with pytest.raises(SpecError, match="'mse' is better the lower"):
+        steered(study.ask(), Line(1e-2), monitor="mse")
+    with pytest.raises(SpecError, match="'loss' is better the lower"):
+        trimtab_callback(study.ask(), monitor="loss")
+    assert (
+        steered(study.ask(), Line(1e-2), monitor="negative").value < 0
+    )  # a name that says nothing
+
+
+def test_a_fixed_trial_has_no_direction() -> None:
+    trial = optuna.trial.FixedTrial({"lr": 1e-2})
+    assert objective(trial) > 0
+
+
+def test_a_loop_of_others_reports_and_is_pruned_at_its_step() -> None:
+    study = new_study(None, pruner=optuna.pruners.ThresholdPruner(upper=-1.0, n_warmup_steps=9))
+    line = Line(1e-2)
+    optimizer = torch.optim.Adam(line.model.parameters(), lr=1e-2)
+    controller = TorchController.attach(
+        optimizer, total_steps=STEPS, validate=lambda: float(line.loss()), model=line.model
+    )
+
+    def pruned(trial: Any) -> float:
+        with SteeredTrial(trial, controller) as run:
+            for _ in range(STEPS):
+                optimizer.zero_grad()
+                loss = line.loss()
+                loss.backward()
+                controller.tell(loss)
+                optimizer.step()
+        return run.value
+
+    study.optimize(pruned, n_trials=1)
+    (trial,) = study.trials
+    assert trial.state == optuna.trial.TrialState.PRUNED
+    assert 9 <= trial.last_step < STEPS
+    assert float(line.loss()) == pytest.approx(min(trial.intermediate_values.values()))
+    weights = line.model.weight.detach().clone()
+    line.loss().backward()
+    optimizer.step()  # nobody stands in it any more
+    assert not torch.equal(line.model.weight, weights)
+    assert controller.summary.spent_steps == trial.last_step
 
 
 def test_optunas_own_plot_shows_the_validations() -> None:

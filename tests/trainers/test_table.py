@@ -18,19 +18,6 @@ PAGE = HERE.parents[1] / "docs" / "trainers.md"
 BEGIN, END = "<!-- made by tests/trainers/test_table.py -->\n", "<!-- end of what is made -->\n"
 MODULES = sorted(set(HERE.glob("test_*.py")) - {Path(__file__)})
 LINES = re.compile(r"^ *# lines to write\n(.*?)^ *# end of lines\n", re.MULTILINE | re.DOTALL)
-# Shown by tests that are older than the page: what, lines to write, and a test for each claim.
-RAY = "tests/adapters/ray/test_scheduler.py"
-ELSEWHERE: dict[str, tuple[str, str, dict[str, tuple[str, str]]]] = {
-    "Ray Tune": (
-        "a scheduler in the place of PBT; trials report and save, and Ray keeps checkpoints.",
-        'scheduler = TrimtabScheduler(metric="val_loss", mode="min", max_t=100, '
-        'hyperparam_bounds={"lr": [1e-5, 1e-1]})',
-        {
-            "steered": (RAY, "test_values_decided_are_values_trained_with_and_weights_are_those"),
-            "resumed": (RAY, "test_equal_seeds_decide_alike_even_across_a_restore"),
-        },
-    ),
-}
 
 
 def literal(tree: ast.Module, name: str) -> dict[str, str]:
@@ -54,7 +41,7 @@ def lines_of(text: str) -> str:
     edge = min(len(line) - len(line.lstrip()) for line in kept)
     joined = "\n".join(line[edge:] for line in kept)
     joined = re.sub(r"(?<=[(,])\n\s*", " ", joined).replace("( ", "(").replace(",\n)", ")")
-    joined = re.sub(r",?\s*\*\*probe\.options,?", "", joined)
+    joined = re.sub(r",?\s*\*\*(?:probe\.)?options,?", "", joined)
     joined = re.sub(r"\n\)", ")", joined).replace(" )", ")")
     joined = joined.replace("probe.checkpoint", "checkpoint")
     return re.sub(r"for step in probe\.steps\(\)", "for step in range(STEPS)", joined)
@@ -74,18 +61,7 @@ def entry(module: Path) -> tuple[str, str, dict[str, str], str]:
 
 
 def entries() -> list[tuple[str, str, dict[str, str], str]]:
-    found = [entry(module) for module in MODULES]
-    for name, (what, lines, shown) in ELSEWHERE.items():
-        refused = {claim: NOT_OURS[claim] for claim in CLAIMS if claim not in shown}
-        found.append((name, what, refused, lines))
-    return sorted(found, key=lambda row: row[0].lower())
-
-
-NOT_OURS = {
-    "rescued": "a trial whose metric is not a number takes over another's weights instead",
-    "validated": "the trainable validates and reports, whenever it does",
-    "kept best": "Ray keeps checkpoints: `results.get_best_result()`",
-}
+    return sorted((entry(module) for module in MODULES), key=lambda row: row[0].lower())
 
 
 def page() -> str:
@@ -133,10 +109,3 @@ def test_each_claim_is_tested_or_refused(module: Path) -> None:
     elif refused.keys() != CLAIMS.keys():
         assert "[claim for claim in CLAIMS if claim not in REFUSED]" in text
     assert not refused or "def test_refused_" in text
-
-
-def test_what_is_shown_elsewhere_is_there() -> None:
-    root = HERE.parents[1]
-    for _, _, shown in ELSEWHERE.values():
-        for file, test in shown.values():
-            assert f"def {test}" in (root / file).read_text(encoding="utf-8")

@@ -9,22 +9,41 @@ decisions are its user attributes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, Self
 
 from trimtab.core.decision import Progress, Summary
+from trimtab.core.directions import direction_of
 from trimtab.core.errors import MissingDependencyError, SpecError
 
 _PREFIX = "trimtab:"
 
 
-class LoopController(Protocol):
-    """A controller in a loop of one's own: ``TorchController`` or ``KerasController``."""
+class Steers(Protocol):
+    """What steers a run: a controller of a loop, or a trainer's ``TrimtabCallback``."""
 
     @property
     def summary(self) -> Summary:
         """The run so far."""
         ...
+
+    @property
+    def monitor(self) -> str:
+        """Name of the monitored value."""
+        ...
+
+    @property
+    def mode(self) -> str | None:
+        """``"min"`` or ``"max"``: which way it gets better; None as long as that is not known."""
+        ...
+
+    def after_validation(self, call: Callable[[], None] | None) -> None:
+        """Have a function called after each validation; what it raises leaves the training."""
+        ...
+
+
+class LoopController(Steers, Protocol):
+    """A controller in a loop of one's own: ``TorchController`` or ``KerasController``."""
 
     def step(self, loss: Any) -> Any:
         """Do one optimiser step."""
@@ -43,8 +62,16 @@ class LoopController(Protocol):
         ...
 
 
+class TrainerCallback(Steers, Protocol):
+    """A ``TrimtabCallback`` of Transformers, Lightning or Keras."""
+
+    def end(self) -> None:
+        """End the run in mid-training, the best weights put back."""
+        ...
+
+
 class SteeredTrial:
-    """A controller's run as an Optuna trial.
+    """A controller's or callback's run as an Optuna trial.
 
     .. code-block:: python
 
@@ -61,38 +88,67 @@ class SteeredTrial:
                     run.step(loss)
             return run.value
 
+    With the callback of a trainer (or what `trimtab.adapters.transformers.steer` returns), the
+    block holds the trainer's own call: ``trainer.train()``, ``trainer.fit(module)`` or
+    ``model.fit(..., callbacks=[callback])``; with `TorchController.attach`, that of the loop.
+
     Each validation is reported at its step. Where the study's pruner says so, the run is ended
-    properly (best weights back, record closed) and ``optuna.TrialPruned`` leaves the block. With
-    several objectives nothing is reported and nothing pruned, since Optuna knows neither there.
+    there and properly (best weights back, record closed, what was borrowed given back) and
+    ``optuna.TrialPruned`` leaves training and block. With several objectives nothing is reported
+    and nothing pruned, since Optuna knows neither there. Where several processes train together,
+    each one needs the trial, as ``optuna.integration.TorchDistributedTrial``.
 
     All steered trials have the same short windows at a low learning rate in the beginning; a pruner
     should wait for their end, for example by ``n_warmup_steps``.
 
     Args:
-        trial: Of the study.
-        controller: Not yet entered.
-        monitor: Key of the watched value, as the controller was told.
+        trial: Of the study, whose direction is that of the monitored value.
+        controller: Not yet entered; or a callback, whose training has not begun.
+        monitor: Key of the value that is reported and returned; None for the one that the
+            controller monitors.
 
     Raises:
         MissingDependencyError: Optuna is not installed.
+        SpecError: The study goes the other way than the value gets better.
     """
 
-    def __init__(self, trial: Any, controller: LoopController, *, monitor: str = "loss") -> None:
+    def __init__(
+        self,
+        trial: Any,
+        controller: LoopController | TrainerCallback,
+        *,
+        monitor: str | None = None,
+    ) -> None:
         _optuna()
-        self.trial, self.controller = trial, controller
-        self._monitor = monitor
+        self.trial = trial
+        self.controller: Any = controller
+        self._monitor = controller.monitor if monitor is None else monitor
         self._reports = _reports_allowed(trial)
         self._reported = -1
+        if self._monitor == controller.monitor:
+            self._check_direction()
 
     def __enter__(self) -> Self:
-        """Begin the run; the validation before its first step is reported at step 0."""
-        self.controller.__enter__()
-        self._report()
+        """Begin the run; the validation before its first step is reported at step 0.
+
+        Raises:
+            SpecError: Validation gives no value of that name, or it gets better the other way.
+        """
+        self.controller.after_validation(self._validated)
+        if _is_loop(self.controller):
+            try:
+                self.controller.__enter__()
+                self._validated()  # a run that goes on has not validated now
+            except BaseException as error:
+                self.__exit__(type(error), error, error.__traceback__)
+                raise
         return self
 
     def __exit__(self, *raised: Any) -> None:
         """End the run and write its schedule and decisions into the trial."""
-        self.controller.__exit__(*raised)
+        self.controller.after_validation(None)
+        if _is_loop(self.controller):
+            self.controller.__exit__(*raised)
         record_summary(self.trial, self.controller.summary)
 
     def step(self, loss: Any) -> None:
@@ -101,10 +157,10 @@ class SteeredTrial:
         Raises:
             optuna.TrialPruned: The pruner ends the trial after the validation that followed.
         """
+        if not _is_loop(self.controller):
+            name = type(self.controller).__name__
+            raise SpecError(f"step(loss): {name} is told of steps by its trainer; leave it out")
         self.controller.step(loss)
-        if self._report() and self.trial.should_prune():
-            self.controller.close()
-            raise _optuna().TrialPruned(f"pruned at step {self._reported}")
 
     @property
     def value(self) -> float:
@@ -114,22 +170,42 @@ class SteeredTrial:
             SpecError: The controller's run has no value of that name.
         """
         best = self.controller.summary.best
-        if best and self._monitor not in best:
-            raise SpecError(
-                f"monitor: {self._monitor!r} is not among {', '.join(sorted(best))}; "
-                "give the name that the controller was given"
-            )
+        if best:
+            self._check_name(best)
         return float(best.get(self._monitor, math.nan))
 
-    def _report(self) -> bool:
-        """Report the latest validation if it is a new one; return whether it was."""
+    def _validated(self) -> None:
+        """Report the latest validation, and end the run where the pruner says so."""
         last = self.controller.summary.last
         step = int(last.get("step", -1))
-        if not self._reports or step <= self._reported or self._monitor not in last:
-            return False
+        if step <= self._reported:
+            return
+        if self._reported < 0:
+            self._check_name(last)
+            self._check_direction()
         self._reported = step
+        if not self._reports or self._monitor not in last:
+            return
         self.trial.report(float(last[self._monitor]), step)
-        return True
+        if step and self.trial.should_prune():
+            self.controller.after_validation(None)
+            if _is_loop(self.controller):
+                self.controller.close()
+            else:
+                self.controller.end()
+            raise _optuna().TrialPruned(f"pruned at step {step}")
+
+    def _check_direction(self) -> None:
+        own = self._monitor == self.controller.monitor
+        mode = self.controller.mode if own else direction_of(self._monitor)
+        _check_direction(self.trial, self._monitor, mode)
+
+    def _check_name(self, measured: Mapping[str, float]) -> None:
+        if self._monitor not in measured:
+            raise SpecError(
+                f"monitor: {self._monitor!r} is not among {', '.join(sorted(measured))}; "
+                "give the name of what validation returns, or leave it to the controller"
+            )
 
 
 def trimtab_callback(trial: Any, *, monitor: str = "loss") -> Callable[[Progress], None]:
@@ -144,8 +220,10 @@ def trimtab_callback(trial: Any, *, monitor: str = "loss") -> Callable[[Progress
 
     Raises:
         MissingDependencyError: Optuna is not installed.
+        SpecError: The study goes the other way than the name says that the metric gets better.
     """
     optuna = _optuna()
+    _check_direction(trial, monitor, direction_of(monitor))
     reports = _reports_allowed(trial)
     rows: list[dict[str, Any]] = []
 
@@ -206,6 +284,25 @@ def _reports_allowed(trial: Any) -> bool:
     """Return whether Optuna takes intermediate values of this trial: one objective only."""
     study = getattr(trial, "study", None)
     return study is None or len(study.directions) == 1
+
+
+def _check_direction(trial: Any, monitor: str, mode: str | None) -> None:
+    """Raise if the trial's study goes the other way than a value gets better."""
+    study = getattr(trial, "study", None)
+    if study is None or mode is None or len(study.directions) > 1:
+        return
+    asked = study.direction.name.lower()
+    fitting = {"min": "minimize", "max": "maximize"}[mode]
+    if asked != fitting:
+        raise SpecError(
+            f"direction: the study is to {asked} and {monitor!r} is better the "
+            f"{'lower' if mode == 'min' else 'higher'} it is (mode {mode!r}); make it by "
+            f"create_study(direction={fitting!r}), or monitor another value"
+        )
+
+
+def _is_loop(controller: LoopController | TrainerCallback) -> bool:
+    return hasattr(controller, "__enter__")
 
 
 def _optuna() -> Any:

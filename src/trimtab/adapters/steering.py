@@ -102,6 +102,7 @@ class SteeredRun:
         window_steps: Steps of the open window; 0 if none is open.
         after_last_decision: Whether no decision is due any more.
         end_is_meant: Whether somebody asked for the end, so that one before the last step is fine.
+        after_validation: Called after each validation, once all that follows from it is done.
     """
 
     driver: Driver
@@ -137,8 +138,19 @@ class SteeredRun:
         self._begun_at = 0  # steps done when the open window was opened
         self._warned: set[str] = set()
         self._closed = self.end_is_meant = False
+        self.after_validation: Callable[[], None] = _nothing
         if not info.watch_only and (keep_best or policy.guarded):
             snapshots.announce(2 if policy.guarded and kept.place != "none" else 1)
+
+    @property
+    def monitor(self) -> str:
+        """Name of the monitored value."""
+        return self._info.monitor
+
+    @property
+    def mode(self) -> str | None:
+        """Which way it gets better, ``"min"`` or ``"max"``; None until a validation shows it."""
+        return self._validation.mode
 
     @property
     def session_now(self) -> Session:
@@ -179,6 +191,7 @@ class SteeredRun:
         self.session = session = self._open()
         session.step(Metrics(val_loss=first.loss), first.measured, rank=first.rank)
         self._begin_window()
+        self.after_validation()
 
     def end_window(self, metrics: Metrics, problem: str = "") -> None:
         """Validate, decide, and write the values of the next window.
@@ -198,6 +211,7 @@ class SteeredRun:
         metrics = metrics._replace(val_loss=seen.loss, finite=finite)
         self._decide(metrics, seen, seen.problem or problem)
         self._begin_window()
+        self.after_validation()
 
     def groups_joined(self) -> None:
         """Keep weights that are trained from now on, and write the values of their groups."""

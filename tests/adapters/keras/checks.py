@@ -876,6 +876,49 @@ def what_would_be_lost_is_told() -> None:
 
 
 @check
+def a_trial_is_pruned_in_mid_fit_and_leaves_the_model_whole() -> None:
+    optuna = pytest.importorskip("optuna")
+    from trimtab.adapters.optuna import SteeredTrial
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    at_most = 1 if BACKEND == "torch" else 2
+    for upper, at_once in ((-1.0, 1), (-1.0, at_most), (1e9, 1)):
+        pruner = optuna.pruners.ThresholdPruner(upper=upper, n_warmup_steps=9)
+        study = optuna.create_study(pruner=pruner)
+        model = network(keras.optimizers.Adam(1e-2), steps_per_execution=at_once)
+        with tempfile.TemporaryDirectory() as folder:
+            kept = Path(folder) / "steering.safetensors"
+            steer = TrimtabCallback(VALIDATION, decisions=6, state_file=kept)
+
+            def objective(trial: Any) -> float:
+                with SteeredTrial(trial, steer) as run:  # noqa: B023
+                    fit(model, steer)  # noqa: B023
+                return run.value
+
+            study.optimize(objective, n_trials=1)
+            assert not kept.exists()
+        (trial,) = study.trials
+        values = trial.intermediate_values
+        assert trial.user_attrs["trimtab:spent_steps"] == trial.last_step
+        if upper > 0:
+            assert trial.state.name == "COMPLETE"
+            assert (trial.last_step, len(values)) == (STEPS, 7)
+            assert trial.value == min(values.values())
+        else:
+            assert trial.state.name == "PRUNED"
+            assert 9 <= trial.last_step < STEPS
+            assert all(step < 9 for step in list(values)[:-1])
+        for _ in range(2):  # what is compiled anew reads the same weights
+            loss = model.evaluate(*VALIDATION, verbose=0, return_dict=True)["loss"]
+            np.testing.assert_allclose(loss, min(values.values()), rtol=1e-5)
+        assert float(model.optimizer.learning_rate) == np.float32(1e-2)
+        before = model.get_weights()
+        fit(model, epochs=1)  # unsteered
+        assert any((a != b).any() for a, b in zip(model.get_weights(), before, strict=True))
+        assert study.trials[0].last_step == trial.last_step
+
+
+@check
 def a_second_fit_and_one_after_an_error_begin_afresh() -> None:
     class Fails(keras.callbacks.Callback):
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:

@@ -35,6 +35,7 @@ INSIDE_FIT = (
     "a_rollback_puts_weights_and_optimiser_back_and_the_reference_goes_on",
     "a_checkpoint_of_mid_run_is_as_without_us",
     "a_second_fit_and_one_after_an_error_begin_afresh",
+    "a_trial_is_pruned_in_mid_fit_and_leaves_the_model_whole",
 )
 ANY_BACKEND_WILL_DO = (
     "an_exploding_rate_is_rolled_back_and_finished",

@@ -157,6 +157,7 @@ class TrimtabCallback(keras.callbacks.Callback):
         self._proved = False
         self._given_up = False  # the model was compiled again in this fit
         self._summary = Summary()
+        self._after_validation: Callable[[], None] = lambda: None
 
     # What a user asks.
 
@@ -165,6 +166,35 @@ class TrimtabCallback(keras.callbacks.Callback):
         """The run so far: ``best``, ``schedule``, ``decisions``, ``spent_steps``, ``rollbacks``."""
         session = None if self._steered is None else self._steered.run.session
         return self._summary if session is None else session.summary
+
+    @property
+    def monitor(self) -> str:
+        """Name of the monitored value."""
+        return self._options.monitor
+
+    @property
+    def mode(self) -> str | None:
+        """Which way it gets better, ``"min"`` or ``"max"``; None until a validation shows it."""
+        told = None if self._options.mode == "auto" else self._options.mode
+        return told if self._steered is None else self._steered.run.mode
+
+    def after_validation(self, call: Callable[[], None] | None) -> None:
+        """Have a function called after each validation, with the coming window's values written.
+
+        What it raises leaves the training there; `end` comes before that. None calls nothing.
+        """
+        self._after_validation = call or (lambda: None)
+        if self._steered is not None:
+            self._steered.run.after_validation = self._after_validation
+
+    def end(self) -> None:
+        """End the run in mid-training as its last step would: the best weights are back.
+
+        For a function of `after_validation`, which then raises what ends the training.
+        """
+        self._steered_now.run.end_is_meant = True
+        self._end(None)
+        self._forget_state_file()
 
     @property
     def spec(self) -> ControlSpec:
@@ -271,10 +301,7 @@ class TrimtabCallback(keras.callbacks.Callback):
             self._end(None)
             if self._options.keeps_best and not self._options.watch_only:
                 self._settle_early_stopping()
-            if self._state_file is not None:
-                for path in (self._state_file, before(self._state_file)):
-                    with suppress(OSError):
-                        path.unlink(missing_ok=True)
+            self._forget_state_file()
 
     def close(self) -> Summary:
         """Finish a run whose ``fit`` was left by an error, and give the model back as it was."""
@@ -289,6 +316,12 @@ class TrimtabCallback(keras.callbacks.Callback):
         if self._steered is None:
             raise AdapterError("no run is in progress; pass this object in fit(callbacks=[...])")
         return self._steered
+
+    def _forget_state_file(self) -> None:
+        if self._state_file is not None:
+            for path in (self._state_file, before(self._state_file)):
+                with suppress(OSError):
+                    path.unlink(missing_ok=True)
 
     def _take_waiting(self) -> None:
         """Take in the steps whose losses wait to be read together."""
@@ -345,6 +378,7 @@ class TrimtabCallback(keras.callbacks.Callback):
             self._proof = steered.proof(function, lambda: self._end("failed"))
             if state is not None:
                 steered.load_state_dict(state)
+            steered.run.after_validation = self._after_validation
             steered.run.start()
         except BaseException:
             self._end("failed")

@@ -146,6 +146,23 @@ class KerasController:
         return Summary() if session is None else session.summary
 
     @property
+    def monitor(self) -> str:
+        """Name of the monitored value."""
+        return self._steered.run.monitor
+
+    @property
+    def mode(self) -> str | None:
+        """Which way it gets better, ``"min"`` or ``"max"``; None until a validation shows it."""
+        return self._steered.run.mode
+
+    def after_validation(self, call: Callable[[], None] | None) -> None:
+        """Have a function called after each validation, with the coming window's values written.
+
+        What it raises leaves the loop there. None calls nothing any more.
+        """
+        self._steered.run.after_validation = call or (lambda: None)
+
+    @property
     def spec(self) -> ControlSpec:
         """The `ControlSpec` of this run; its hyperparameters' defaults are the starts."""
         return self._steered.run.spec

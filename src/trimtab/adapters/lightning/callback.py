@@ -130,6 +130,31 @@ class TrimtabCallback(Callback):
         """The run so far: ``best``, ``schedule``, ``decisions``, ``spent_steps``, ``rollbacks``."""
         return self._training.summary
 
+    @property
+    def monitor(self) -> str:
+        """Name of the monitored value."""
+        return self._training.options.monitor
+
+    @property
+    def mode(self) -> str | None:
+        """Which way it gets better, ``"min"`` or ``"max"``; None until a validation shows it."""
+        return self._training.mode
+
+    def after_validation(self, call: Callable[[], None] | None) -> None:
+        """Have a function called after each validation, with the coming window's values written.
+
+        What it raises leaves the training there; `end` comes before that. None calls nothing.
+        """
+        self._training.after_validation(call)
+
+    def end(self) -> None:
+        """End the run in mid-training as its last step would: the best weights are back.
+
+        For a function of `after_validation`, which then raises what ends the training.
+        """
+        self._training.run.end_is_meant = True
+        self._leave(None)
+
     # Events, in the order of a fit.
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:

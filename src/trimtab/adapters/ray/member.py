@@ -312,7 +312,9 @@ class Member:
         settings = self.settings
         items = tuple(self._steered(item) for item in settings.steered)
         spec, controller = controller_for(settings.policy, items)
-        spec = replace(spec, decisions=_decisions(spec, settings.total, settings.interval))
+        # A unit of time is a report, and stands for many steps.
+        decisions = _decisions(spec, settings.total, settings.interval)
+        spec = replace(spec, decisions=decisions, least_steps=1)
         # The first unit of time passes before there is a first loss to decide by.
         multipliers = reference_multipliers(settings.reference, settings.total)
         return Session(

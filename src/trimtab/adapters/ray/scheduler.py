@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from ray.tune.schedulers import PopulationBasedTraining, TrialScheduler
 from ray.tune.search import sample
 from ray.tune.utils.util import SafeFallbackEncoder
 
+from trimtab.adapters.ray.checkpoints import TakenCheckpoints, is_there, number_after
 from trimtab.adapters.ray.member import Member, MemberSettings, SearchRange, kind_of
 from trimtab.core.errors import SpecError
 from trimtab.core.notices import tell
@@ -64,7 +66,8 @@ class TrimtabScheduler(PopulationBasedTraining):  # type: ignore[misc]
         metric: Key of the watched metric, best on validation; None to take the tuner's.
         mode: ``"min"`` or ``"max"``; None to take the tuner's.
         perturbation_interval: Units of time between decisions.
-        max_t: Units of time of a whole trial, as in ``stop={time_attr: max_t}``.
+        max_t: Units of time of a whole trial; None to take them from the experiment's
+            ``stop={time_attr: ...}``.
         hyperparam_mutations: Name -> ``tune.uniform``, ``tune.loguniform``, ``tune.randint`` and
             the like, or a list of choices.
         hyperparam_bounds: Name -> ``[low, high]``, in the place of or beside the mutations.
@@ -92,7 +95,7 @@ class TrimtabScheduler(PopulationBasedTraining):  # type: ignore[misc]
         mode: str | None = None,
         perturbation_interval: float = 1.0,
         *,
-        max_t: int,
+        max_t: int | None = None,
         hyperparam_mutations: Mapping[str, Any] | None = None,
         hyperparam_bounds: Mapping[str, Sequence[float]] | None = None,
         kinds: Mapping[str, str] | None = None,
@@ -109,7 +112,7 @@ class TrimtabScheduler(PopulationBasedTraining):  # type: ignore[misc]
         ranges = _ranges_of(hyperparam_mutations or {}, hyperparam_bounds or {}, kinds or {})
         self._shared = {
             "ranges": ranges,
-            "total": int(max_t),
+            "total": None if max_t is None else int(max_t),
             "interval": float(perturbation_interval),
             "policy": policy,
             "reference": reference,
@@ -117,7 +120,8 @@ class TrimtabScheduler(PopulationBasedTraining):  # type: ignore[misc]
             "factors": tuple(float(factor) for factor in perturbation_factors),
             "resample": resample_probability,
         }
-        MemberSettings(**self._shared)  # says what is wrong before Ray is asked for anything
+        # Says what is wrong before Ray is asked for anything.
+        MemberSettings(**self._shared | ({"total": sys.maxsize} if max_t is None else {}))
         super().__init__(
             time_attr=time_attr,
             metric=metric,
@@ -133,12 +137,14 @@ class TrimtabScheduler(PopulationBasedTraining):  # type: ignore[misc]
         )
         self._members: dict[Trial, Member] = {}
         self._left: set[Trial] = set()
+        self._taken = TakenCheckpoints()
 
     # What Ray calls.
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         """Take a trial into the population, as it was if it has been in one before."""
-        settings = MemberSettings(**self._shared, mode=self._mode or "min")
+        total = self._total_of(trial)
+        settings = MemberSettings(**self._shared | {"total": total}, mode=self._mode or "min")
         kept = trial.__dict__.get(_KEPT)
         if kept:
             member = Member.from_state(settings, kept)
@@ -147,6 +153,7 @@ class TrimtabScheduler(PopulationBasedTraining):  # type: ignore[misc]
             given = {name: value for name, value in trial.config.items() if name in names}
             member = Member(settings, len(self._members), given)
         self._members[trial] = member
+        self._left.discard(trial)  # it may be here again after an error
         trial.set_config({**trial.config, **member.values})
         super().on_trial_add(tune_controller, trial)
         state = self._trial_state[trial]
@@ -186,8 +193,9 @@ class TrimtabScheduler(PopulationBasedTraining):  # type: ignore[misc]
         self._leave(tune_controller, trial)
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
-        """Let a trial go; the others no longer wait for it."""
-        self._leave(tune_controller, trial)
+        """Let a trial go that failed for good; the others no longer wait for it."""
+        if trial.status != Trial.ERROR:  # Ray ends one first if it is going to add it again
+            self._leave(tune_controller, trial)
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
         """Return the trial that is furthest behind, of those that wait for no decision."""
@@ -218,6 +226,17 @@ class TrimtabScheduler(PopulationBasedTraining):  # type: ignore[misc]
             raise SpecError(text)
         tell(text)
         return str(TrialScheduler.CONTINUE)
+
+    def _total_of(self, trial: Trial) -> int:
+        """Return the units of time of a whole trial."""
+        total = self._shared["total"]
+        if total is None and self._time_attr not in trial.stopping_criterion:
+            names = ", ".join(map(repr, trial.stopping_criterion)) or "nothing"
+            raise SpecError(
+                f"max_t: None, and stop names no {self._time_attr!r} (it names {names}); give "
+                f"max_t, or stop={{{self._time_attr!r}: ...}}"
+            )
+        return int(trial.stopping_criterion[self._time_attr] if total is None else total)
 
     def _active(self) -> list[Trial]:
         """Return the trials that still take part, in the population's order."""
@@ -261,6 +280,7 @@ class TrimtabScheduler(PopulationBasedTraining):  # type: ignore[misc]
                 self._go_on_from(tune_controller, trial, source)
             self._keep(tune_controller, trial)
             self._write(trial)
+        self._taken.release(self._active())
 
     def _sources(self, trials: Iterable[Trial]) -> dict[Trial, Trial]:
         """Return whose place the worst of some trials take, by trial."""
@@ -273,7 +293,7 @@ class TrimtabScheduler(PopulationBasedTraining):  # type: ignore[misc]
         leaders = [
             t
             for t in ranked[:count]
-            if state[t].last_checkpoint is not None
+            if is_there(state[t].last_checkpoint)
             and math.isfinite(members[t].loss)
             and (self._synch or members[t].can_be_followed)
         ]
@@ -292,13 +312,16 @@ class TrimtabScheduler(PopulationBasedTraining):  # type: ignore[misc]
         """Note the checkpoint of a trial's weights as they are now."""
         state = self._trial_state[trial]
         if trial.status != Trial.RUNNING:
+            latest = trial.latest_checkpoint_result
             state.last_checkpoint = trial.checkpoint
+            state.last_result = latest.metrics if latest else state.last_result
             return
         future = tune_controller._schedule_trial_save(trial, result=state.last_result)
         saved = future.resolve() if future else None
         state.last_checkpoint = saved.checkpoint if saved else None
         if saved and saved.checkpoint:
             state.last_result = saved.metrics
+            number_after(trial, saved.checkpoint)
         self._num_checkpoints += 1
 
     def _go_on_from(self, tune_controller: Any, trial: Trial, source: Trial) -> None:
@@ -311,6 +334,9 @@ class TrimtabScheduler(PopulationBasedTraining):  # type: ignore[misc]
                 "pass checkpoint= to tune.report()"
             )
             return
+        if source is not trial:
+            self._taken.hold(source, latest, state.last_result)
+        self._end_save(trial)
         if source is trial and self._members[trial].wants_best:
             state.last_checkpoint = self._best(trial) or latest
         try:
@@ -318,13 +344,22 @@ class TrimtabScheduler(PopulationBasedTraining):  # type: ignore[misc]
         finally:
             state.last_checkpoint = latest
 
+    def _end_save(self, trial: Trial) -> None:
+        """Do what Ray does at the end of a save, for a trial that is going to be paused before.
+
+        If Ray paused a trial that it takes for saving, it would keep a STOP in mind, and carry that
+        out at the end of the trial's next save.
+        """
+        trial.temporary_state.saving_to = None
+        state = self._trial_state[trial]
+        if trial.status == Trial.RUNNING and state.last_checkpoint is not None:
+            self._taken.register(trial, state.last_checkpoint, state.last_result)
+
     def _best(self, trial: Trial) -> Any:
         """Return the checkpoint of a member's best weights, or None if Ray has deleted it."""
         path = self._members[trial].best_path
-        system = trial.storage.storage_filesystem
-        if not path or system.get_file_info([path])[0].type.name == "NotFound":
-            return None
-        return tune.Checkpoint(path, filesystem=system)
+        best = tune.Checkpoint(path, filesystem=trial.storage.storage_filesystem) if path else None
+        return best if is_there(best) else None
 
     def _get_new_config(
         self, trial: Trial, trial_to_clone: Trial

@@ -387,6 +387,23 @@ class TorchController:
         return Summary() if session is None else session.summary
 
     @property
+    def monitor(self) -> str:
+        """Name of the monitored value."""
+        return self._run.monitor
+
+    @property
+    def mode(self) -> str | None:
+        """Which way it gets better, ``"min"`` or ``"max"``; None until a validation shows it."""
+        return self._run.mode
+
+    def after_validation(self, call: Callable[[], None] | None) -> None:
+        """Have a function called after each validation, with the coming window's values written.
+
+        What it raises leaves the loop there. None calls nothing any more.
+        """
+        self._run.after_validation = call or (lambda: None)
+
+    @property
     def events(self) -> list[Event]:
         """What went wrong so far, with ``policy="guard"``; each has a `sentence`."""
         guard = self._driver.guard

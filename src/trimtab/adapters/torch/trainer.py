@@ -91,6 +91,7 @@ class SteeredTraining:
         self.validation_data, self.validate = validation_data, validate
         self.processes = Processes()
         self.is_open = False
+        self._after_validation: Callable[[], None] = _nothing
         self._driver: TorchDriver | None = None
         self._rates: FollowedRates | None = None
 
@@ -113,6 +114,12 @@ class SteeredTraining:
             AdapterError: Training has not begun.
         """
         return self.driver.run
+
+    @property
+    def mode(self) -> str | None:
+        """Which way the monitored value gets better; None until a validation has shown it."""
+        told = None if self.options.mode == "auto" else self.options.mode
+        return told if self._driver is None else self._driver.run.mode
 
     @property
     def rates(self) -> FollowedRates:
@@ -163,6 +170,7 @@ class SteeredTraining:
             told=told,
         )
         self.is_open = True
+        self._driver.run.after_validation = self._after_validation
         return self._driver.run
 
     def course_of(
@@ -231,6 +239,12 @@ class SteeredTraining:
             rates.extend(course.state["rates"], course.steps_done)
         return rates
 
+    def after_validation(self, call: Callable[[], None] | None) -> None:
+        """Have a function called after each validation, of later runs too; None for none."""
+        self._after_validation = call or _nothing
+        if self._driver is not None:
+            self._driver.run.after_validation = self._after_validation
+
     def state_dict(self) -> dict[str, Any]:
         """Return what the run goes on from in another process.
 
@@ -254,6 +268,10 @@ def unscaled(loss: torch.Tensor, scaler: Any) -> torch.Tensor:
     """Return a loss without the scaler's factor, which stays on its device: asking for it waits."""
     factor: torch.Tensor = scaler.scale(torch.ones_like(loss))
     return loss / factor
+
+
+def _nothing() -> None:
+    return None
 
 
 _RESUMES = ("same", "extend", "fresh")

@@ -126,6 +126,34 @@ class TrimtabCallback(transformers.TrainerCallback, ExportableState):
         """The run so far: ``best``, ``schedule``, ``decisions``, ``spent_steps``, ``rollbacks``."""
         return self._training.summary
 
+    @property
+    def monitor(self) -> str:
+        """Name of the monitored value."""
+        return self._training.options.monitor
+
+    @property
+    def mode(self) -> str | None:
+        """Which way it gets better, ``"min"`` or ``"max"``; None until a validation shows it."""
+        return self._training.mode
+
+    def after_validation(self, call: Callable[[], None] | None) -> None:
+        """Have a function called after each validation, with the coming window's values written.
+
+        What it raises leaves the training there; `end` comes before that. None calls nothing.
+        """
+        self._training.after_validation(call)
+
+    def end(self) -> None:
+        """End the run in mid-training as its last step would: the best weights are back.
+
+        For a function of `after_validation`, which then raises what ends the training.
+        """
+        self._training.run.end_is_meant = True
+        self._leave(None)
+        trainer = self._trainer
+        if trainer is not None:  # as Trainer does for a trial of its own search
+            trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
+
     def attach(self, trainer: Any) -> TrimtabCallback:
         """Add this callback to a trainer and read the loss from its ``compute_loss``.
 
