@@ -3,39 +3,11 @@
 from __future__ import annotations
 
 import json
-import shutil
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from trimtab import cli
-
-HERE = Path(__file__).parents[1]
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    shutil.copy(HERE / "tiny_task.py", tmp_path / "tiny.py")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("TRIMTAB_STORE", raising=False)
-    monkeypatch.setenv("COLUMNS", "100")
-    monkeypatch.delitem(sys.modules, "tiny", raising=False)
-    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    return tmp_path
-
-
-@pytest.fixture
-def trimtab(capsys: pytest.CaptureFixture[str]) -> Run:
-    def run(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            cli.main(arguments)
-        captured = capsys.readouterr()
-        return int(ended.value.code or 0), captured.out, captured.err
-
-    return run
+pytestmark = pytest.mark.usefixtures("folder")
 
 
 def test_the_help_is_the_golden_text(trimtab, golden):

@@ -6,53 +6,21 @@ import json
 import os
 import pickle
 import resource
-import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from trimtab import cli
 from trimtab.core.decision import Decision
 from trimtab.records.store.store import load_run
 
-HERE = Path(__file__).parents[1]
 TIMEOUT = 120
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Work in an empty folder that holds tiny.py."""
-    shutil.copy(HERE / "tiny_task.py", tmp_path / "tiny.py")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("TRIMTAB_STORE", raising=False)
-    monkeypatch.setenv("COLUMNS", "100")
-    # Another test's tiny.py may still be loaded.
-    monkeypatch.delitem(sys.modules, "tiny", raising=False)
-    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    return tmp_path
-
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def trimtab(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run a command line in this process; gives status, standard output, standard error."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            cli.main(arguments)
-        captured = capsys.readouterr()
-        return int(ended.value.code or 0), captured.out, captured.err
-
-    return run
+pytestmark = pytest.mark.usefixtures("folder")
 
 
 def start(*arguments: str, **options: object) -> subprocess.Popen[str]:

@@ -5,37 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from trimtab import cli
-
 HERE = Path(__file__).parents[1]
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "mine").mkdir()
-    shutil.copy(HERE / "tiny_task.py", tmp_path / "mine" / "tiny.py")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("TRIMTAB_STORE", raising=False)
-    monkeypatch.setenv("COLUMNS", "100")
-    monkeypatch.delitem(sys.modules, "tiny", raising=False)
-    return tmp_path
-
-
-@pytest.fixture
-def trimtab(capsys: pytest.CaptureFixture[str]) -> Run:
-    def run(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            cli.main(arguments)
-        captured = capsys.readouterr()
-        return int(ended.value.code or 0), captured.out, captured.err
-
-    return run
+def mine(folder: Path) -> None:
+    """The task lies in a folder below, which is not one that modules are imported from."""
+    (folder / "mine").mkdir()
+    (folder / "tiny.py").rename(folder / "mine" / "tiny.py")
 
 
 def test_a_task_in_a_file_is_run_by_its_path(trimtab):

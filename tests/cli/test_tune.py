@@ -10,28 +10,17 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-
-from trimtab.cli.main import main
 
 ROOT = Path(__file__).parents[2]
 Call = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Call:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("TRIMTAB_STORE", raising=False)
-
-    def made(*words: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            main(words)
-        printed = capsys.readouterr()
-        return int(ended.value.code or 0), printed.out, printed.err
-
-    return made
+def call(folder: Path, trimtab: Call) -> Call:
+    """Run a command line in a folder of its own."""
+    return trimtab
 
 
 TUNE = ("tune", "simulated/quadratic", "--variant", "tiny", "--policy", "trimtab-0")

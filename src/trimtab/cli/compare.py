@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 _USUAL_METHODS = "trimtab,reference,lr-finder,race,random:8"
 _USUAL_SEEDS = 5
-_HIGHEST_SEED = 2**31  # what every library of the tasks takes
 
 
 def methods(as_json: options.AsJson = False) -> None:
@@ -89,12 +88,18 @@ def compare(
         str | None,
         typer.Option(help=f"Methods, each with its budget in whole runs; else {_USUAL_METHODS}."),
     ] = None,
-    seeds: Annotated[int | None, typer.Option(help="Seeds of each method; else 5.")] = None,
-    seed: Annotated[int, typer.Option(help="First seed; from 1000000 on for reports.")] = 0,
-    starts: Annotated[
-        str | None,
-        typer.Option(help="Factors of the tuned learning rate, such as 0.01,1,100."),
+    seeds: Annotated[
+        int | None, typer.Option(help="How many seeds, counted on from --seed; else 5.")
     ] = None,
+    seed: options.Seed = 0,
+    start_scale: Annotated[
+        str | None,
+        typer.Option(
+            help="Start at this factor times the task's tuned learning rate; several by commas, "
+            "such as 0.01,1,100."
+        ),
+    ] = None,
+    starts: Annotated[str | None, typer.Option(hidden=True)] = None,
     hyperparameters: Annotated[
         str | None,
         typer.Option(help="What is steered and searched, separated by commas; else lr."),
@@ -111,7 +116,10 @@ def compare(
     ] = Path("comparison"),
     as_json: options.AsJson = False,
 ) -> None:
-    """Compare methods at equal compute: one table, one Parquet file, one report."""
+    """Compare methods at equal compute: one table, one Parquet file, one report.
+
+    Without --start-scale each seed draws a start of its own; reports take seeds from 1000000 on.
+    """
     from trimtab.defaults import policy_path
     from trimtab.search.comparison.compare import compare as run
     from trimtab.search.comparison.cost import cost_answer
@@ -120,6 +128,7 @@ def compare(
     from trimtab.search.comparison.plan import decision_schedule_of, policy_of
 
     _require_table()
+    scales = options.renamed("--starts", starts, "--start-scale", start_scale)
     options.make_folder_importable(task or ())
     path = policy_path(policy).resolve()
     windows, file = decision_schedule_of(path, decisions), policy_of(path)
@@ -132,14 +141,14 @@ def compare(
                 "--variant": variant,
                 "--methods": methods,
                 "--seeds": seeds,
-                "--starts": starts,
+                "--start-scale": scales,
                 "--hyperparameters": hyperparameters,
                 "--pool": pool,
             }
         )
         plans = suite_plans(suite, windows=windows, policy=file, first_seed=seed)
     else:
-        plans = [_plan(task, methods, seeds, seed, starts, hyperparameters, variant, pool)]
+        plans = [_plan(task, methods, seeds, seed, scales, hyperparameters, variant, pool)]
         plans = [_with(plan, windows, file) for plan in plans]
     identity = fingerprint(name for plan in plans for name in plan.tasks)
 
@@ -257,7 +266,7 @@ def _plan(
     methods: str | None,
     seeds: int | None,
     seed: int,
-    starts: str | None,
+    scales: str | None,
     hyperparameters: str | None,
     variant: str | None,
     pool: int | None,
@@ -270,9 +279,10 @@ def _plan(
     if len(set(tasks)) < len(tasks):
         raise SpecError(f"compare: {', '.join(tasks)} names a task twice; name each once")
     seeds = _USUAL_SEEDS if seeds is None else seeds
-    if seeds < 1 or not 0 <= seed <= _HIGHEST_SEED - seeds:
+    if seeds < 1 or not 0 <= seed <= options.HIGHEST_SEED + 1 - seeds:
         raise SpecError(
-            f"--seeds {seeds} --seed {seed}: give at least 1 seed, from 0 to below {_HIGHEST_SEED}"
+            f"--seeds {seeds} --seed {seed}: give at least 1 seed, from 0 to below "
+            f"{options.HIGHEST_SEED + 1}"
         )
     if pool is not None and pool < 0:
         raise SpecError(f"--pool: {pool} is below 0; 0 leaves out regret and n*")
@@ -281,7 +291,7 @@ def _plan(
         methods=parse_methods(_USUAL_METHODS if methods is None else methods),
         seeds=tuple(range(seed, seed + seeds)),
         variant=variant,
-        starts=None if starts is None else _factors(starts),
+        starts=None if scales is None else _factors(scales),
         hyperparameters=tuple(options.names("lr" if hyperparameters is None else hyperparameters)),
         pool=pool,
     )
@@ -301,10 +311,10 @@ def _factors(text: str) -> tuple[float, ...]:
         except ValueError:
             factor = math.nan
         if not (math.isfinite(factor) and factor > 0):
-            raise SpecError(f"--starts: {part!r} is not a positive number; write 0.01,1,100")
+            raise SpecError(f"--start-scale: {part!r} is not a positive number; write 0.01,1,100")
         factors.append(factor)
     if not factors or len(set(factors)) < len(factors):
-        raise SpecError(f"--starts: {text!r} names no factor, or one twice; write 0.01,1,100")
+        raise SpecError(f"--start-scale: {text!r} names no factor, or one twice; write 0.01,1,100")
     return tuple(sorted(factors))
 
 

@@ -29,10 +29,8 @@ def demo(
     task: Annotated[str, typer.Option(help="What is fine-tuned.")] = "vision/solar-cells",
     variant: options.Variant = None,
     policy: options.Policy = options.DEFAULT_POLICY,
-    start_scale: Annotated[
-        float, typer.Option(help="Start at this factor times the tuned learning rate.")
-    ] = 0.01,
-    seed: Annotated[int, typer.Option(help="Of both runs.")] = 0,
+    start_scale: options.GivenStartScale = 0.01,
+    seed: options.Seed = 0,
     out: Annotated[Path, typer.Option(help="The report to write.")] = Path("trimtab-demo.html"),
     store: options.Store = options.DEFAULT_STORE,
     as_json: options.AsJson = False,

@@ -114,8 +114,7 @@ def _check_evaluation(
         check_steered(name, steered)
     if tasks < 1:
         raise SpecError(f"--tasks: {tasks} is below 1; evaluate at least one task")
-    if seed < 0:
-        raise SpecError(f"--seed: {seed} is below 0; give the first task's number, from 0")
+    options.require_seed(seed, tasks)
     _check_folder(out)
 
 
@@ -125,7 +124,7 @@ def evaluate(
         list[str] | None, typer.Option(help="a, b, c, kinds or wide; may be repeated.")
     ] = None,
     tasks: Annotated[int, typer.Option(help="Tasks in each ring.")] = 256,
-    seed: Annotated[int, typer.Option(help="First task; from 1000000 on for reports.")] = 0,
+    seed: options.Seed = 0,
     hyperparameters: Annotated[
         str, typer.Option(help="What is steered, by commas, lr first; 'all': all of the ring's.")
     ] = "lr",
@@ -133,7 +132,10 @@ def evaluate(
     out: Annotated[Path, options.folder_option("Folder for the rows.")] = Path("evaluation"),
     as_json: options.AsJson = False,
 ) -> None:
-    """Find out what a policy is worth on simulated tasks that it never trained on."""
+    """Find out what a policy is worth on simulated tasks that it never trained on.
+
+    Task i of a ring is drawn from seed --seed + i; reports take seeds from 1000000 on.
+    """
     if jobs < 0:
         raise SpecError(f"--jobs: {jobs} is below 0; give the cores to use, 0 for all")
     if jobs:

@@ -18,6 +18,7 @@ from trimtab.core.registry import make_task
 
 DEFAULT_STORE = "sqlite:///trimtab.db"
 DEFAULT_POLICY = "trimtab-1"
+HIGHEST_SEED = 2**31 - 1  # what every library of the tasks takes
 
 TaskName = Annotated[
     str, typer.Argument(help="A task's name (trimtab tasks), module:factory or file.py:factory.")
@@ -26,8 +27,15 @@ StudyName = Annotated[str, typer.Argument(help="Name of a study (trimtab studies
 Variant = Annotated[str | None, typer.Option(help="Size of the task: tiny, small or default.")]
 Policy = Annotated[str, typer.Option(help="A policy's name, or a policy file.")]
 Steered = Annotated[str, typer.Option(help="What is steered, separated by commas.")]
-StartScale = Annotated[
-    float | None, typer.Option(help="Start at this factor times the task's tuned learning rate.")
+Start = Annotated[
+    list[str] | None,
+    typer.Option(help="Start values, such as lr=1e-5, by commas; may be repeated."),
+]
+_SCALE = typer.Option(help="Start at this factor times the task's tuned learning rate.")
+StartScale = Annotated[float | None, _SCALE]
+GivenStartScale = Annotated[float, _SCALE]
+Seed = Annotated[
+    int, typer.Option(help="First or only seed; all that is drawn at random follows from it.")
 ]
 Store = Annotated[
     str,
@@ -197,6 +205,38 @@ def _scaled_start(
         )
     tuned = getattr(task, "tuned_lr", None)
     return scale * float(offered["lr"].default if tuned is None else tuned)
+
+
+def require_seed(seed: int, count: int = 1) -> None:
+    """Refuse a seed that some library does not take.
+
+    Args:
+        seed: The first one, as it was typed.
+        count: How many are counted on from it.
+
+    Raises:
+        SpecError: It is such a one, or a later one is.
+    """
+    if seed < 0:
+        raise SpecError(f"--seed: {seed} is below 0; give a whole number from 0")
+    last = seed + count - 1
+    if last > HIGHEST_SEED:
+        which = "" if last == seed else f", the last of {count} from {seed},"
+        raise SpecError(f"--seed: {last}{which} is above {HIGHEST_SEED}; give a lower one")
+
+
+def renamed(old: str, given: str | None, new: str, value: str | None) -> str | None:
+    """Return what was typed for an option that has a new name, and say so if the old one was used.
+
+    Raises:
+        SpecError: Both were.
+    """
+    if given is None:
+        return value
+    if value is not None:
+        raise SpecError(f"{old} and {new} are one option; give {new} alone")
+    typer.echo(f"trimtab: warning: {old} is now called {new}; it means the same", err=True)
+    return given
 
 
 def one_thread() -> None:

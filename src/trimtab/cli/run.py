@@ -9,7 +9,6 @@ import typer
 
 from trimtab.cli import options, output
 from trimtab.core.decision import Progress, RunInfo
-from trimtab.core.errors import SpecError
 from trimtab.core.guard import count_undone
 from trimtab.core.protocols import Controller, Task
 from trimtab.core.references import reference_multipliers
@@ -64,8 +63,7 @@ def prepared(request: Request, task: Task) -> tuple[ControlSpec, Controller, dic
     """
     from trimtab.defaults import controller_for
 
-    if request.seed < 0:
-        raise SpecError(f"--seed: {request.seed} is below 0; give a whole number from 0")
+    options.require_seed(request.seed)
     items, held = options.start_values(
         task, request.hyperparameters, request.start, request.start_scale
     )
@@ -131,16 +129,13 @@ def run(
         str, typer.Option(help="A policy's or controller's name, a policy file, or none.")
     ] = options.DEFAULT_POLICY,
     hyperparameters: options.Steered = "lr",
-    start: Annotated[
-        list[str] | None,
-        typer.Option(help="Start values, such as lr=1e-5; may be repeated."),
-    ] = None,
+    start: options.Start = None,
     start_scale: options.StartScale = None,
     decisions: Annotated[int, typer.Option(help="How often the policy decides.")] = 20,
     reference: Annotated[
         str, typer.Option(help="warmup-linear, cosine, one-cycle or constant.")
     ] = "warmup-linear",
-    seed: Annotated[int, typer.Option(help="Moves initialisation and data order.")] = 0,
+    seed: options.Seed = 0,
     store: options.Store = options.DEFAULT_STORE,
     watch_only: Annotated[
         bool, typer.Option("--watch-only", help="Propose and record, but change nothing.")

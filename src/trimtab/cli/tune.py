@@ -34,7 +34,7 @@ def tune(
     variant: options.Variant = None,
     budget: Annotated[float, typer.Option(help="Whole runs to spend in all.")] = 4,
     method: Annotated[str, typer.Option(help="trimtab, or a name of trimtab methods.")] = "trimtab",
-    seed: Annotated[int, typer.Option(help="Of the runs and of what is drawn.")] = 0,
+    seed: options.Seed = 0,
     jobs: _Jobs = 1,
     engine: _EngineName = "local",
     address: _Address = None,
@@ -54,10 +54,7 @@ def tune(
     vary: Annotated[
         str, typer.Option(help="What restarts choose anew beside the learning rate, by commas.")
     ] = "",
-    start: Annotated[
-        list[str] | None,
-        typer.Option(help="Start values of the first run, such as lr=1e-5; may be repeated."),
-    ] = None,
+    start: options.Start = None,
     start_scale: options.StartScale = None,
     decisions: Annotated[int, typer.Option(help="How often the policy decides in a run.")] = 20,
     objectives: Annotated[
@@ -74,6 +71,7 @@ def tune(
     from trimtab.search.study.tune import tune as spend
     from trimtab.search.study.tune import usual_study_name
 
+    options.require_seed(seed)
     found = options.find_task(task, variant)
     begun = _starts(found, options.names(hyperparameters), start, start_scale)
     output.say_notice(found)

@@ -12,6 +12,7 @@ TrimtabError
 └── RescueError (RuntimeError)      a run could not be saved, and the user wants to be stopped
 
 TrimtabWarning (UserWarning)        what the user can change, said once, in a run that goes on
+└── BlindPolicyWarning              a task does not report losses that the policy reads
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from collections.abc import Iterable
 
 __all__ = [
     "AdapterError",
+    "BlindPolicyWarning",
     "IncompatiblePolicyError",
     "MetricError",
     "MissingDependencyError",
@@ -92,6 +94,10 @@ class RescueError(TrimtabError, RuntimeError):
 
 class TrimtabWarning(UserWarning):
     """Something that the user can change, in a run that goes on without it."""
+
+
+class BlindPolicyWarning(TrimtabWarning):
+    """A task does not report losses that the policy reads; told from other processes as well."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:

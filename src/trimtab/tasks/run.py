@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from trimtab.core.decision import Decision, Progress, Recorder
+from trimtab.core.errors import BlindPolicyWarning
 from trimtab.core.metrics import (
     FORWARD_CHARGE,
     Metrics,
@@ -264,7 +265,8 @@ class _Driver:
             tell(
                 f"task {self._task.name}: advance() reports no {', '.join(missing)}; the policy is "
                 "blind to them and steers worse: return Metrics.from_losses(losses, val_loss=..., "
-                "examples=...) with one loss a step"
+                "examples=...) with one loss a step",
+                BlindPolicyWarning,
             )
 
     def progress(self, seconds: float) -> Progress:

@@ -191,8 +191,8 @@ def test_more_methods_in_the_same_folder_repeat_nothing(whole):
     [
         (["tiny:make", "--methods", "prodigy"], "takes no optimizer="),
         (["tiny:make", "--methods", "random:9", "--pool", "8"], "9 is more than the pool's 8"),
-        (["tiny:make", "--methods", "open-loop"], "give --starts"),
-        (["tiny:make", "--starts", "0.1,x"], "'x' is not a positive number"),
+        (["tiny:make", "--methods", "open-loop"], "give --start-scale"),
+        (["tiny:make", "--start-scale", "0.1,x"], "'x' is not a positive number"),
         (["tiny:make", "--hyperparameters", "lr,dropout"], "no hyperparameter 'dropout'"),
         (["tiny:make", "--hyperparameters", "momentum"], "steer exactly one learning rate"),
         (["tiny:make", "--jobs", "0"], "--jobs: 0 is below 1"),
@@ -315,7 +315,7 @@ def test_a_task_in_the_working_folder_is_found_by_the_installed_command(folder):
 
 def test_controls_that_are_told_of_steered_runs_are_run_after_them(folder):
     out = finished(
-        *("tiny:make", "--methods", "shuffled,open-loop", "--starts", "0.1,1", "--seeds", "2"),
+        *("tiny:make", "--methods", "shuffled,open-loop", "--start-scale", "0.1,1", "--seeds", "2"),
         *("--pool", "0", "--jobs", "2", "--json"),
         cwd=folder,
     )

@@ -157,7 +157,7 @@ class TaskPlan:
         if method.needs == "trimtab" and len(plan.seeds) < 2:
             return "it is told of other seeds' runs; compare over 2 seeds or more"
         if method.name == "open-loop" and plan.starts is None:
-            return "it replays the mean path of one start factor; give --starts"
+            return "it replays the mean path of one start factor; give --start-scale"
         return method.reason_against(self.task)
 
 

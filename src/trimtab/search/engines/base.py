@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, Self
 
-from trimtab.core.errors import SpecError
+from trimtab.core.errors import BlindPolicyWarning, SpecError
+from trimtab.core.notices import tell
 from trimtab.records.store.transactions import StoreWaitWarning
 
 
@@ -102,6 +103,37 @@ def answer_of(function: Callable[..., Any], unit: tuple[Any, ...]) -> tuple[Any,
         return function(*unit), "", ""
     except Exception as error:  # noqa: BLE001 - one failed unit must not end the others
         return None, in_one_line(error), traceback.format_exc()
+
+
+def worker_answer_of(
+    function: Callable[..., Any], unit: tuple[Any, ...]
+) -> tuple[tuple[Any, str, str], tuple[str, ...]]:
+    """Return `answer_of`, and what a worker's unit told that the caller has to hear."""
+    told: list[str] = []
+
+    def show(message: Warning | str, *rest: Any, **named: Any) -> None:
+        if isinstance(message, BlindPolicyWarning):
+            told.append(str(message))
+        else:
+            _show_warning(message, *rest, **named)
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("always", category=BlindPolicyWarning)
+        warnings.showwarning = show
+        return answer_of(function, unit), tuple(told)
+
+
+def retell(told: Iterable[str], heard: set[str]) -> None:
+    """Tell the caller what workers told, each thing once.
+
+    Args:
+        told: As `worker_answer_of` gave it.
+        heard: What the caller was told before; added to.
+    """
+    for words in told:
+        if words not in heard:
+            heard.add(words)
+            tell(words, BlindPolicyWarning)
 
 
 def in_one_line(error: BaseException) -> str:

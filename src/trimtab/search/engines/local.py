@@ -18,7 +18,14 @@ from multiprocessing.process import BaseProcess
 from typing import Any, Self
 
 from trimtab.core.errors import SpecError
-from trimtab.search.engines.base import Done, Resources, answer_of, quieten_worker
+from trimtab.search.engines.base import (
+    Done,
+    Resources,
+    answer_of,
+    quieten_worker,
+    retell,
+    worker_answer_of,
+)
 
 _THREADS = (
     "OMP_NUM_THREADS",
@@ -47,6 +54,7 @@ class LocalEngine:
         self.jobs = jobs
         self._resources = resources or Resources()
         self._workers: list[_Worker] = []
+        self._heard: set[str] = set()
         self._gpus: list[str] | None = None
         atexit.register(self.close)
 
@@ -97,14 +105,15 @@ class LocalEngine:
 
     def _answer(self, worker: _Worker, place: int) -> Done:
         try:
-            result, error, trace = worker.connection.recv()
+            answer, told = worker.connection.recv()
         except (EOFError, OSError):
             worker.process.join(timeout=5)
             status = worker.process.exitcode
             self._drop(worker)
             how = f"signal {-status}" if status is not None and status < 0 else f"status {status}"
             return Done(place, None, f"a worker process ended ({how}) in the middle", died=True)
-        return Done(place, result, error, trace)
+        retell(told, self._heard)
+        return Done(place, *answer)
 
     def _idle(self, busy: set[int]) -> _Worker:
         """Return a worker without work, started now if there is none."""
@@ -250,7 +259,7 @@ def _work(connection: Connection) -> None:
             return
         if asked is None:
             return
-        connection.send(answer_of(*asked))
+        connection.send(worker_answer_of(*asked))
 
 
 class InlineEngine:

@@ -13,7 +13,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self
 
 from trimtab.core.errors import MissingDependencyError, SpecError, StoreError
-from trimtab.search.engines.base import Done, Resources, answer_of, in_one_line, quieten_worker
+from trimtab.search.engines.base import (
+    Done,
+    Resources,
+    in_one_line,
+    quieten_worker,
+    retell,
+    worker_answer_of,
+)
 
 _SECONDS_TO_END = 20.0
 _SECONDS_TO_ANSWER = 10.0
@@ -61,6 +68,7 @@ class RayEngine:
         self._idle: list[Any] = []
         self._actors: list[Any] = []
         self._numbers: list[Any] = []  # of their processes, on their way
+        self._heard: set[str] = set()
 
     def __enter__(self) -> Self:
         return self
@@ -198,7 +206,7 @@ class RayEngine:
         import ray
 
         try:
-            result, error, trace = ray.get(reference)
+            answer, told = ray.get(reference)
         except ray.exceptions.RayTaskError as failure:  # arguments or result did not travel
             self._idle.append(actor)
             return Done(place, None, in_one_line(failure.cause or failure), str(failure))
@@ -207,7 +215,8 @@ class RayEngine:
             how = type(failure).__name__
             return Done(place, None, f"a Ray worker ended ({how}) in the middle", died=True)
         self._idle.append(actor)
-        return Done(place, result, error, trace)
+        retell(told, self._heard)
+        return Done(place, *answer)
 
     def _drop(self, actor: Any) -> None:
         import ray
@@ -276,5 +285,5 @@ class _Worker:
     def process(self) -> int:
         return os.getpid()
 
-    def do(self, function: Callable[..., Any], unit: tuple[Any, ...]) -> tuple[Any, str, str]:
-        return answer_of(function, unit)
+    def do(self, function: Callable[..., Any], unit: tuple[Any, ...]) -> Any:
+        return worker_answer_of(function, unit)
