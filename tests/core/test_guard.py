@@ -13,7 +13,7 @@ from tests.core.episodes import Episode, drawn_episode, run_episode, spec_of
 from trimtab.core.control import apply, no_action
 from trimtab.core.guard import Reason, count_undone, describe_reason
 from trimtab.core.metrics import Metrics
-from trimtab.core.spec import ACTION_KINDS
+from trimtab.core.spec import ACTION_KINDS, UNDOING
 
 START = Metrics(val_loss=2.0)
 GOOD = Metrics(val_loss=1.0)
@@ -22,7 +22,7 @@ IDLE, RESTORE = [3, 0], [3, 1]
 
 
 def run(*metrics: Metrics, action: list[int] | None = None, **options: object) -> Episode:
-    names = ("max_divergences", "ruin", "undo", "front_windows", "decisions", "entry")
+    names = ("max_divergences", "ruin", "front_windows", "decisions", "entry", *UNDOING)
     fields = {"entry": 0.0} | {name: options.pop(name) for name in names if name in options}
     spec = spec_of(2, **fields)
     action = action or [3, 3, 0]
@@ -94,6 +94,30 @@ def test_after_a_window_was_undone_the_entry_no_longer_climbs_by_itself() -> Non
     offsets = [float(one.offset[0]) for one in undone(entry=-2.0).values]
 
     assert offsets == pytest.approx([-2, -4 / 3, -4 / 3, -4 / 3, -4 / 3])
+
+
+def test_an_entry_that_resumes_climbs_on_after_the_window_that_was_undone() -> None:
+    offsets = [float(one.offset[0]) for one in undone(entry=-2.0, entry_resumes=True).values]
+
+    assert offsets == pytest.approx([-2, -4 / 3, -4 / 3, -2 / 3, -2 / 3])
+
+
+def test_a_cut_ends_an_entry_that_resumes() -> None:
+    fields = {"front_windows": 3, "decisions": 9, "entry": -2.0, "entry_resumes": True}
+    episode = run(Metrics(val_loss=1.9), BROKEN, GOOD, GOOD, **fields)
+
+    offsets = [float(one.offset[0]) for one in episode.values]
+    assert offsets == pytest.approx([-2, -4 / 3, -4 / 3 - 0.7, -4 / 3 - 0.7])
+
+
+def test_a_rise_within_the_runs_own_spread_is_kept() -> None:
+    """Of .1 up, then .05 down: .12 above the best is less than twice as much, .4 is more."""
+    metrics = [Metrics(val_loss=2.0 * math.exp(rise)) for rise in (0.1, 0.05, 0.12, 0.4, 0)]
+    fields = {"undo": 0.005, "front_windows": 4, "decisions": 12}
+
+    assert restored(run(*metrics, **fields)) == [False, True, True, True, True]
+    kept = run(*metrics, undo_noise=2.0, **fields)
+    assert restored(kept) == [False, False, False, False, True]
 
 
 @pytest.mark.parametrize(

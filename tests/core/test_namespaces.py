@@ -43,7 +43,8 @@ REWARD_OF = {1: "log-loss", 2: "cost-aware", 8: "relative"}
 
 def drawn_spec(width: int, **fields: Any) -> ControlSpec:
     """Return a spec of that width; of two hyperparameters, one that undoes short windows."""
-    return spec_of(width, undo=0.1 if width == 2 else 0.0, **fields)
+    undoing = {"undo": 0.1, "undo_noise": 0.5, "entry_resumes": True} if width == 2 else {}
+    return spec_of(width, **undoing, **fields)
 
 
 @contextlib.contextmanager

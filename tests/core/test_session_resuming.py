@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -55,6 +56,22 @@ def test_resumed_run_continues_bit_for_bit_from_any_decision(
     for name in ("schedule", "best", "last", "spent", "spent_steps", "rollbacks", "restores"):
         found, expected = getattr(second.summary, name), getattr(whole.summary, name)
         assert repr(found) == repr(expected), name  # a NaN is not equal to itself
+
+
+def test_a_run_of_before_windows_were_judged_by_their_noise_goes_on_as_it_began() -> None:
+    """The default policy's spec changed; a run that was under way keeps the rule it has."""
+    before = spec_of(2, undo=0.005)
+    now = replace(before, undo_noise=2.0, entry_resumes=True)
+    first = session_of(RandomController(before), before)
+    first.step(Windows(0).start())
+    state = first.state_dict()
+    del state["carry"]["spread"]
+
+    second = session_of(RandomController(now), now)
+    second.load_state_dict(state)
+    assert second.spec == before
+    expected = [plain(one) for one in train(first, Windows(0))[1:]]
+    assert [plain(one) for one in train(second, Windows(0))] == expected
 
 
 def test_state_survives_a_second_saving() -> None:

@@ -31,6 +31,8 @@ specs = st.builds(
     late_move=st.floats(0.0, 1.0),
     ruin=st.floats(0.0, 5.0) | st.just(math.inf),
     undo=st.floats(0.0, 0.5),
+    undo_noise=st.floats(0.0, 4.0),
+    entry_resumes=st.booleans(),
     max_divergences=st.integers(0, 5),
 )
 totals = st.integers(1, 5000)
@@ -109,6 +111,8 @@ def test_names_stand_for_their_kinds() -> None:
         ({"late_move": 1.5}, "late_move: 1.5"),
         ({"ruin": -1.0}, "ruin: -1.0"),
         ({"undo": -0.1}, "undo: -0.1"),
+        ({"undo_noise": math.nan}, "undo_noise: nan"),
+        ({"entry_resumes": 1}, "entry_resumes: 1"),
         ({"explosion": 0.5}, "explosion: 0.5"),
         ({"cut": -0.7}, "cut: -0.7"),
         ({"cut": "much"}, "cut: 'much'"),

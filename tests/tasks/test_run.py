@@ -87,6 +87,28 @@ def test_a_nan_is_rolled_back_cut_and_the_run_finished():
     assert kept.statuses == ["finished"]
 
 
+class OnceNotMeasured(TinyTask):
+    """One window's validation gives nan though the weights are sound."""
+
+    def start(self, *, seed):
+        run = super().start(seed=seed)
+        advance, windows = run.advance, []
+
+        def once(values, steps):
+            windows.append(steps)
+            metrics = advance(values, steps)
+            return metrics._replace(val_loss=math.nan) if len(windows) == 4 else metrics
+
+        run.advance = once
+        return run
+
+
+def test_a_validation_that_is_not_finite_once_is_done_again_and_nothing_else():
+    result, usual = run(OnceNotMeasured(), "random"), run(TinyTask(), "random")
+    assert result.rollbacks == 0
+    assert result.schedule == usual.schedule
+
+
 def test_a_nan_in_the_last_window_is_survived():
     result = run(TinyTask(nan_at=58), "random")
     assert result.rollbacks >= 1

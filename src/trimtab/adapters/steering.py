@@ -385,7 +385,7 @@ class SteeredRun:
         if session.finished:
             session.close()
         else:
-            session.decide(None, note=problem, extra=int(Reason.FROZEN))
+            session.decide(None, note=problem, extra=int(Reason.FROZEN | Reason.HELD))
 
     def _begin_window(self, state: Mapping[str, Any] | None = None) -> None:
         session = self.session_now

@@ -72,6 +72,8 @@ class Carry(NamedTuple):
     restores: Any  # () restores in all
     since_restore: Any  # () decisions since the last restore
     terminated: Any  # () 1 when one divergence more than allowed was seen
+    # Added later; states from before do not have it.
+    spread: Any = np.float32(np.nan)  # () mean size of the changes of s_val that were kept; nan: no
 
 
 def begin(
@@ -154,6 +156,7 @@ def begin(
         restores=zero,
         since_restore=number(99.0),
         terminated=zero,
+        spread=nan,
     )
 
 

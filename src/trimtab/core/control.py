@@ -32,6 +32,7 @@ from trimtab.core.spec import MOVES, ControlSpec
 _MOVES = np.asarray(MOVES, np.float32)
 _TREND_WEIGHT = 0.4
 _ROUNDING = 1e-5  # coordinate units
+_NEAR = 0.5  # coordinate units below the start that an entry which resumes leaves to the policy
 _HARM = 0.15  # nats of validation loss that a single window may rise before it counts as harm
 
 
@@ -183,6 +184,9 @@ def _take_losses(spec: ControlSpec, carry: Carry, metrics: Metrics, xp: Any) -> 
     change = xp.where(first, f(0.0), s_val - carry.s_val)
     weight = xp.where(carry.decision <= 1, f(1.0), f(_TREND_WEIGHT))
     deviation = xp.where(carry.decision > 1, xp.abs(change - carry.trend), f(0.0))
+    spread = xp.where(xp.isnan(carry.spread), xp.abs(change), carry.spread)
+    spread = spread + f(_TREND_WEIGHT) * (xp.abs(change) - spread)
+    kept = ~first & ~undone & ~diverged & ~ruined
     carry = carry._replace(
         val_initial=val_initial,
         reward_initial=xp.where(first, reward_loss, carry.reward_initial),
@@ -193,6 +197,7 @@ def _take_losses(spec: ControlSpec, carry: Carry, metrics: Metrics, xp: Any) -> 
         s_train=s_train,
         trend=carry.trend + weight * (change - carry.trend),
         noise=carry.noise + weight * (deviation - carry.noise),
+        spread=xp.where(kept, spread, carry.spread),
         is_best=xp.where(improved, f(1.0), f(0.0)),
         since_best=xp.where(improved, f(0.0), carry.since_best + f(1.0)),
     )
@@ -204,7 +209,11 @@ def _ended_worse(spec: ControlSpec, carry: Carry, s_val: Any, xp: Any) -> Any:
     if not spec.undo:
         return carry.started < 0
     short = (carry.decision >= 1) & (carry.decision <= carry.front)
-    return short & (s_val - carry.s_best > xp.float32(spec.undo))
+    rise = s_val - carry.s_best
+    undone = short & (rise > xp.float32(spec.undo))
+    if spec.undo_noise:  # nan: too little is known yet
+        undone = undone & (rise > xp.float32(spec.undo_noise) * carry.spread)
+    return undone
 
 
 def _score(
@@ -314,14 +323,10 @@ def apply(spec: ControlSpec, carry: Carry, action: Any, xp: Any) -> tuple[Carry,
         | xp.where((wanted > 0) & ~restore, int(Reason.RESTORE_REFUSED), 0)
     )
 
-    ramping = (carry.decision >= 1) & (carry.decision <= carry.front) & (carry.restores == 0)
-    ramp = xp.where(ramping & ~restore & (carry.guarded > 0), f(-spec.entry), f(0.0)) / xp.maximum(
-        carry.front, f(1.0)
-    )
     step = moves * carry.units
     cut = carry.is_lr * carry.cut_due * f(spec.cut)
     step = xp.where(cut_due & (carry.is_lr > 0), xp.minimum(step, f(0.0)), step)
-    asked = carry.offset + carry.is_lr * ramp + step - cut
+    asked = carry.offset + carry.is_lr * _ramp(spec, carry, restore, xp) + step - cut
     # Float32 sums of moves that cancel end near zero; zero itself leaves the reference untouched.
     asked = xp.where(xp.abs(asked) < f(_ROUNDING), f(0.0), asked)
     offset = xp.clip(asked, carry.low_offset, carry.high_offset)
@@ -333,6 +338,19 @@ def apply(spec: ControlSpec, carry: Carry, action: Any, xp: Any) -> tuple[Carry,
         offset, multiplier.astype(np.float32), restore.astype(np.float32), carry.terminated
     )
     return carry, values, reason.astype(np.int32)
+
+
+def _ramp(spec: ControlSpec, carry: Carry, restore: Any, xp: Any) -> Any:
+    """Return the next part of the way back from the entry, (H,) or one for all."""
+    f = xp.float32
+    stopped = carry.rollbacks if spec.entry_resumes else carry.restores
+    entering = (carry.decision >= 1) & (carry.decision <= carry.front) & (stopped == 0)
+    ramp = xp.where(entering & ~restore & (carry.guarded > 0), f(-spec.entry), f(0.0))
+    ramp = ramp / xp.maximum(carry.front, f(1.0))
+    if not spec.entry_resumes:
+        return ramp
+    left = xp.maximum(-carry.offset - f(_NEAR), f(0.0))
+    return xp.where(carry.restores == 0, ramp, xp.minimum(ramp, left))
 
 
 def _is_log(spec: ControlSpec, xp: Any) -> Any:

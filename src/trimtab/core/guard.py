@@ -37,6 +37,7 @@ class Reason(IntFlag):
     CONTROLLER_FAILED = 256
     WATCH_ONLY = 512
     UNDONE = 1024
+    HELD = 2048
 
 
 _WORDS = {
@@ -51,6 +52,7 @@ _WORDS = {
     Reason.CONTROLLER_FAILED: "the controller failed: last multiplier held",
     Reason.WATCH_ONLY: "watching only: nothing was changed",
     Reason.UNDONE: "the short window before it ended worse and was undone",
+    Reason.HELD: "no decision was taken: last multiplier held",
 }
 
 
@@ -60,6 +62,8 @@ def describe_reason(bits: int) -> str:
     >>> describe_reason(Reason.ROLLBACK | Reason.CUT)
     'rolled back to the best weights; learning rate cut'
     """
+    if bits & Reason.HELD:  # frozen too, as records from before have it, but not for what was seen
+        bits &= ~Reason.FROZEN
     return "; ".join(words for bit, words in _WORDS.items() if bits & bit)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -338,6 +339,7 @@ class Session:
             SpecError: The state belongs to a run with another spec, other hyperparameters, or
                 another number of steps or decisions.
         """
+        self.spec = self._spec_of(state)
         self._require_same_run(state)
         self.carry = Carry(**{name: unpack_array(value) for name, value in state["carry"].items()})
         self._offset = unpack_array(state["offset"])
@@ -398,6 +400,11 @@ class Session:
         if first:
             self._best_rank = found
         return first
+
+    def _spec_of(self, state: Mapping[str, Any]) -> ControlSpec:
+        """Return this run's spec, or that of before short windows were judged by their noise."""
+        before = replace(self.spec, undo_noise=0.0, entry_resumes=False)
+        return before if state["spec"] == before.compatibility_hash() else self.spec
 
     def _require_same_run(self, state: Mapping[str, Any]) -> None:
         mine = {

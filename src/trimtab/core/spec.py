@@ -24,6 +24,7 @@ __all__ = [
     "MOVES",
     "REWARDS",
     "SPEC_VERSION",
+    "UNDOING",
     "ControlSpec",
     "short_windows",
     "window_ends",
@@ -51,6 +52,9 @@ REWARDS: tuple[str, ...] = (
 
 _LR_UNIT, _LOG_UNIT, _LINEAR_UNIT = 1.0, 0.5, 0.2
 
+UNDOING: tuple[str, ...] = ("undo", "undo_noise", "entry_resumes")
+"""Fields of `ControlSpec` that say which short windows are undone, and what comes after one."""
+
 # Field -> smallest value, and the largest.
 _COUNTS = {
     "decisions": 1,
@@ -65,6 +69,7 @@ _NUMBERS = {
     "late_move": (0.0, 1.0),
     "ruin": (0.0, math.inf),
     "undo": (0.0, math.inf),
+    "undo_noise": (0.0, math.inf),
     "explosion": (1.0, math.inf),
     "cut": (0.0, 5.0),
 }
@@ -90,13 +95,18 @@ class ControlSpec:
         entry: Coordinate offset at which learning rates begin while there are short windows, in
             decades below the start (0: they begin at the start). Short window by short window the
             offset returns to zero, unless the policy or the guard moves it; once the best weights
-            were put back, by whom ever, it is moved by the policy alone.
+            were put back, it is moved by the policy alone (see ``entry_resumes``).
         late_move: Largest move after the short windows, in units of the hyperparameter's move.
         ruin: Rise of the log of the normalised validation loss over its best at which the guard
             restores the best weights; infinity switches that off.
         undo: Rise of the same at the end of a short window at which the guard goes back to the best
             weights without a cut, so that short windows try rates without lasting harm;
             0 switches that off.
+        undo_noise: How many times the run's own spread of validation losses (the mean size of
+            their changes in windows that were kept) such a rise has to exceed as well; so the
+            first window is never undone. 0: it need not.
+        entry_resumes: Whether the return from ``entry`` goes on after the best weights were put
+            back without a cut, up to half a decade below the start.
         explosion: Validation loss over its initial value from which a run counts as diverged.
         cut: Decades by which a rollback lowers every learning rate.
         max_divergences: Divergences that are mended; the next one terminates the run.
@@ -121,6 +131,8 @@ class ControlSpec:
     late_move: float = 0.5
     ruin: float = 0.5
     undo: float = 0.0
+    undo_noise: float = 0.0
+    entry_resumes: bool = False
     explosion: float = 5.0
     cut: float = 0.7
     max_divergences: int = 3
@@ -139,6 +151,8 @@ class ControlSpec:
             count = getattr(self, name)
             if not isinstance(count, int) or isinstance(count, bool) or count < least:
                 raise SpecError(f"{name}: {count!r} is not a whole number of at least {least}")
+        if not isinstance(self.entry_resumes, bool):
+            raise SpecError(f"entry_resumes: {self.entry_resumes!r} is neither true nor false")
         for name, (low, high) in _NUMBERS.items():
             number = getattr(self, name)
             is_number = isinstance(number, int | float) and not isinstance(number, bool)
@@ -173,8 +187,9 @@ class ControlSpec:
     def compatibility_hash(self) -> str:
         """Return 16 hexadecimal digits that name everything in `compatibility`."""
         fields = self.compatibility()
-        if not self.undo:  # as before there was this field
-            del fields["undo"]
+        for name in UNDOING:
+            if not fields[name]:  # as before there was this field
+                del fields[name]
         text = json.dumps(fields, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

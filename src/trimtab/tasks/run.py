@@ -257,6 +257,9 @@ class _Driver:
         if session.steps_done == 0 and self._reads_losses:
             self._tell_what_is_missing(metrics)
         measured = getattr(self.run, "measured", None)
+        if not math.isfinite(metrics.val_loss):  # a sound model is not to blame
+            loss, measured = self._validation()
+            metrics = metrics._replace(val_loss=loss)
         self._tell(metrics, dict(measured) if measured else self._validation()[1])
 
     def _tell_what_is_missing(self, metrics: Metrics) -> None:

@@ -112,6 +112,8 @@ def test_in_mid_run_a_failing_validation_holds_the_values(loop, listener, answer
     for decision in held:
         before = listener.decisions[decision.index - 1]
         assert decision.reason["lr"] & Reason.FROZEN
+        assert "no decision was taken: last multiplier held; " in decision.why()
+        assert "observations unlike" not in decision.why()
         assert decision.metrics.val_loss == before.metrics.val_loss
         assert decision.action is None
 

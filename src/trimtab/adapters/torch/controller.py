@@ -352,7 +352,7 @@ class TorchController:
         """
         scaler, guard = self._stepper.scaler, self._driver.guard
         if guard is not None:
-            guard.training.batch = Batch(loss_of, batch, None)
+            guard.note_batch(Batch(loss_of, batch, None))
 
         def done(part: Any, share: float) -> torch.Tensor:
             loss = loss_of(part)

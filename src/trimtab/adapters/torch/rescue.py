@@ -92,7 +92,7 @@ class Rescue:
         self._guard = StepGuard(
             self._stepper, model, act=act, on_giving_up=on_giving_up, snapshots=snapshots
         )
-        self._engine, self._training = self._guard.engine, self._guard.training
+        self._engine = self._guard.engine
         self._memory = MicroBatches(model, self._note_split)
         self._losses: list[torch.Tensor] = []
         self._expected: list[float] | None = None
@@ -125,7 +125,7 @@ class Rescue:
                 failed += 1
                 if failed >= _MOST_LOADER_ERRORS or not self._acts:
                     raise
-                self._engine.tell(Fault.LOADER_RAISED, str(error), "", Treatment.SKIP)
+                self._guard.tell(Fault.LOADER_RAISED, str(error), Treatment.SKIP)
                 continue
             failed = 0
             if self._guard.stopped:
@@ -147,7 +147,7 @@ class Rescue:
         """
         self._begin()
         name = id.tolist() if isinstance(id, torch.Tensor) else id
-        self._training.batch = Batch(loss_of, batch, name)
+        self._guard.note_batch(Batch(loss_of, batch, name))
         loss = self._whole(loss_of, batch) if self._memory.parts == 1 else None
         if loss is None:
             loss = self._memory.run(batch, lambda part, share: self._part(loss_of, part, share))
@@ -167,7 +167,7 @@ class Rescue:
                 raise
         random.setstate(drawn[0])
         torch.set_rng_state(drawn[1])
-        self._training.undo_forward()
+        self._guard.undo_forward()
         for weight in weights:
             weight.grad = None
         return None
@@ -234,4 +234,4 @@ class Rescue:
                 self._expected = [float(group["lr"]) for group in self.optimizer.param_groups]
 
     def _note_split(self, message: str) -> None:
-        self._engine.tell(Fault.OUT_OF_MEMORY, message, "", Treatment.SPLIT)
+        self._guard.tell(Fault.OUT_OF_MEMORY, message, Treatment.SPLIT)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import nn
 
-from trimtab.adapters.torch.guarded_training import GuardedTorchTraining, floats_in, norms_of
+from trimtab.adapters.torch.guarded_training import (
+    Batch,
+    GuardedTorchTraining,
+    floats_in,
+    norms_of,
+)
 from trimtab.adapters.torch.stepper import Stepper
 from trimtab.core.errors import AdapterError, RescueError
 from trimtab.core.notices import tell
@@ -19,10 +25,42 @@ from trimtab.rescue.events import Event, Fault, Treatment
 
 ON_GIVING_UP = ("stop", "raise", "go-on")
 _ALOUD = 3  # events of one kind; later ones go to the log
+_Given = ParamSpec("_Given")
+_Result = TypeVar("_Result")
+
+
+def _contained(
+    otherwise: _Result,
+) -> Callable[
+    [Callable[Concatenate[StepGuard, _Given], _Result]],
+    Callable[Concatenate[StepGuard, _Given], _Result],
+]:
+    """Let an error of the guard's own switch it off, and return this in its place."""
+
+    def contain(
+        method: Callable[Concatenate[StepGuard, _Given], _Result],
+    ) -> Callable[Concatenate[StepGuard, _Given], _Result]:
+        @functools.wraps(method)
+        def call(self: StepGuard, *args: _Given.args, **kwargs: _Given.kwargs) -> _Result:
+            if self.failed:
+                return otherwise
+            try:
+                return method(self, *args, **kwargs)
+            except RescueError:
+                raise
+            except Exception as error:  # noqa: BLE001 - a guard must never stop a user's run
+                self._fail(error)
+                return otherwise
+
+        return call
+
+    return contain
 
 
 class StepGuard:
     """Does each update of a loop, unless something broke; then what mends it.
+
+    An error of its own is told once, and switches it off; the loop goes on as without it.
 
     Args:
         stepper: The optimiser, its weights, clipping and scaler.
@@ -35,6 +73,7 @@ class StepGuard:
         engine: What judges each step.
         training: The state that it looks at.
         loss: Of the last step that was done; 0 before the first.
+        failed: Whether an error of its own switched it off.
 
     Raises:
         AdapterError: There is no such way of giving up.
@@ -51,7 +90,7 @@ class StepGuard:
         self.engine = RescueEngine(self.training, act=act, told=self._tell)
         self.loss = 0.0
         self._last_entries: torch.Tensor | None = None
-        self._begun = self._off = False
+        self._begun = self._off = self.failed = False
         self._uncut: list[Any] = []  # learning rates to put back after the step
         scaler = stepper.scaler
         self._scale = 0.0 if scaler is None else float(scaler.get_scale())
@@ -59,8 +98,10 @@ class StepGuard:
     @property
     def stopped(self) -> bool:
         """Whether no update is done any more."""
-        return self._acts and self.engine.gave_up is not None and self._on_giving_up == "stop"
+        gave_up = self.engine.gave_up is not None and self._on_giving_up == "stop"
+        return self._acts and gave_up and not self.failed
 
+    @_contained(None)
     def begin(self) -> None:
         """Take the first snapshot; later calls do nothing."""
         if not self._begun:
@@ -82,6 +123,7 @@ class StepGuard:
         self.after(done)
         return done
 
+    @_contained(True)
     def before(self, loss: torch.Tensor | float) -> bool:
         """Return whether a step's update is to be done; its gradients are unscaled.
 
@@ -111,10 +153,11 @@ class StepGuard:
         Raises:
             RescueError: Nothing helps, and the user wants to be stopped then.
         """
-        groups = self._stepper.optimizer.param_groups
-        for group, rate in zip(groups, self._uncut, strict=False):
-            _write(group, rate)
-        self._uncut = []
+        self._put_rates_back()
+        self._look_after(done)
+
+    @_contained(None)
+    def _look_after(self, done: bool) -> None:
         if self._off:
             return
         if not self.stopped:
@@ -124,11 +167,26 @@ class StepGuard:
         self.training.batch = None
         self._give_up()
 
+    def _put_rates_back(self) -> None:
+        groups, rates, self._uncut = self._stepper.optimizer.param_groups, self._uncut, []
+        for group, rate in zip(groups, rates, strict=False):
+            _write(group, rate)
+
+    def _fail(self, error: Exception) -> None:
+        self.failed = self._off = True
+        self._put_rates_back()
+        tell(
+            f"the guard failed ({type(error).__name__}: {error}) and is off; the run goes on "
+            "without it, so please report this"
+        )
+
+    @_contained(None)
     def look(self) -> None:
         """Look at the state now, and put a good one back if it is damaged."""
         if not self._off and not self.stopped:
             self.engine.look()
 
+    @_contained(None)
     def check_rates(self, expected: Sequence[float]) -> None:
         """Overrule a learning rate that is not the one expected."""
         groups = self._stepper.optimizer.param_groups
@@ -139,10 +197,28 @@ class StepGuard:
                 for group, rate in zip(groups, expected, strict=True):
                     _write(group, rate)
 
+    @_contained(None)
     def tell_overwritten(self, evidence: str = "it was not the schedule's") -> None:
         """Record that a learning rate was overruled."""
         self.engine.tell(Fault.RATE_OVERWRITTEN, evidence, "", Treatment.OVERRULE)
 
+    @_contained(None)
+    def tell(self, fault: Fault, evidence: str, treatment: Treatment) -> None:
+        """Record what was done about a fault outside of the steps."""
+        if not self._off:
+            self.engine.tell(fault, evidence, "", treatment)
+
+    @_contained(None)
+    def note_batch(self, batch: Batch) -> None:
+        """Remember the batch whose forward pass comes."""
+        self.training.batch = batch
+
+    @_contained(None)
+    def undo_forward(self) -> None:
+        """Put back the buffers that a forward pass moved, which is done again."""
+        self.training.undo_forward()
+
+    @_contained(None)
     def close(self) -> None:
         """Let go of the snapshots, and say if the rescue gave up."""
         self.training.close()

@@ -52,6 +52,7 @@ from trimtab.core.errors import SpecError
 from trimtab.core.features import GLOBAL_FEATURES, TOKEN_FEATURES
 from trimtab.core.hyperparameters import KINDS
 from trimtab.core.rewards import potential
+from trimtab.core.spec import UNDOING
 
 
 def _final_correction(episodes: Episodes) -> np.ndarray:
@@ -269,7 +270,8 @@ def _begin_from_policy(
     policy = read_policy(file)
     made_for = control_spec(settings, policy.spec.hyperparameters, policy.spec.decisions)
     # What the guard undoes may differ: this training teaches the policy to live with it.
-    made_for.require_compatible(replace(policy.spec, undo=made_for.undo))
+    may_differ = {name: getattr(made_for, name) for name in UNDOING}
+    made_for.require_compatible(replace(policy.spec, **may_differ))
     shapes = {name: array.shape for name, array in policy.parameters.items()}
     if shapes != {name: array.shape for name, array in fresh.policy.items()}:
         own = policy.parameters["token_b"].shape[0]
