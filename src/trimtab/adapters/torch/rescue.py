@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -159,14 +158,13 @@ class Rescue:
         weights = self._stepper.weights
         if any(weight.grad is not None for weight in weights):
             return None  # accumulated gradients have to be set aside
-        drawn = random.getstate(), torch.get_rng_state()
+        drawn = torch.get_rng_state()
         try:
             return self._part(loss_of, batch, 1.0)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-        random.setstate(drawn[0])
-        torch.set_rng_state(drawn[1])
+        torch.set_rng_state(drawn)
         self._training.undo_forward()
         for weight in weights:
             weight.grad = None
