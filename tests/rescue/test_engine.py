@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -31,6 +32,9 @@ class Script:
 
     def probe(self):
         return self.answer
+
+    def find_sound(self):
+        self.sound = True
 
     def take(self, step, loss):
         self.done.append(f"take {step}")
@@ -224,3 +228,21 @@ def test_a_dry_run_gives_the_evidence_and_does_nothing():
     assert [event.acted for event in engine.events] == [False, False]
     assert not {"newest", "older", "undo"} & set(script.done)
     assert engine.factor(1e-3) == 1.0
+
+
+def test_snapshots_move_apart_as_the_run_goes_on(engine, script):
+    steps(engine, [1.0, 1.1] * 500)
+    taken = [int(done.split()[1]) for done in script.done]
+    gaps = [later - earlier for earlier, later in itertools.pairwise(taken)]
+    assert gaps[1:9] == [20] * 8
+    assert gaps[-1] == max(gaps) == 50
+
+
+def test_a_snapshot_is_called_good_at_the_next_look_that_finds_nothing(engine, script):
+    steps(engine, [1.0, 1.1] * 5)
+    script.sound = False
+    script.damage = (Fault.BUFFERS_NOT_FINITE, "bn.running_mean")
+    steps(engine, [1.0, 1.1] * 5)
+    assert not script.sound
+    steps(engine, [1.0, 1.1] * 5)
+    assert script.sound

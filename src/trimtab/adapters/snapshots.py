@@ -127,10 +127,14 @@ class Snapshots:
             "one is" if count == 1 else f"{count} are",
         )
 
-    def keep(self) -> None:
-        """Keep the state as it is now in place of the one kept before."""
+    def keep(self, collected: tuple[dict[str, Any], Any] | None = None) -> None:
+        """Keep the state as it is now in place of the one kept before.
+
+        Args:
+            collected: What the source's `collect` returned just now; None to ask it.
+        """
         if self.place != "none":
-            self._take(*self._source.collect())
+            self._take(*(collected or self._source.collect()))
 
     def extend(self, prefix: str) -> None:
         """Keep arrays as well that were not there when the state was kept, and are as then.

@@ -16,7 +16,8 @@ from trimtab.rescue.signals import Signal, StepHistory
 CHECK_EVERY = 10
 """Steps between two looks at weights, buffers and optimiser state."""
 
-_SNAPSHOT_EVERY = 20
+_SNAPSHOT_EVERY = 20  # in the first 200 steps; then a tenth of the steps done
+_SNAPSHOT_EVERY_LATER = 50
 
 _SOON = 60  # a restore within so many steps of the last one goes further
 _HEALTHY = 50  # steps after which a cut is halved
@@ -81,7 +82,7 @@ class GuardedTraining(Protocol):
         ...
 
     def undo_forward(self) -> None:
-        """Put buffers back as they were before the step's forward pass."""
+        """Put the buffers that a forward pass moves back as they were when last found sound."""
         ...
 
     def jumps(self) -> Sequence[Jump]:
@@ -92,8 +93,12 @@ class GuardedTraining(Protocol):
         """Run good batches again; None where none is remembered."""
         ...
 
+    def find_sound(self) -> None:
+        """Call the snapshot that was taken last a good one: a later look found nothing."""
+        ...
+
     def take(self, step: int, loss: float) -> None:
-        """Promote the snapshot that was taken last, and take another.
+        """Take a snapshot, which is good once a later look finds nothing.
 
         Args:
             step: Steps that are done.
@@ -199,7 +204,9 @@ class RescueEngine:
                 return
         if self._spikes or self._drift():
             return
-        if self.step - self._taken_at >= _SNAPSHOT_EVERY or self.step < _SNAPSHOT_EVERY:
+        self._training.find_sound()
+        every = min(max(_SNAPSHOT_EVERY, self.step // 10), _SNAPSHOT_EVERY_LATER)
+        if self.step - self._taken_at >= every or self.step < every:
             self._taken_at = self.step
             self._training.take(self.step, self.history.mean())
 

@@ -362,3 +362,105 @@ def test_the_guard_policy_puts_a_damaged_state_back(name):
 def test_keep_best_is_off_under_the_guard_policy_unless_asked_for():
     assert not equal(steered(Loop(), keep_best=True, decisions=5), Loop(9).plain())
     assert equal(steered(Loop()), Loop().plain())
+
+
+def test_gradients_clipped_by_the_rescue_are_those_of_a_loop_that_clips_them():
+    plain = Loop()
+    for batch in plain.batches():
+        plain.loss_of(batch).backward()
+        nn.utils.clip_grad_norm_(plain.model.parameters(), 0.5)
+        plain.optimizer.step()
+        plain.optimizer.zero_grad()
+        plain.scheduler.step()
+    plain.ended()
+    mine = Loop().rescued(clip=0.5)
+    assert equal(mine, plain)
+    assert not equal(mine, Loop().plain())
+
+
+def test_a_bad_batch_is_not_clipped_into_the_weights():
+    mine = Loop().rescued(batch=not_a_number, clip=0.5)
+    assert [event.fault for event in mine.rescue.events] == [Fault.INPUT_NOT_FINITE]
+    assert all(torch.isfinite(tensor).all() for tensor in mine.model.state_dict().values())
+
+
+def test_sparse_gradients_are_watched_too():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.EmbeddingBag(50, 8, sparse=True), nn.Linear(8, 3))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with trimtab.Rescue(optimizer, model=model) as rescue:
+        for step in range(30):
+            loss = model(torch.randint(0, 50, (16, 4))).square().mean()
+            loss.backward()
+            if step == 15:
+                model[0].weight.grad._values()[0] = math.inf
+            rescue.step(loss)
+    assert [event.fault for event in rescue.events] == [Fault.GRADIENT_NOT_FINITE]
+    assert torch.isfinite(model[0].weight).all()
+
+
+class Remade(torch.optim.Optimizer):
+    """Momentum whose state is a new tensor at each step."""
+
+    def __init__(self, params, lr=1e-2):
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                held = self.state[p]
+                held["momentum_buffer"] = 0.9 * held.get("momentum_buffer", 0.0) + p.grad
+                p.sub_(group["lr"] * held["momentum_buffer"])
+
+
+def test_state_that_an_optimiser_makes_anew_is_looked_at():
+    def damage(loop):
+        loop.optimizer.state[weight(loop)]["momentum_buffer"][0, 0] = math.nan
+        weight(loop).requires_grad_(False)  # no update brings it into the weights
+        weight(loop).grad = None
+
+    class Frozen(Remade):
+        def step(self, closure=None):
+            held = [p for p in self.param_groups[0]["params"] if p.grad is not None]
+            self.param_groups[0]["params"], kept = held, self.param_groups[0]["params"]
+            super().step()
+            self.param_groups[0]["params"] = kept
+
+    mine = Loop(optimizer=Frozen, lr=1e-2).rescued(at(75, damage))
+    assert mine.rescue.events[0].fault is Fault.OPTIMIZER_NOT_FINITE
+    assert mine.rescue.events[0].step <= 85
+
+
+def test_a_restore_costs_at_most_the_updates_since_the_last_look_but_one():
+    mine = Loop().rescued(at(115, lambda loop: weight(loop).data[0, 0].fill_(math.nan)))
+    assert mine.rescue.events[0].updates_lost <= 30
+
+
+@pytest.mark.parametrize("kind", ["black", "words"])
+def test_batches_that_begin_alike_are_not_the_same_batch(kind):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(200, 4)) if kind == "black" else nn.EmbeddingBag(50, 4)
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+
+    def loaded(step, stuck):
+        drawn = torch.Generator().manual_seed(0 if stuck else step)
+        if kind == "black":  # images with a black border
+            x = torch.zeros(8, 200)
+            x[4:, 90:110] = torch.rand(4, 20, generator=drawn)
+        else:
+            x = torch.randint(0, 50, (8, 20), generator=drawn)
+            x[:, 10:] = 0  # padding
+        return x, torch.zeros(8, dtype=torch.long)
+
+    for stuck in (False, True):
+        with trimtab.Rescue(optimizer, model=model) as rescue:
+            for step in range(60):
+                rescue.backward(
+                    lambda b: functional.cross_entropy(model(b[0]), b[1]),
+                    loaded(step, stuck and step >= 30),
+                )
+                rescue.step()
+        faults = [event.fault for event in rescue.events]
+        assert faults == ([Fault.STUCK_LOADER] if stuck else [])
+        assert not stuck or rescue.events[0].step <= 42

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -21,6 +22,7 @@ _REMEMBERED = 2  # good batches
 _GOOD = 2  # verified snapshots
 _FAR = 100.0  # a norm that moved more than so many times is looked into
 _CERTAIN = 1e6  # a buffer's that moved more than so many times was not moved by batches
+_UNKNOWN = -1.0  # norm of what was not there
 _FLOOR = 1e-3  # root mean square below which a tensor counts as zero
 # Means of gradients or of their squares: none can grow beyond what the gradients bring.
 _MEANS = frozenset(
@@ -71,9 +73,10 @@ class GuardedTorchTraining:
         self._good: list[_Kept] = []
         self._pending: _Kept | None = None
         self._lowest: _Kept | None = None
-        self._found: dict[str, torch.Tensor] | None = None  # since the last snapshot
-        self._norms: dict[str, float] = {}
-        self._looked: tuple[list[str], list[torch.Tensor], list[float]] | None = None
+        self._roster: _Roster | None = None  # of the last snapshot
+        self._stale = True  # whether the state's tensors may be others at the next look
+        self._before = np.zeros(0)  # norms of the roster's tensors then
+        self._norms: np.ndarray | None = None  # and now, once they were looked at
         self._batches: deque[tuple[Batch, float]] = deque(maxlen=_REMEMBERED)
         self._running = [
             buffer
@@ -81,7 +84,7 @@ class GuardedTorchTraining:
             if isinstance(module, _NormBase)
             for buffer in module.buffers(recurse=False)
         ]
-        self._before = [buffer.detach().clone() for buffer in self._running]
+        self._statistics = _Joined([one for one in self._running if one.is_floating_point()])
 
     # Looking.
 
@@ -94,11 +97,13 @@ class GuardedTorchTraining:
         Args:
             forward: Leave out what the step's forward pass moved.
         """
-        self._looked = names, tensors, norms = self._measured()
+        roster, norms = self._look()
+        damaged = ~np.isfinite(norms) & np.isfinite(self._before)
+        if not damaged.any():
+            return None
         moved = {buffer.data_ptr() for buffer in self._running} if forward else set()
-        for name, tensor, norm in zip(names, tensors, norms, strict=True):
-            if math.isfinite(norm) or not math.isfinite(self._norms.get(name, 0.0)):
-                continue
+        for index in damaged.nonzero()[0].tolist():
+            name, tensor = roster.names[index], roster.tensors[index]
             if tensor.data_ptr() in moved:
                 continue
             huge = bool(torch.isfinite(tensor).all())  # its norm alone is too large for the type
@@ -108,45 +113,43 @@ class GuardedTorchTraining:
 
     def jumps(self) -> list[Jump]:
         """Return what moved too far since the last good snapshot, the surest first."""
-        names, tensors, norms = self._looked or self._measured()
+        roster, now = self._roster, self._norms
+        if roster is None or now is None:
+            roster, now = self._look()
+        before = self._before
         sums, self.gradient_sums = self.gradient_sums, [0.0, 0.0]
         rates, self.rate_sum = self.rate_sum, 0.0
+        floor = _FLOOR * roster.roots
+        with np.errstate(invalid="ignore", over="ignore"):
+            times = (np.maximum(before, now) + floor) / (np.minimum(before, now) + floor)
+            # A mean of gradients, or of their squares, cannot exceed what they add up to.
+            state = roster.is_mean & (now > 1e3 * (before + max(sums) + floor))
+            # Ten times what an update by sign, or by the gradient itself, moves a tensor.
+            step = 10.0 * rates * (roster.roots + sums[0])
+            far = (times > _FAR) & ~roster.is_state | state
+            certain = roster.is_weight & (np.abs(now - before) > step)
+            certain = far & (certain | state | roster.is_buffer & (times > _CERTAIN))
+        far &= np.isfinite(before) & (before != _UNKNOWN)
         found = []
-        for name, tensor, norm in zip(names, tensors, norms, strict=True):
-            before = self._norms.get(name, math.nan)
-            kind, _, leaf = name.partition(".")
-            if not math.isfinite(before) or (kind == "state" and _entry(leaf) not in _MEANS):
-                continue
-            root = math.sqrt(tensor.numel())
-            floor = _FLOOR * root
-            low, high = sorted((before + floor, norm + floor))
-            if kind == "state":
-                # A mean of gradients, or of their squares, cannot exceed what they add up to.
-                is_certain = is_far = norm > 1e3 * (before + max(sums) + floor)
-            elif kind == "weight":
-                # Ten times what an update by sign, or by the gradient itself, moves a tensor.
-                is_far = high > _FAR * low
-                is_certain = is_far and abs(norm - before) > 10.0 * rates * (root + sums[0])
-            else:
-                is_far, is_certain = high > _FAR * low, high > _CERTAIN * low
-            if is_far:
-                place = self._place(name, tensor)
-                found.append(Jump(_JUMPS[kind], place, before, norm, is_certain))
+        for index in far.nonzero()[0].tolist():
+            name = roster.names[index]
+            fault, place = _JUMPS[name.partition(".")[0]], self._place(name, roster.tensors[index])
+            jump = Jump(fault, place, float(before[index]), float(now[index]), bool(certain[index]))
+            found.append(jump)
         return sorted(found, key=lambda jump: not jump.certain)
 
-    @torch.no_grad()
-    def _measured(self) -> tuple[list[str], list[torch.Tensor], list[float]]:
-        """Return names, tensors and norms of all that is kept and can be damaged."""
-        if self._found is None:
-            live, _ = self._source.collect()
-            self._found = {
-                name: tensor
-                for name, tensor in live.items()
-                if tensor.is_floating_point() and tensor.numel() and tensor.layout is torch.strided
-                if not (name.startswith("state.") and tensor.dim() == 0)
-            }
-        names, tensors = list(self._found), list(self._found.values())
-        return names, tensors, norms_of(tensors).tolist()
+    def _look(self) -> tuple[_Roster, np.ndarray]:
+        """Measure all that is kept and can be damaged."""
+        if self._roster is None or self._stale:
+            old, new = self._roster, _Roster.of(self._source.collect()[0])
+            if old is None or old.names != new.names:
+                names = [] if old is None else old.names
+                known = dict(zip(names, self._before.tolist(), strict=True))
+                self._before = np.array([known.get(name, _UNKNOWN) for name in new.names])
+            self._stale = old is None or old.places() != new.places()
+            self._roster = new
+        self._norms = _measured(self._roster.tensors)
+        return self._roster, self._norms
 
     def _place(self, name: str, tensor: torch.Tensor) -> str:
         """Return where a damaged tensor stands in the user's words, and which of its rows."""
@@ -180,7 +183,7 @@ class GuardedTorchTraining:
         if where:
             return None, f"first in the output of {where}", named
         for name, weight in reversed(list(self._model.named_parameters())):
-            if weight.grad is not None and not torch.isfinite(weight.grad).all():
+            if weight.grad is not None and not torch.isfinite(_entries(weight.grad)).all():
                 return None, f"gradient of {name}", named
         return None, "", named
 
@@ -190,7 +193,7 @@ class GuardedTorchTraining:
 
         def look(name: str) -> Callable[..., None]:
             def hook(module: nn.Module, _: Any, output: Any) -> None:
-                if not found and any(not torch.isfinite(t).all() for t in floats_in(output)):
+                if not found and any(not torch.isfinite(t).all() for t in _floats_in(output)):
                     found.append(f"{name or 'the model'} ({type(module).__name__})")
 
             return hook
@@ -252,26 +255,32 @@ class GuardedTorchTraining:
 
     # Keeping and putting back.
 
-    def note_forward(self) -> None:
-        """Remember the buffers that the coming forward pass moves."""
-        _copy(self._before, self._running)
-
     def undo_forward(self) -> None:
-        """Put buffers back as they were before the step's forward pass."""
-        _copy(self._running, self._before)
+        """Put the buffers that a forward pass moves back as they were when last found sound."""
+        self._statistics.put_back()
 
     def take(self, step: int, loss: float) -> None:
-        """Promote the snapshot that was taken last, and take another."""
+        """Take a snapshot, which is good once a later look finds nothing."""
+        self.find_sound()
+        room = self._free.pop()
+        live = self._source.collect()
+        room.keep(live)
+        self._pending = _Kept(step, loss, room)
+        before, self._roster = self._roster, _Roster.of(live[0])
+        self._stale |= before is None or before.places() != self._roster.places()
+        if self._norms is None or before is None or before.names != self._roster.names:
+            self._norms = _measured(self._roster.tensors)
+        self._before, self._norms = self._norms, None
+        self.gradient_sums, self.rate_sum = [0.0, 0.0], 0.0
+
+    def find_sound(self) -> None:
+        """Call the snapshot that was taken last a good one: a later look found nothing."""
+        self._statistics.keep()
         if self._pending is not None:
             self._good.append(self._pending)
+            self._pending = None
             if len(self._good) > _GOOD:
                 self._drop(self._good.pop(0))
-        room = self._free.pop()
-        room.keep()
-        self._pending, self._found = _Kept(step, loss, room), None
-        names, _, norms = self._looked or self._measured()
-        self._norms, self._looked = dict(zip(names, norms, strict=True)), None
-        self.gradient_sums, self.rate_sum = [0.0, 0.0], 0.0
 
     def _drop(self, kept: _Kept) -> None:
         """Free a snapshot, or keep it in place of the one with the lowest loss so far."""
@@ -295,10 +304,10 @@ class GuardedTorchTraining:
         if kept is None:
             return None
         kept.state.restore()
-        self._found = None
-        self.note_forward()
-        names, _, norms = self._measured()
-        self._norms, self._looked = dict(zip(names, norms, strict=True)), None
+        self._roster, self._before = None, np.zeros(0)
+        self._statistics.keep()
+        _, self._before = self._look()
+        self._norms = None
         return kept.step
 
     def close(self) -> None:
@@ -327,32 +336,110 @@ class _Exchanged:
         self._source.put_back(self._now, self._plain)
 
 
+class _Roster(NamedTuple):
+    """Tensors that can be damaged, and of which kind each is."""
+
+    names: list[str]
+    tensors: list[torch.Tensor]
+    roots: np.ndarray  # of their numbers of elements
+    is_weight: np.ndarray
+    is_buffer: np.ndarray
+    is_state: np.ndarray
+    is_mean: np.ndarray
+
+    @classmethod
+    def of(cls, live: Mapping[str, torch.Tensor]) -> _Roster:
+        """Return those among a state's tensors."""
+        chosen = {
+            name: tensor
+            for name, tensor in live.items()
+            if tensor.is_floating_point() and tensor.numel() and tensor.layout is torch.strided
+            if not (name.startswith("state.") and tensor.dim() == 0)
+        }
+        names = list(chosen)
+        kinds = [name[:6] for name in names]
+        masks = [np.array([kind == one for kind in kinds], bool) for one in _KINDS]
+        means = np.array([name.rpartition(".")[2] in _MEANS for name in names], bool)
+        sizes = np.array([tensor.numel() for tensor in chosen.values()], float)
+        return cls(names, list(chosen.values()), np.sqrt(sizes), *masks, masks[2] & means)
+
+    def places(self) -> list[int]:
+        """Return where in memory the tensors lie."""
+        return [tensor.data_ptr() for tensor in self.tensors]
+
+
+class _Joined:
+    """Small tensors of a model, kept together by one call each."""
+
+    def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
+        kinds: dict[Any, list[torch.Tensor]] = {}
+        for tensor in tensors:
+            kinds.setdefault((tensor.device, tensor.dtype), []).append(tensor)
+        self._of = [(list(same), torch.cat([t.flatten() for t in same])) for same in kinds.values()]
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        """Keep the values they have now."""
+        for tensors, kept in self._of:
+            torch.cat(tensors, out=kept)
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        """Put back what was kept."""
+        for tensors, kept in self._of:
+            for tensor, part in zip(tensors, kept.split([t.numel() for t in tensors]), strict=True):
+                tensor.copy_(part.view_as(tensor))
+
+
 def norms_of(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     """Return the (n,) float32 norms of tensors, in few kernels."""
     if not tensors:
         return torch.zeros(0)
-    norms = torch._foreach_norm(list(tensors))
-    first = norms[0].device
-    return torch.stack([norm.to(first, torch.float32) for norm in norms])
+    try:
+        norms = torch._foreach_norm(list(tensors))
+    except NotImplementedError:  # a sparse gradient among them
+        norms = torch._foreach_norm([_entries(tensor) for tensor in tensors])
+    first = norms[0]
+    if any(norm.dtype is not torch.float32 or norm.device != first.device for norm in norms):
+        norms = [norm.to(first.device, torch.float32) for norm in norms]
+    return torch.stack(norms)
 
 
-def floats_in(value: Any) -> Iterator[torch.Tensor]:
-    """Yield the floating-point tensors in nested mappings and sequences."""
+def _entries(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the entries of a gradient that are there."""
+    return tensor.coalesce().values() if tensor.is_sparse else tensor
+
+
+def total_norm(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the norm of all gradients together, () float32, in few kernels."""
+    return torch.linalg.vector_norm(norms_of(gradients))
+
+
+def _measured(tensors: Sequence[torch.Tensor]) -> np.ndarray:
+    with torch.no_grad():
+        return np.array(norms_of(tensors).tolist())
+
+
+def tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """Yield the tensors in nested mappings and sequences."""
     if isinstance(value, torch.Tensor):
-        if value.is_floating_point():
-            yield value
+        yield value
     elif isinstance(value, Mapping):
         for item in value.values():
-            yield from floats_in(item)
+            yield from tensors_in(item)
     elif isinstance(value, list | tuple):
         for item in value:
-            yield from floats_in(item)
+            yield from tensors_in(item)
+
+
+def _floats_in(value: Any) -> Iterator[torch.Tensor]:
+    return (tensor for tensor in tensors_in(value) if tensor.is_floating_point())
 
 
 def bad_rows(batch: Any) -> list[int] | None:
     """Return the rows of a batch that are not finite; None if all are finite."""
     rows: set[int] = set()
-    for tensor in floats_in(batch):
+    for tensor in _floats_in(batch):
         bad = ~torch.isfinite(tensor)
         if bad.any():
             rows |= set(_row_numbers(bad))
@@ -381,11 +468,6 @@ def _named_rows(name: Any, rows: list[int]) -> Any:
     return {"batch": name, "rows": rows}
 
 
-def _entry(leaf: str) -> str:
-    """Return the name of an entry of the optimiser's state."""
-    return leaf.rpartition(".")[2]
-
-
 def _copy(into: Sequence[torch.Tensor], of: Sequence[torch.Tensor]) -> None:
     if into:
         with torch.no_grad():
@@ -396,6 +478,7 @@ def _worse(probe: Probe) -> float:
     return math.inf if not math.isfinite(probe.now) else probe.now - probe.then
 
 
+_KINDS = ("weight", "buffer", "state.")
 _JUMPS = {
     "weight": Fault.WEIGHTS_JUMPED,
     "buffer": Fault.BUFFERS_JUMPED,

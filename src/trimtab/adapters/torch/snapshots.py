@@ -145,9 +145,10 @@ class TrainingState:
             room = before.get(name)
             if room is None or not _fits(room, tensor, place):
                 room = _room_for(tensor, place)
-            # In stream order, so that the next step cannot write before it is read.
-            room.copy_(tensor, non_blocking=True)
             kept[name] = room
+        if kept:
+            # In stream order, so that the next step cannot write before it is read.
+            torch._foreach_copy_(list(kept.values()), list(live.values()), non_blocking=True)
         return kept
 
     def save(self, live: dict[str, torch.Tensor], path: Path) -> None:

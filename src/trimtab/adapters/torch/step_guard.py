@@ -14,8 +14,8 @@ from torch import nn
 from trimtab.adapters.torch.guarded_training import (
     Batch,
     GuardedTorchTraining,
-    floats_in,
-    norms_of,
+    tensors_in,
+    total_norm,
 )
 from trimtab.adapters.torch.stepper import Stepper
 from trimtab.core.errors import AdapterError, RescueError
@@ -24,6 +24,8 @@ from trimtab.rescue.engine import RescueEngine
 from trimtab.rescue.events import Event, Fault, Treatment
 
 ON_GIVING_UP = ("stop", "raise", "go-on")
+_ENTRIES = 64  # of a tensor of a batch
+_BATCH_EVERY = 4  # steps between two looks at what is loaded
 _ALOUD = 3  # events of one kind; later ones go to the log
 _Given = ParamSpec("_Given")
 _Result = TypeVar("_Result")
@@ -89,7 +91,8 @@ class StepGuard:
         self.training = GuardedTorchTraining(model, stepper.optimizer, snapshots)
         self.engine = RescueEngine(self.training, act=act, told=self._tell)
         self.loss = 0.0
-        self._last_entries: torch.Tensor | None = None
+        self._last_entries: list[torch.Tensor] = []
+        self._same: list[torch.Tensor] | None = None  # the batch before, where it may be repeated
         self._begun = self._off = self.failed = False
         self._uncut: list[Any] = []  # learning rates to put back after the step
         scaler = stepper.scaler
@@ -163,7 +166,6 @@ class StepGuard:
         if not self.stopped:
             self._mend_scale()
         self.engine.after_update(done)
-        self.training.note_forward()
         self.training.batch = None
         self._give_up()
 
@@ -227,12 +229,15 @@ class StepGuard:
 
     def _read(self, loss: torch.Tensor | float) -> tuple[float, float]:
         """Return the loss and the norm of all gradients."""
-        gradients = [w.grad for w in self._stepper.weights if w.grad is not None]
-        norm = norms_of(gradients).norm()
-        if isinstance(loss, torch.Tensor) and loss.device == norm.device:
-            value, norm_value = torch.stack([loss.detach().reshape(()).float(), norm]).tolist()
+        norm = self._stepper.clipping_norm()
+        if norm is None:
+            norm = total_norm([w.grad for w in self._stepper.weights if w.grad is not None])
+        if norm.device.type != "cpu" and isinstance(loss, torch.Tensor):
+            pair = torch.stack([loss.detach().reshape(()).float(), norm])  # one wait, not two
+            value, norm_value = pair.tolist()
             return value, norm_value
-        return float(loss), float(norm)
+        value = loss.item() if isinstance(loss, torch.Tensor) else float(loss)
+        return value, norm.item()
 
     def _cut_rates(self) -> None:
         """Write lower learning rates for one step, where that was decided."""
@@ -244,16 +249,24 @@ class StepGuard:
             self._uncut = [_multiplied(group, factor) for group in groups]
 
     def _note_batch(self) -> None:
-        """Tell the engine whether the batch is the one before again, by a few entries."""
+        """Tell the engine whether the batch is the one before again.
+
+        Every fourth step a few of its entries are compared with those of four steps ago; where
+        they are equal, whole batches are compared from step to step.
+        """
         batch = self.training.batch
-        if batch is None:
+        if batch is None or (self._same is None and self.engine.step % _BATCH_EVERY):
             return
-        first = next(floats_in(batch.data), None)
-        if first is None or first.device.type != "cpu" or not first.is_contiguous():
-            return
-        entries = first.detach().view(-1)[:64].clone()
-        before, self._last_entries = self._last_entries, entries
-        self.engine.note_batch(before is not None and torch.equal(before, entries))
+        tensors = [one for one in tensors_in(batch.data) if one.device.type == "cpu"]
+        if self._same is not None:
+            equal = _equal(tensors, self._same)
+            self._same = [one.clone() for one in tensors] if equal else None
+            self.engine.note_batch(equal)
+        else:
+            entries, before = [_some(one) for one in tensors], self._last_entries
+            self._last_entries = entries
+            if entries and _equal(entries, before):
+                self._same = [one.clone() for one in tensors]
 
     def _mend_scale(self) -> None:
         """Put a gradient scaler's scale back where overflows drove it below 1."""
@@ -279,6 +292,21 @@ class StepGuard:
             tell(event.sentence())
         else:
             logging.getLogger("trimtab").warning(event.sentence())
+
+
+def _some(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a copy of some entries of a tensor, from all of it."""
+    flat = tensor.detach().reshape(-1) if tensor.layout is torch.strided else tensor.new_zeros(0)
+    return flat[:: max(1, len(flat) // _ENTRIES)].clone()
+
+
+def _equal(some: Sequence[torch.Tensor], others: Sequence[torch.Tensor]) -> bool:
+    same_kind = len(some) == len(others) and all(map(_same_kind, some, others))
+    return same_kind and all(map(torch.equal, some, others))
+
+
+def _same_kind(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.dtype == other.dtype and one.layout == other.layout
 
 
 def _multiplied(group: dict[str, Any], factor: float) -> Any:

@@ -61,6 +61,7 @@ class Stepper:
         self.clip, self.scaler = check_clip(clip), scaler
         self.weights: list[torch.Tensor] = []
         self._clipped: list[torch.Tensor] = []
+        self._norm: torch.Tensor | None = None  # of the gradients, if it was asked for
         self.look_again()
 
     def look_again(self) -> None:
@@ -108,13 +109,27 @@ class Stepper:
                 self.scaler.step(part)
             self.scaler.update()
 
+    def clipping_norm(self) -> torch.Tensor | None:
+        """Return the norm by which the coming step clips; None if it does not, or says none."""
+        if self.clip is None or not hasattr(nn.utils, "get_total_norm"):  # new in PyTorch 2.6
+            return None
+        gradients = [weight.grad for weight in self._clipped if weight.grad is not None]
+        self._norm = nn.utils.get_total_norm(gradients)
+        return self._norm
+
     def clip_now(self) -> None:
         """Clip the gradients, if there is a norm to clip at."""
-        if self.clip is not None:
+        norm, self._norm = self._norm, None
+        if self.clip is None:
+            return
+        if norm is None:
             self._clip(self._clipped)
+        else:
+            nn.utils.clip_grads_with_norm_(self._clipped, float(self.clip), norm)
 
     def skip(self) -> None:
         """Leave the weights alone, and let the scaler take note."""
+        self._norm = None
         if self.scaler is not None:
             self.unscale()
             with suppress(AssertionError):  # there was no gradient at all
