@@ -168,8 +168,9 @@ def record_summary(trial: Any, summary: Summary) -> None:
     """Write a run into a trial's user attributes, also where no `SteeredTrial` was used.
 
     ``trimtab:decisions`` is a list with ``step``, the values applied (reference excluded), those
-    used (``used``, reference included) and why they differ from what was proposed; ``trimtab:schedule`` has the values at the step of each
-    decision, reference included; the rest are single numbers, which Optuna's tables can sort by.
+    used (``used``, reference included) and why they differ from what was proposed;
+    ``trimtab:schedule`` has the values at the step of each decision, reference included; the rest
+    are single numbers, which Optuna's tables can sort by.
 
     Args:
         trial: Of the study.

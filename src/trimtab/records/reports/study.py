@@ -214,8 +214,8 @@ def _decided(record: RunRecord) -> list[str]:
             continue
         top, low = max(range(len(values)), key=values.__getitem__), min(values)
         told.append(
-            f"{_of_schedule(record, name)} was moved up at {up} and down at {down} of {len(values)} decisions: from "
-            f"{figure(held[0])}, at most {figure(values[top])} (step "
+            f"{_of_schedule(record, name)} was moved up at {up} and down at {down} of "
+            f"{len(values)} decisions: from {figure(held[0])}, at most {figure(values[top])} (step "
             f"{record.decisions[top].step}), at least {figure(low)}, {figure(values[-1])} at the "
             "last one."
         )
