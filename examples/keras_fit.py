@@ -32,6 +32,6 @@ steer = TrimtabCallback((x_val, y_val))  # the one line
 model.fit(x, y, epochs=arguments.epochs, callbacks=[steer], verbose=0)
 
 for decision in steer.summary.decisions:
-    print(f"step {decision.step:4}  lr {decision.applied['lr']:.2e}  {decision.why()}")
+    print(f"step {decision.step:4}  lr {decision.used['lr']:.2e}  {decision.why()}")
 print(f"best {steer.summary.best}, rollbacks {steer.summary.rollbacks}")
 print("test", model.evaluate(x_test, y_test, verbose=0, return_dict=True))

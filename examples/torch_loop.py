@@ -31,5 +31,5 @@ with TorchController(optimizer, total_steps=400, validate=validate, model=model)
 
 summary = controller.summary
 for decision in summary.decisions:
-    print(f"step {decision.step:4}  lr {decision.applied['lr']:.2e}  {decision.why()}")
+    print(f"step {decision.step:4}  lr {decision.used['lr']:.2e}  {decision.why()}")
 print(f"best: loss {summary.best['loss']:.3f}, accuracy {summary.best['accuracy']:.3f}")

@@ -39,6 +39,33 @@ def test_schedule_has_one_row_a_step_and_the_run_ends_there(
     assert session.window() == 0
 
 
+def test_used_is_the_schedules_row_at_the_decisions_step_and_peak_what_it_multiplies() -> None:
+    spec = spec_of(2, decisions=5)
+    session = session_of(RandomController(spec), spec, 40, seed=3)
+    train(session, Windows(3))
+
+    rows = session.summary.schedule
+    names = [item.name for item in spec.hyperparameters]
+    for decision in session.summary.decisions:
+        assert isinstance(decision.step, int)
+        assert decision.used == {name: rows[decision.step][name] for name in names}
+        assert decision.peak == decision.applied
+    assert isinstance(session.summary.best["step"], int)
+    assert isinstance(session.summary.last["step"], int)
+
+
+def test_used_follows_a_schedule_that_is_learned_as_the_loop_goes() -> None:
+    session = session_of(None)
+    decision = session.step(Metrics(val_loss=2.0))
+    assert decision is not None
+    session.reference[0] *= 0.25
+    session.observe(Metrics(val_loss=1.0, steps=session.window()))
+
+    assert session.summary.decisions[0].used == {
+        name: session.summary.schedule[0][name] for name in decision.used
+    }
+
+
 def test_no_window_is_due_before_the_first_decision() -> None:
     session = session_of(None)
 

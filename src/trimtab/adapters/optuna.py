@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, Self
 
-from trimtab.core.decision import Progress, Summary
+from trimtab.core.decision import Decision, Progress, Summary
 from trimtab.core.directions import direction_of
 from trimtab.core.errors import MissingDependencyError, SpecError
 
@@ -230,7 +230,7 @@ def trimtab_callback(trial: Any, *, monitor: str = "loss") -> Callable[[Progress
     def tell(progress: Progress) -> None:
         if progress.decision is not None:
             decision = progress.decision
-            rows.append(_row(decision.step, decision.applied, decision.why()))
+            rows.append(_row(decision))
             _write_rows(trial, rows)
         value = progress.measured.get(monitor)
         if not reports or value is None:
@@ -245,15 +245,16 @@ def trimtab_callback(trial: Any, *, monitor: str = "loss") -> Callable[[Progress
 def record_summary(trial: Any, summary: Summary) -> None:
     """Write a run into a trial's user attributes, also where no `SteeredTrial` was used.
 
-    ``trimtab:decisions`` is a list with ``step``, the values applied (reference excluded) and why
-    they differ from what was proposed; ``trimtab:schedule`` has the values at the step of each
-    decision, reference included; the rest are single numbers, which Optuna's tables can sort by.
+    ``trimtab:decisions`` is a list with ``step``, the values applied (reference excluded), those
+    used (``used``, reference included) and why they differ from what was proposed;
+    ``trimtab:schedule`` has the values at the step of each decision, reference included; the rest
+    are single numbers, which Optuna's tables can sort by.
 
     Args:
         trial: Of the study.
         summary: ``controller.summary`` or ``callback.summary``.
     """
-    rows = [_row(one.step, one.applied, one.why()) for one in summary.decisions]
+    rows = [_row(one) for one in summary.decisions]
     _write_rows(trial, rows)
     steps = {row["step"] for row in rows}
     schedule = [dict(row) for row in summary.schedule if row["step"] in steps]
@@ -270,10 +271,11 @@ def record_summary(trial: Any, summary: Summary) -> None:
             trial.set_user_attr(_PREFIX + name, value)
 
 
-def _row(step: int, applied: Any, why: str) -> dict[str, Any]:
-    return {"step": int(step), **{name: float(value) for name, value in applied.items()}} | (
-        {"why": why} if why else {}
-    )
+def _row(decision: Decision) -> dict[str, Any]:
+    applied = {name: float(value) for name, value in decision.applied.items()}
+    used = {"used": {name: float(value) for name, value in decision.used.items()}}
+    why = decision.why()
+    return {"step": int(decision.step), **applied, **used} | ({"why": why} if why else {})
 
 
 def _write_rows(trial: Any, rows: list[dict[str, Any]]) -> None:

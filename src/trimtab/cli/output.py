@@ -178,7 +178,8 @@ def _moves(progress: Progress) -> str:
     decision = progress.decision
     if decision is None:
         return "done"
-    parts = [f"{name} {number(value)}" for name, value in decision.applied.items()]
+    values = decision.used or decision.applied
+    parts = [f"{name} {number(value)}" for name, value in values.items()]
     text = f"decision {decision.index + 1}: " + ", ".join(parts)
     return f"{text} ({decision.why()})" if decision.why() else text
 

@@ -301,6 +301,11 @@ class LearnedController:
         self._width = self._parameters["token_b"].shape[0]
         self._hidden: np.ndarray | None = None
 
+    @property
+    def parameters(self) -> Mapping[str, np.ndarray]:
+        """The network's arrays by name, as `forward` takes them."""
+        return self._parameters
+
     def reset(self, *, seed: int) -> None:
         """Forget the last run; the seed is not used, since nothing is drawn."""
         del seed

@@ -74,6 +74,8 @@ class Decision:
         action: What the controller answered, in the spec's kind of actions; None if it failed.
         proposed: Value of each hyperparameter that the action asked for, reference excluded.
         applied: Value that holds in the next window, reference excluded.
+        used: Value of each hyperparameter at the window's first step, by name, reference included:
+            of a learning rate what the optimiser has there. Empty if it was not recorded.
         offset: (H,) float32 coordinate of each applied value relative to its start.
         reason: `Reason` bits of each hyperparameter, by name.
         restored: Whether the best weights were put back before the next step.
@@ -97,6 +99,12 @@ class Decision:
     terminated: bool
     reward: float
     note: str = ""
+    used: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def peak(self) -> Mapping[str, float]:
+        """What the schedule multiplies in the next window, by name: the same as ``applied``."""
+        return self.applied
 
     def why(self) -> str:
         """Return in words why the applied values differ from the proposed ones."""

@@ -201,7 +201,7 @@ class Session:
         self._latest = (metrics, dict(measured or {}))
         named = dict(measured or {}) or {"loss": float(metrics.val_loss)}
         self.summary.last = {
-            "step": float(self.steps_done),
+            "step": self.steps_done,
             "train_loss": float(metrics.train_loss),
             "reward": self._reward,
             **named,
@@ -210,7 +210,7 @@ class Session:
         if (self.carry.is_best or first) and (self.carry.guarded or not ranked):
             self._keep()
         if self._take_rank(rank, metrics) if ranked else self.carry.is_best:
-            self.summary.best = {"step": float(self.steps_done), **named}
+            self.summary.best = {"step": self.steps_done, **named}
             if ranked:
                 self._keep_best()
         self._count()
@@ -251,6 +251,7 @@ class Session:
             action=action,
             proposed={name: self.unscheduled(h, proposed) for h, name in enumerate(names)},
             applied={name: self._in_force(h) for h, name in enumerate(names)},
+            used={name: self.value(h, self.steps_done) for h, name in enumerate(names)},
             offset=self._offset,
             reason=bits,
             restored=bool(values.restore),
@@ -452,6 +453,16 @@ class Session:
             for name, scheduled, base in bases:
                 row[name] = base * reference if scheduled else base
             self.summary.schedule.append(row)
+        self._correct_used(first)
+
+    def _correct_used(self, first: int) -> None:
+        """Take what the window's first step used where its schedule was not known before."""
+        decisions, schedule = self.summary.decisions, self.summary.schedule
+        if not decisions or decisions[-1].step != first or len(schedule) <= first:
+            return
+        used = {name: schedule[first][name] for name in decisions[-1].used}
+        if used != decisions[-1].used:
+            decisions[-1] = replace(decisions[-1], used=used)
 
     def _count(self) -> None:
         summary, carry = self.summary, self.carry

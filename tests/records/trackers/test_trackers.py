@@ -57,6 +57,7 @@ def decision(index: int = 0, **changes: Any) -> Decision:
         "action": np.zeros(2),
         "proposed": {"lr": 4e-3},
         "applied": {"lr": 2e-3},
+        "used": {"lr": 1e-3},
         "offset": np.zeros(1, np.float32),
         "reason": {"lr": int(Reason.BOUNDS)},
         "restored": False,
@@ -214,6 +215,7 @@ def test_without_trackers_a_store_is_all_there_is(tmp_path):
 def test_a_decision_is_told_in_finite_numbers_and_in_words():
     numbers = fields.decision_numbers(decision(1))
     assert numbers == {
+        "used/lr": 1e-3,
         "applied/lr": 2e-3,
         "proposed/lr": 4e-3,
         "validation/loss": 0.4,
@@ -222,7 +224,7 @@ def test_a_decision_is_told_in_finite_numbers_and_in_words():
         "decision/reward_nats": 0.125,
         "decision/restored": 0.0,
     }
-    words = "decision 2 at step 2: lr = 0.002 (asked for 0.004): held at its bound; it broke"
+    words = "decision 2 at step 2: lr = 0.001, peak 0.002 (asked for 0.004): held at its bound; it broke"
     assert fields.explain(decision(1, note="it broke")) == words
 
 

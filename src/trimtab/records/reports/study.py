@@ -193,6 +193,11 @@ def _path_in_words(view: StudyView, winner: RunRecord | None) -> list[str]:
     return told
 
 
+def _of_schedule(record: RunRecord, name: str) -> str:
+    kinds = {item["name"]: item["kind"] for item in record.head["spec"]["hyperparameters"]}
+    return f"the schedule's peak of {name}" if kinds[name] == "lr" else name
+
+
 def _decided(record: RunRecord) -> list[str]:
     """Return what was decided in a run, in words."""
     told = []
@@ -205,12 +210,12 @@ def _decided(record: RunRecord) -> list[str]:
         up = sum(now > 1.001 * before for before, now in pairs)
         down = sum(now < 0.999 * before for before, now in pairs)
         if not up and not down:
-            told.append(f"{name} stayed at {figure(values[-1])}.")
+            told.append(f"{_of_schedule(record, name)} stayed at {figure(values[-1])}.")
             continue
         top, low = max(range(len(values)), key=values.__getitem__), min(values)
         told.append(
-            f"{name} was moved up at {up} and down at {down} of {len(values)} decisions: from "
-            f"{figure(held[0])}, at most {figure(values[top])} (step "
+            f"{_of_schedule(record, name)} was moved up at {up} and down at {down} of "
+            f"{len(values)} decisions: from {figure(held[0])}, at most {figure(values[top])} (step "
             f"{record.decisions[top].step}), at least {figure(low)}, {figure(values[-1])} at the "
             "last one."
         )

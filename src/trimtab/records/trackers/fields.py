@@ -52,11 +52,13 @@ def settings_of(info: RunInfo) -> dict[str, Any]:
 def decision_numbers(decision: Decision) -> dict[str, float]:
     """Return what a decision saw and did, name -> finite number, at the decision's step.
 
-    ``applied/NAME`` and ``proposed/NAME`` leave the reference schedule out; ``schedule/NAME``,
-    which holds it, is known when the run ends.
+    ``used/NAME`` is what the optimiser has at that step; ``applied/NAME`` and ``proposed/NAME`` are
+    the peak, which the schedule multiplies. ``schedule/NAME``, what was used at every step, is
+    known when the run ends.
     """
     metrics = decision.metrics
     numbers = {
+        **{f"used/{name}": value for name, value in decision.used.items()},
         **{f"applied/{name}": value for name, value in decision.applied.items()},
         **{f"proposed/{name}": value for name, value in decision.proposed.items()},
         **{f"validation/{name}": value for name, value in decision.measured.items()},
@@ -72,10 +74,13 @@ def decision_numbers(decision: Decision) -> dict[str, float]:
 
 
 def explain(decision: Decision) -> str:
-    """Return a decision in words: what was applied, what was asked for, and why they differ."""
+    """Return a decision in words: the value used, its peak, what was asked for, and why not."""
     parts = []
     for name, applied in decision.applied.items():
-        words = f"{name} = {applied:.4g}"
+        used = decision.used.get(name, applied)
+        words = f"{name} = {used:.4g}"
+        if used != applied:
+            words += f", peak {applied:.4g}"
         asked = decision.proposed.get(name, applied)
         if asked != applied:
             words += f" (asked for {asked:.4g})"
