@@ -12,6 +12,7 @@ from trimtab.core.errors import SpecError, unknown_name
 from trimtab.core.hyperparameters import Hyperparameter
 from trimtab.core.notices import tell
 from trimtab.core.protocols import Controller
+from trimtab.core.ranges import LrRange, within_range
 from trimtab.core.spec import LEAST_STEPS, ControlSpec
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def controller_for(
     hyperparameters: Sequence[Hyperparameter],
     *,
     decisions: int = 20,
+    lr_range: LrRange | None = None,
 ) -> tuple[ControlSpec, Controller]:
     """Return the spec and the controller for a run.
 
@@ -76,28 +78,31 @@ def controller_for(
         hyperparameters: What is steered.
         decisions: Number of decisions. A run with fewer than four steps for each has fewer, unless
             more than the usual 20 are asked for.
+        lr_range: Learning rates between which values stay; None for the usual bounds.
 
     Raises:
         UnknownNameError: No policy or controller has that name.
         PolicyFileError: The file cannot be read as a policy.
-        SpecError: What is registered under the name is no policy or controller.
+        SpecError: What is registered under the name is no policy or controller, or the range does
+            not hold the start.
     """
     from trimtab.controllers.learned import LearnedController, read_policy
 
     least = LEAST_STEPS if decisions <= _USUAL_DECISIONS else 1
-    plain = ControlSpec(
-        hyperparameters=tuple(hyperparameters), decisions=decisions, least_steps=least
-    )
+    items = within_range(hyperparameters, lr_range)
+    plain = ControlSpec(hyperparameters=tuple(items), decisions=decisions, least_steps=least)
     policy = "reference" if policy is None else policy
     if isinstance(policy, str) and policy in registry.names("controller"):
         policy = registry.make_controller(policy, plain)
     if not isinstance(policy, str | Path):
         own = getattr(policy, "spec", plain)
-        return replace(own, hyperparameters=plain.hyperparameters, decisions=decisions), policy
+        items = within_range(hyperparameters, lr_range, version=own.version)
+        return replace(own, hyperparameters=tuple(items), decisions=decisions), policy
     loaded = read_policy(policy_path(policy, beside=registry.names("controller")))
+    items = within_range(hyperparameters, lr_range, version=loaded.spec.version)
     spec = replace(
         loaded.spec,
-        hyperparameters=plain.hyperparameters,
+        hyperparameters=tuple(items),
         decisions=decisions,
         least_steps=min(loaded.spec.least_steps, least),
     )

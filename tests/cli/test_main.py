@@ -267,6 +267,9 @@ def test_doctor_tells_versions_extras_threads_store_and_policy(trimtab):
         ("run tiny:make --policy none --start lr=1 --start lr=2", "lr is given twice"),
         ("run tiny:make --policy none --start leaning=1", "unknown hyperparameter 'leaning'"),
         ("run tiny:make --start-scale 1 --start lr=1", "both set the learning rate; give one"),
+        ("run tiny:make --lr-range 1e-3..1e-5", "'1e-3..1e-5' is not two learning rates"),
+        ("run tiny:make --lr-range 1e-3", "'1e-3' is not two learning rates"),
+        ("run tiny:make --lr-range 1e-9..1e-8", "leaves out the learning rate"),
         (
             "run tiny:make --policy none --start-scale 0",
             "0.0 is not a positive number; 0.01 starts 100 times too low",

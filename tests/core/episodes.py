@@ -67,6 +67,10 @@ def random_metrics(generator: np.random.Generator, decision: int, faults: float 
         steps=10.0,
         charge=seen(320.0),
         finite=float(generator.random() >= faults),
+        alignment=math.sin(7.0 * decision),
+        alignment_mean=math.nan if decision % 5 == 0 else math.cos(3.0 * decision),
+        distance_ratio=10.0 ** (decision % 7 - 3) * (-1.0) ** decision,
+        straightness=1.0 / (1.0 + decision),
     )
 
 
@@ -131,7 +135,12 @@ def drawn_episode(
 
 
 ANY_FLOAT = st.floats(width=32) | st.sampled_from([0.0, math.nan, math.inf, -math.inf, 1e-30, 3e38])
-ANY_METRICS = st.builds(Metrics, *[ANY_FLOAT] * 12, finite=st.sampled_from([0.0, 1.0]))
+ANY_METRICS = st.builds(
+    Metrics,
+    *[ANY_FLOAT] * 12,
+    st.sampled_from([0.0, 1.0]),
+    *[ANY_FLOAT] * (len(Metrics._fields) - 13),
+)
 """Metrics of any value whatever."""
 
 WIDTHS = st.sampled_from([1, 2, 8])

@@ -42,9 +42,9 @@ REWARD_OF = {1: "log-loss", 2: "cost-aware", 8: "relative"}
 
 
 def drawn_spec(width: int, **fields: Any) -> ControlSpec:
-    """Return a spec of that width; of two hyperparameters, one that undoes short windows."""
+    """Return a spec of that width; with two it undoes short windows, with eight it is version 2."""
     undoing = {"undo": 0.1, "undo_noise": 0.5, "entry_resumes": True} if width == 2 else {}
-    return spec_of(width, **undoing, **fields)
+    return spec_of(width, **undoing, version=2 if width == 8 else 1, **fields)
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from trimtab.core.directions import check_mode, is_loss
 from trimtab.core.errors import SpecError
 from trimtab.core.hyperparameters import Hyperparameter
 from trimtab.core.protocols import Controller
+from trimtab.core.ranges import LrRange, checked_range
 from trimtab.core.spec import ControlSpec
 
 GUARD = "guard"
@@ -37,6 +38,7 @@ class RunKeywords(TypedDict, total=False):
     watch_only: bool
     act: bool
     on_giving_up: str
+    lr_range: LrRange | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +67,8 @@ class RunOptions:
         act: False for a dry run of ``policy="guard"``: it tells what went wrong and does nothing.
         on_giving_up: When ``policy="guard"`` cannot mend a run: ``"stop"`` leaves out all updates
             from then on, ``"raise"`` raises `RescueError`, ``"go-on"`` trains on, unguarded.
+        lr_range: Lowest and highest learning rate that the run may have, schedule aside: the range
+            that you would have given a sweep. None leaves the usual bounds.
     """
 
     hyperparameters: Iterable[Steerable]
@@ -81,10 +85,13 @@ class RunOptions:
     watch_only: bool = False
     act: bool = True
     on_giving_up: str = "stop"
+    lr_range: LrRange | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hyperparameters", entries_of(self.hyperparameters))
         check_mode(self.mode)
+        if self.lr_range is not None:
+            object.__setattr__(self, "lr_range", checked_range(self.lr_range))
 
     @property
     def keeps_best(self) -> bool:
@@ -108,11 +115,12 @@ class RunOptions:
         Raises:
             UnknownNameError: No policy has that name.
             PolicyFileError: The policy's file cannot be read as one.
+            SpecError: The range does not hold the learning rate, or none is steered.
         """
         from trimtab.defaults import controller_for
 
         policy = None if self.rescues else self.policy
-        return controller_for(policy, items, decisions=self.decisions)
+        return controller_for(policy, items, decisions=self.decisions, lr_range=self.lr_range)
 
     def snapshots_of(
         self, source: SnapshotSource, controller: Controller

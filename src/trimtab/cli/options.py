@@ -37,6 +37,10 @@ GivenStartScale = Annotated[float, _SCALE]
 Seed = Annotated[
     int, typer.Option(help="First or only seed; all that is drawn at random follows from it.")
 ]
+LrRange = Annotated[
+    str | None,
+    typer.Option(help="Learning rates that it stays between, such as 1e-5..1e-3."),
+]
 Store = Annotated[
     str,
     typer.Option(
@@ -252,3 +256,23 @@ def one_thread() -> None:
         "TF_NUM_INTEROP_THREADS",
     ):
         os.environ.setdefault(variable, "1")
+
+
+def rates_between(text: str | None) -> tuple[float, float] | None:
+    """Return the two learning rates in ``LOW..HIGH``.
+
+    Raises:
+        SpecError: The text does not read so.
+    """
+    from trimtab.core.ranges import checked_range
+
+    if text is None:
+        return None
+    low, _, high = text.partition("..")
+    try:
+        return checked_range((float(low), float(high)))
+    except (ValueError, SpecError) as error:
+        raise SpecError(
+            f"--lr-range: {text!r} is not two learning rates above 0, the lower one first; write "
+            "such as 1e-5..1e-3"
+        ) from error

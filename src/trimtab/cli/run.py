@@ -31,6 +31,7 @@ class Request:
         hyperparameters: Names of what is steered.
         start: Start by name.
         start_scale: Factor between the task's tuned learning rate and the start.
+        lr_range: Learning rates between which values stay; None for the usual bounds.
         decisions: Number of decisions.
         reference: Name of the reference schedule.
         seed: Seed of the run.
@@ -45,6 +46,7 @@ class Request:
     hyperparameters: tuple[str, ...] = ("lr",)
     start: dict[str, float] = field(default_factory=dict)
     start_scale: float | None = None
+    lr_range: tuple[float, float] | None = None
     decisions: int = 20
     reference: str = "warmup-linear"
     seed: int = 0
@@ -68,7 +70,9 @@ def prepared(request: Request, task: Task) -> tuple[ControlSpec, Controller, dic
         task, request.hyperparameters, request.start, request.start_scale
     )
     policy = None if request.policy.lower() == "none" else request.policy
-    spec, controller = controller_for(policy, items, decisions=request.decisions)
+    spec, controller = controller_for(
+        policy, items, decisions=request.decisions, lr_range=request.lr_range
+    )
     window_ends(spec, task.total_steps)
     reference_multipliers(request.reference, task.total_steps)
     return spec, controller, held
@@ -131,6 +135,7 @@ def run(
     hyperparameters: options.Steered = "lr",
     start: options.Start = None,
     start_scale: options.StartScale = None,
+    lr_range: options.LrRange = None,
     decisions: Annotated[int, typer.Option(help="How often the policy decides.")] = 20,
     reference: Annotated[
         str, typer.Option(help="warmup-linear, cosine, one-cycle or constant.")
@@ -158,6 +163,7 @@ def run(
         hyperparameters=tuple(options.names(hyperparameters)),
         start=options.assignments(start or []),
         start_scale=start_scale,
+        lr_range=options.rates_between(lr_range),
         decisions=decisions,
         reference=reference,
         seed=seed,

@@ -21,14 +21,13 @@ import numpy as np
 
 from trimtab.core.array_namespace import SCALAR_NUMPY
 from trimtab.core.errors import PolicyFileError, SpecError
-from trimtab.core.features import GLOBAL_FEATURES, TOKEN_FEATURES
-from trimtab.core.hyperparameters import KINDS
+from trimtab.core.features import GLOBAL_FEATURES, token_size
 from trimtab.core.nested_state import array_bytes, content_digest, safetensors_header
 from trimtab.core.spec import MOVES, ControlSpec
 
 POLICY_FORMAT = "trimtab-policy-1"
-TOKEN_BLOCK = len(TOKEN_FEATURES) + len(KINDS)
 _N_GLOBAL = len(GLOBAL_FEATURES)
+_BLOCK = token_size(ControlSpec())
 _MOVES = np.asarray(MOVES, np.float32)
 _PLACES = np.arange(len(MOVES))
 _EXTRA = ("novelty_mean", "novelty_scale", "novelty_limit")
@@ -39,10 +38,10 @@ _LARGEST_FILE = 256 * 2**20  # bytes; a policy has some 150 thousand
 _LONGEST_HEADER = 2**20
 
 
-def parameter_shapes(width: int) -> dict[str, tuple[int, ...]]:
-    """Return name -> shape of the network's arrays for a hidden width."""
+def parameter_shapes(width: int, block: int = _BLOCK) -> dict[str, tuple[int, ...]]:
+    """Return name -> shape of the network's arrays for a hidden width and a token's block."""
     return {
-        "token_w": (_N_GLOBAL + TOKEN_BLOCK, width),
+        "token_w": (_N_GLOBAL + block, width),
         "token_b": (width,),
         "mix_w": (2 * width, width),
         "mix_b": (width,),
@@ -54,6 +53,11 @@ def parameter_shapes(width: int) -> dict[str, tuple[int, ...]]:
         "restore_w": (2 * width, 2),
         "restore_b": (2,),
     }
+
+
+def token_block(parameters: Mapping[str, Any]) -> int:
+    """Return the length of a hyperparameter's block in the observations that a network reads."""
+    return int(parameters["token_w"].shape[0]) - _N_GLOBAL
 
 
 def _sigmoid(value: Any, xp: Any) -> Any:
@@ -75,7 +79,7 @@ def forward(
         xp: ``numpy`` or ``jax.numpy``.
     """
     width = hidden.shape[-1]
-    tokens = observation[_N_GLOBAL:].reshape(-1, TOKEN_BLOCK)  # (H, block)
+    tokens = observation[_N_GLOBAL:].reshape(-1, token_block(parameters))  # (H, block)
     shared = observation[:_N_GLOBAL] @ parameters["token_w"][:_N_GLOBAL]
     own = tokens @ parameters["token_w"][_N_GLOBAL:]
     token = xp.tanh(own + (shared + parameters["token_b"])[None, :])  # (H, width)
@@ -251,16 +255,16 @@ def read_policy(path: str | Path) -> PolicyFile:
             f"policy {path} was changed after it was written (sha256 {found[:12]!r}, the file "
             f"says {told}); get it again"
         )
-    _check_arrays(path, arrays)
+    _check_arrays(path, arrays, token_size(header["spec"]))
     parameters = {name: value for name, value in arrays.items() if name not in _EXTRA}
     novelty = {name: arrays[name] for name in _EXTRA if name in arrays}
     return PolicyFile(header["name"], header["spec"], parameters, novelty, header["about"])
 
 
-def _check_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
+def _check_arrays(path: str | Path, arrays: Mapping[str, np.ndarray], block: int) -> None:
     """Raise unless these are the arrays of a network, all of them and no others."""
     biases = arrays.get("token_b", np.zeros(0))
-    expected = parameter_shapes(biases.shape[0] if biases.ndim == 1 else 0)
+    expected = parameter_shapes(biases.shape[0] if biases.ndim == 1 else 0, block)
     if any(name in arrays for name in _EXTRA):
         expected |= dict(zip(_EXTRA, ((_N_GLOBAL,), (_N_GLOBAL,), (1,)), strict=True))
     found = {name: tuple(value.shape) for name, value in arrays.items()}
@@ -313,7 +317,7 @@ class LearnedController:
 
     def act(self, observation: np.ndarray) -> np.ndarray:
         """Return (H + 1,) float32: a place among ``MOVES`` each, then 1 to restore or 0."""
-        n_tokens = (len(observation) - _N_GLOBAL) // TOKEN_BLOCK
+        n_tokens = (len(observation) - _N_GLOBAL) // token_block(self._parameters)
         if self._hidden is None or len(self._hidden) != n_tokens:
             self._hidden = np.zeros((n_tokens, self._width), np.float32)
         moves, restore, self._hidden = forward(

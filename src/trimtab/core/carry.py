@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from trimtab.core.hyperparameters import KINDS
-from trimtab.core.spec import ControlSpec, short_windows, window_ends
+from trimtab.core.spec import NARROW, ControlSpec, short_windows, window_ends
 
 
 class Carry(NamedTuple):
@@ -74,6 +74,7 @@ class Carry(NamedTuple):
     terminated: Any  # () 1 when one divergence more than allowed was seen
     # Added later; states from before do not have it.
     spread: Any = np.float32(np.nan)  # () mean size of the changes of s_val that were kept; nan: no
+    entry: Any = 0.0  # (H,) offset at which the run began, to rise to zero in its short windows
 
 
 def begin(
@@ -103,7 +104,8 @@ def begin(
     is_lr = np.array([item.kind == "lr" for item in items], np.float32)
     low_offset, high_offset = _offset_bounds(spec)
     front, _ = short_windows(spec, total_steps)
-    offset = is_lr * np.float32(spec.entry if front and guarded else 0.0)
+    entry = is_lr * _entry(spec, low_offset, high_offset)
+    offset = entry if front and guarded else entry * np.float32(0.0)
     number = np.float32
     nan, zero, one = number(np.nan), number(0.0), number(1.0)
     vector = np.zeros(len(items), np.float32)
@@ -156,8 +158,22 @@ def begin(
         restores=zero,
         since_restore=number(99.0),
         terminated=zero,
+        entry=entry,
         spread=nan,
     )
+
+
+def _entry(spec: ControlSpec, low_offset: np.ndarray, high_offset: np.ndarray) -> Any:
+    """Return where learning rates begin: see `ControlSpec.entry`."""
+    if spec.version == 1:
+        return np.float32(spec.entry)
+    return entry_of(low_offset, high_offset, np)
+
+
+def entry_of(low_offset: Any, high_offset: Any, xp: Any) -> Any:
+    """Return the offsets at which version 2 begins within ranges: low ends, 0 in narrow ones."""
+    is_wide = high_offset - low_offset > xp.float32(NARROW)
+    return xp.where(is_wide, low_offset, xp.float32(0.0)).astype(np.float32)
 
 
 def _progress_at(ends: np.ndarray, total_steps: int, length: int) -> np.ndarray:

@@ -159,7 +159,7 @@ def observe(spec: ControlSpec, carry: Carry, metrics: Metrics, xp: Any) -> tuple
         carry, earned = _score(spec, before, carry, metrics, xp)
         carry = _take_gradients(carry, metrics, xp)
         carry = _credit(before, carry, xp)
-        return carry, observe_features(before, carry, metrics, xp), earned
+        return carry, observe_features(spec, before, carry, metrics, xp), earned
 
 
 def _take_losses(spec: ControlSpec, carry: Carry, metrics: Metrics, xp: Any) -> Carry:
@@ -345,7 +345,7 @@ def _ramp(spec: ControlSpec, carry: Carry, restore: Any, xp: Any) -> Any:
     f = xp.float32
     stopped = carry.rollbacks if spec.entry_resumes else carry.restores
     entering = (carry.decision >= 1) & (carry.decision <= carry.front) & (stopped == 0)
-    ramp = xp.where(entering & ~restore & (carry.guarded > 0), f(-spec.entry), f(0.0))
+    ramp = xp.where(entering & ~restore & (carry.guarded > 0), -carry.entry, f(0.0))
     ramp = ramp / xp.maximum(carry.front, f(1.0))
     if not spec.entry_resumes:
         return ramp

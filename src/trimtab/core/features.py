@@ -19,11 +19,14 @@ __all__ = [
     "FEATURE_BOUND",
     "GLOBAL_FEATURES",
     "TOKEN_FEATURES",
+    "WIDE_FEATURES",
     "global_features",
     "observation_size",
     "observation_table",
     "observe_features",
     "token_features",
+    "token_size",
+    "wide_features",
 ]
 
 FEATURE_BOUND = 3.0
@@ -81,11 +84,28 @@ TOKEN_FEATURES: tuple[tuple[str, str, str], ...] = (
     ("since_move", "log10(1 + decisions since the last move)", "decades"),
 )
 
+WIDE_FEATURES: tuple[tuple[str, str, str], ...] = (
+    ("range_above", "distance to the upper end of the range / 5, at most 1", "5 units"),
+    ("range_below", "distance to the lower end of the range / 5, at most 1", "5 units"),
+    ("range_width", "width of the range / 5, at most 1", "5 units"),
+    ("alignment", "cosine of gradient and way back to the first weights, times 3", "1 / 3"),
+    ("alignment_mean", "the same over the run so far, weighted by the path, times 3", "1 / 3"),
+    ("alignment_sign", "tanh(20 times that mean)", "1"),
+    ("distance", "log10 of the estimated distance over a step's length; -2 if below", "decades"),
+    ("straightness", "log10(distance from the first weights / path so far) + 1", "decades"),
+    ("distance_known", "1 if these were measured", "flag"),
+)
+"""What version 2 of the spec adds to each hyperparameter's block, after its kind."""
+
+
+def token_size(spec: ControlSpec) -> int:
+    """Return the length of one hyperparameter's block in an observation."""
+    return len(TOKEN_FEATURES) + len(KINDS) + (len(WIDE_FEATURES) if spec.version > 1 else 0)
+
 
 def observation_size(spec: ControlSpec) -> int:
     """Return the length of an observation: globals, then one block a hyperparameter."""
-    block = len(TOKEN_FEATURES) + len(KINDS)
-    return len(GLOBAL_FEATURES) + block * len(spec.hyperparameters)
+    return len(GLOBAL_FEATURES) + token_size(spec) * len(spec.hyperparameters)
 
 
 def observation_table(spec: ControlSpec) -> list[dict[str, Any]]:
@@ -94,6 +114,8 @@ def observation_table(spec: ControlSpec) -> list[dict[str, Any]]:
     for item in spec.hyperparameters:
         rows += [(f"{item.name}.{name}", meaning, unit) for name, meaning, unit in TOKEN_FEATURES]
         rows += [(f"{item.name}.kind.{kind}", f"1 if the kind is {kind}", "flag") for kind in KINDS]
+        if spec.version > 1:
+            rows += [(f"{item.name}.{name}", text, unit) for name, text, unit in WIDE_FEATURES]
     return [
         {
             "index": index,
@@ -194,14 +216,32 @@ def token_features(before: Carry, carry: Carry, xp: Any) -> Any:
     return xp.concatenate([columns, carry.kinds], axis=-1)
 
 
-def observe_features(before: Carry, carry: Carry, metrics: Any, xp: Any) -> Any:
+def wide_features(carry: Carry, metrics: Any, xp: Any) -> Any:
+    """Return (H, len(WIDE_FEATURES)) float32 before clipping."""
+    f = xp.float32
+    known = xp.isfinite(metrics.distance_ratio) & xp.isfinite(metrics.alignment_mean)
+    mean, zero = _known(metrics.alignment_mean, xp), carry.offset * f(0.0)
+    distance = xp.log10(xp.maximum(_known(metrics.distance_ratio, xp), f(1e-2)))
+    straight = xp.log10(xp.maximum(_known(metrics.straightness, xp), f(1e-3))) + f(1.0)
+    above, below = carry.high_offset - carry.offset, carry.offset - carry.low_offset
+    run = [
+        _known(metrics.alignment, xp) * f(3.0),
+        mean * f(3.0),
+        xp.tanh(mean * f(20.0)),
+        xp.where(known, distance, f(0.0)),
+        xp.where(known, straight, f(0.0)),
+        xp.where(known, f(1.0), f(0.0)),
+    ]
+    ends = [xp.minimum(width / f(5.0), f(1.0)) for width in (above, below, above + below)]
+    return xp.stack([*ends, *[zero + value for value in run]], axis=-1)
+
+
+def observe_features(spec: ControlSpec, before: Carry, carry: Carry, metrics: Any, xp: Any) -> Any:
     """Return the (n,) float32 observation, clipped and finite; `observation_table` names it."""
-    flat = xp.concatenate(
-        [
-            global_features(before, carry, metrics, xp),
-            token_features(before, carry, xp).reshape(-1),
-        ]
-    )
+    tokens = token_features(before, carry, xp)
+    if spec.version > 1:
+        tokens = xp.concatenate([tokens, wide_features(carry, metrics, xp)], axis=-1)
+    flat = xp.concatenate([global_features(before, carry, metrics, xp), tokens.reshape(-1)])
     bound = xp.float32(FEATURE_BOUND)
     flat = xp.where(xp.isnan(flat), xp.float32(0.0), flat)
     return xp.clip(flat, -bound, bound).astype(np.float32)

@@ -48,6 +48,15 @@ class Metrics(NamedTuple):
         steps: Optimiser steps done in the window.
         charge: What the window cost, in examples with gradient; forward-only examples count 1/3.
         finite: 1.0 if every loss of the window was finite, else 0.0.
+        alignment: Cosine between the way back to the run's first weights and the gradient at the
+            window's end. Far below the right learning rate the gradient points on, away from where
+            the run began (positive: the loss falls along the way from the start); a rate too high
+            has gone past it (negative).
+        alignment_mean: The same over the run so far, each window weighted by the path in it.
+        distance_ratio: Estimated distance from the first weights to the goal, over the length of
+            a step, both per weight (Prodigy's estimate: Mishchenko and Defazio 2023, arXiv
+            2306.06101); negative where ``alignment_mean`` is.
+        straightness: Distance from the first weights over the length of the path so far.
     """
 
     train_loss: Any = _NAN
@@ -63,6 +72,10 @@ class Metrics(NamedTuple):
     steps: Any = 0.0
     charge: Any = 0.0
     finite: Any = 1.0
+    alignment: Any = _NAN
+    alignment_mean: Any = _NAN
+    distance_ratio: Any = _NAN
+    straightness: Any = _NAN
 
     @classmethod
     def from_losses(

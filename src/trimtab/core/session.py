@@ -342,7 +342,8 @@ class Session:
         """
         self.spec = self._spec_of(state)
         self._require_same_run(state)
-        self.carry = Carry(**{name: unpack_array(value) for name, value in state["carry"].items()})
+        kept = {name: unpack_array(value) for name, value in state["carry"].items()}
+        self.carry = self.carry._replace(**kept)  # a state of before a field keeps the run's own
         self._offset = unpack_array(state["offset"])
         self._observation = unpack_array(state["observation"])
         self.steps_done = int(state["steps_done"])

@@ -22,16 +22,31 @@ __all__ = [
     "ACTION_KINDS",
     "LEAST_STEPS",
     "MOVES",
+    "NARROW",
     "REWARDS",
     "SPEC_VERSION",
+    "SPEC_VERSIONS",
     "UNDOING",
+    "WIDEST_START",
     "ControlSpec",
     "short_windows",
     "window_ends",
 ]
 
 SPEC_VERSION = 1
-"""Changes whenever features, action decoding or guard change their meaning."""
+"""What a spec has that says nothing: of the policy that ships."""
+
+SPEC_VERSIONS: tuple[int, ...] = (1, 2)
+"""Contracts that this code runs; a new one whenever features, action decoding or guard change
+their meaning. 2 shows the policy the run's range and how far it has come from its first weights,
+and enters a range from its low end."""
+
+WIDEST_START = 2.0
+"""Decades either way of the start that learning rates stay within under version 2, where no range
+is given."""
+
+NARROW = 0.5
+"""Decades up to which a range is narrow: version 2 begins at the start, with no entry."""
 
 ACTION_KINDS: tuple[str, ...] = ("discrete", "multi-discrete", "continuous")
 
@@ -93,9 +108,10 @@ class ControlSpec:
         front_windows: How many of the first windows are short ones (0: all windows are equal).
         front_share: Length of a short window as a share of all steps (at least 2 steps).
         entry: Coordinate offset at which learning rates begin while there are short windows, in
-            decades below the start (0: they begin at the start). Short window by short window the
-            offset returns to zero, unless the policy or the guard moves it; once the best weights
-            were put back, it is moved by the policy alone (see ``entry_resumes``).
+            decades below the start (0: they begin at the start); under version 2 the low end of
+            their range is taken in its place, unless the range is `NARROW`. Short window by short
+            window the offset returns to zero, unless the policy or the guard moves it; once the
+            best weights were put back, it is moved by the policy alone (see ``entry_resumes``).
         late_move: Largest move after the short windows, in units of the hyperparameter's move.
         ruin: Rise of the log of the normalised validation loss over its best at which the guard
             restores the best weights; infinity switches that off.
@@ -112,7 +128,7 @@ class ControlSpec:
         max_divergences: Divergences that are mended; the next one terminates the run.
         restore_pause: How many decisions more than one the restore action is masked for after a
             restore.
-        version: `SPEC_VERSION` of the code that made the spec.
+        version: One of `SPEC_VERSIONS`.
 
     Raises:
         SpecError: A field is out of range.
@@ -144,6 +160,11 @@ class ControlSpec:
             raise unknown_name("kind of actions", self.actions, ACTION_KINDS)
         if self.reward not in REWARDS:
             raise unknown_name("reward", self.reward, REWARDS)
+        if self.version not in SPEC_VERSIONS:
+            raise SpecError(
+                f"version: {self.version!r} is none of {', '.join(map(str, SPEC_VERSIONS))}, which "
+                "this version of trimtab runs; use the version that made the spec"
+            )
         # A name stands for its kind's usual bounds; equal specs have equal fields and hashes.
         items = resolve_hyperparameters(self.hyperparameters)
         object.__setattr__(self, "hyperparameters", items)

@@ -66,6 +66,7 @@ def _programs(name: str, steered: tuple[str, ...], bucket: int) -> _Programs:
     import jax
 
     from trimtab.envs.simulators.batch import advance_many, evaluate_many
+    from trimtab.envs.simulators.family import put_back
 
     family = compiled_family(name, steered)
 
@@ -92,7 +93,7 @@ def _programs(name: str, steered: tuple[str, ...], bucket: int) -> _Programs:
 
     def window(bank: Any, runs: _Runs, keep: Any, restore: Any, *given: Any) -> Any:
         best = _chosen(keep, runs.state, runs.best)
-        state = _chosen(restore, best, runs.state)
+        state = _chosen(restore, put_back(best, runs.state), runs.state)
         state, metrics = train(bank, runs.draw, state, *given)
         return runs._replace(state=state, best=best), metrics
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from trimtab.adapters.torch.sharding import is_sharded, local_part, share_of, summed
+from trimtab.adapters.torch.travel import Travel, told_of
 from trimtab.core.errors import SpecError
 from trimtab.core.metrics import Metrics, window_metrics
 
@@ -36,6 +37,8 @@ class Sample:
         is_whole: Whether every entry is looked at, and nothing is estimated.
         is_sharded: Whether other processes look at other entries, so that sums are to be added up.
         entries: Number of entries that are looked at.
+        total: Number of weights.
+        counts: (entries,) how many weights each entry stands for; None for one each.
         device: Where samples are kept: that of the first tensor.
     """
 
@@ -63,10 +66,10 @@ class Sample:
         self.device = tensors[0].device if tensors else torch.device("cpu")
         # Half-precision entries are kept as float32, whose range holds their squares.
         self._dtype = torch.float64 if is_double else torch.float32
-        self._weights: torch.Tensor | None = None
+        self.total, self.counts = total, None
         if not self.is_whole or self.is_sharded:
             each = torch.tensor(weights, dtype=self._dtype)
-            self._weights = each.repeat_interleave(torch.tensor(counts)).to(self.device)
+            self.counts = each.repeat_interleave(torch.tensor(counts)).to(self.device)
 
     def fits(self, tensors: Sequence[torch.Tensor]) -> bool:
         """Return whether this is a choice for tensors of these shapes."""
@@ -85,7 +88,7 @@ class Sample:
 
     def weighted(self, sample: torch.Tensor) -> torch.Tensor:
         """Return a sample with each entry multiplied by how many it stands for."""
-        return sample if self._weights is None else sample * self._weights
+        return sample if self.counts is None else sample * self.counts
 
 
 class Room:
@@ -203,7 +206,7 @@ class WindowStatistics:
     With e_i the gradient's i-th sampled entry, n_i the entries it stands for (1 if all are looked
     at), p_i that of the step before, w_i the weight and u_i its change: ``grad_norm`` is
     sqrt(sum n e^2), ``grad_cosine`` sum n e p / sqrt(sum n e^2 sum n p^2), ``update_ratio``
-    sqrt(sum n u^2 / sum n w^2).
+    sqrt(sum n u^2 / sum n w^2). How far the run has come is told by `Travel`, of the same entries.
 
     One window is ``begin``, then ``before_step`` and ``after_step`` around each optimiser step,
     then ``finish``:
@@ -233,6 +236,9 @@ class WindowStatistics:
     def __init__(self) -> None:
         self._sample: Sample | None = None
         self._rooms: tuple[Room, Room] | None = None
+        self._travel: Travel | None = None
+        self._began = False  # whether the first weights were seen, or a run goes on without them
+        self._gone: Mapping[str, Any] | None = None  # of a run that was loaded
         self.begin(1)
 
     def begin(self, window_steps: int) -> None:
@@ -279,6 +285,8 @@ class WindowStatistics:
             On a CPU that is this very step; elsewhere at most ``CHECK_EVERY - 1`` steps later.
         """
         if self._waits is None:  # asked once a window: the answer costs as much as the reading
+            if not self._began:
+                self._depart(parameters)
             self._waits = is_elsewhere(loss)
             self.ordinary_until = 0 if self._waits else self._window_steps - 2
         if self._waits and isinstance(loss, torch.Tensor):
@@ -313,6 +321,8 @@ class WindowStatistics:
             chosen = room.chosen(parameters)
         change = room.copy(chosen).sub_(before)
         self._sums["update"] = sample.weighted(change).dot(change)
+        if self._travel is not None:
+            self._sums |= self._travel.take_step(self._sums["update"], self._window_steps)
 
     def finish(self) -> Metrics:
         """Return the window's metrics; validation and charge are left to the caller.
@@ -336,6 +346,7 @@ class WindowStatistics:
             "finite": self._finite,
             "losses": list(self.losses),
             "gradients": None if self._gradients is None else self._gradients.clone(),
+            "travel": self.travel_state(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -343,6 +354,28 @@ class WindowStatistics:
         self.begin(int(state["window_steps"]))
         self._finite, self._gradients = bool(state["finite"]), state["gradients"]
         self.losses = list(state["losses"])
+        self.load_travel(state.get("travel"))
+
+    def travel_state(self) -> dict[str, torch.Tensor] | None:
+        """Return how far the run has come; None if that is not known."""
+        return None if self._travel is None else self._travel.state_dict()
+
+    def load_travel(self, state: Mapping[str, Any] | None) -> None:
+        """Go on with what `travel_state` gave; with None, nothing is told of the way so far."""
+        self._travel, self._gone, self._began = None, state, state is None
+
+    def _depart(self, parameters: Sequence[torch.Tensor]) -> None:
+        """Remember the first weights, or go on from those of the run that was loaded."""
+        self._began = True
+        sample, (_, room) = self._places(parameters)
+        if sample.is_sharded:
+            return
+        travel, gone = Travel(room.take(parameters), sample.counts, sample.total), self._gone
+        if gone is not None and gone["origin"].shape != travel.origin.shape:
+            return
+        if gone is not None:
+            travel.load_state_dict(gone)
+        self._travel, self._gone = travel, None
 
     def _take_later(self, loss: torch.Tensor) -> None:
         self._unread.append(kept_for_later(loss))
@@ -379,9 +412,14 @@ class WindowStatistics:
             before = before.to(now.device, now.dtype)  # a state that was loaded is elsewhere
             self._sums["product"] = weighted.dot(before)
             self._sums["gradients before"] = sample.weighted(before).dot(before)
+        if self._travel is not None:
+            self._travel.look(now, before)
         self._gradients = None
         chosen = other.chosen(parameters)
-        self._weights = _Weights(other.copy(chosen), chosen, _places_in_memory(parameters))
+        weights = other.copy(chosen)  # where the gradients of the step before were
+        self._weights = _Weights(weights, chosen, _places_in_memory(parameters))
+        if self._travel is not None:
+            self._travel.stand(weights)
 
     def _places(self, parameters: Sequence[torch.Tensor]) -> tuple[Sample, tuple[Room, Room]]:
         """Return the sample for these weights, and room for two of them."""
@@ -393,6 +431,7 @@ class WindowStatistics:
         ):
             self._sample = Sample(parameters)
             self._rooms = self._sample.room(), self._sample.room()
+            self._travel = None
         self._sampled = parameters
         return self._sample, self._rooms
 
@@ -416,4 +455,4 @@ def _from_sums(sums: dict[str, float]) -> dict[str, float]:
     weights = sums.get("weights", math.nan)
     if weights > 0:
         fields["update_ratio"] = math.sqrt(sums["update"] / weights)
-    return fields
+    return fields | told_of(sums)

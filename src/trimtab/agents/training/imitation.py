@@ -24,10 +24,11 @@ from trimtab.agents.training.checkpoints import load_memory
 from trimtab.agents.training.policy_network import all_logits
 from trimtab.agents.training.rollout import Episodes
 from trimtab.agents.training.settings import ImitationSettings, LearnSettings
-from trimtab.agents.training.task_sampling import Tuned
-from trimtab.controllers.learned import TOKEN_BLOCK
+from trimtab.agents.training.task_sampling import Tuned, control_spec
+from trimtab.core.carry import entry_of
 from trimtab.core.errors import SpecError
-from trimtab.core.features import GLOBAL_FEATURES
+from trimtab.core.features import observation_size
+from trimtab.core.hyperparameters import resolve_hyperparameters
 from trimtab.core.spec import MOVES, ControlSpec, short_windows, window_ends
 
 __all__ = [
@@ -116,6 +117,7 @@ def lessons_of(
     total_steps: int,
     tuned: Tuned,
     decades: np.ndarray,
+    ranges: np.ndarray | None = None,
     first: Any,
     pad_to: int,
 ) -> Lessons:
@@ -127,6 +129,7 @@ def lessons_of(
         total_steps: Of each run.
         tuned: Of their tasks.
         decades: (B,) by which their starts are off the tuned rate.
+        ranges: (B, 2) offsets of the ends of their ranges; None under version 1 of the spec.
         first: The policy whose restores are kept.
         pad_to: Decisions in the arrays.
     """
@@ -135,7 +138,7 @@ def lessons_of(
     largest = np.where(np.arange(len(ends)) <= front, 1.0, spec.late_move)[:, None]
     moves = np.interp(episodes.action[..., 0], np.arange(len(MOVES)), MOVES)
     before = episodes.offset[..., 0] - np.clip(moves, -largest, largest)
-    fell = before - _placed_before(episodes.offset[..., 0], spec, total_steps) < -_TOLERANCE
+    fell = before - _placed_before(episodes.offset[..., 0], spec, total_steps, ranges) < -_TOLERANCE
     share = np.diff(ends, prepend=0)[:, None] / total_steps
     kept = np.asarray(_restore_preferences(first, jnp.asarray(episodes.observation)))
     lessons = Lessons(
@@ -152,9 +155,12 @@ def lessons_of(
     )
 
 
-def _placed_before(offset: np.ndarray, spec: ControlSpec, total_steps: int) -> np.ndarray:
+def _placed_before(
+    offset: np.ndarray, spec: ControlSpec, total_steps: int, ranges: np.ndarray | None
+) -> np.ndarray:
     """Return (K, B) offsets before each decision, for offsets (K, B) after it."""
-    begins = spec.entry if short_windows(spec, total_steps)[0] else 0.0
+    entry = spec.entry if ranges is None else entry_of(ranges[:, 0], ranges[:, 1], np)[None]
+    begins = entry if short_windows(spec, total_steps)[0] else 0.0
     return np.concatenate([np.full_like(offset[:1], begins), offset[:-1]])
 
 
@@ -367,8 +373,8 @@ def remembered_by(settings: LearnSettings, folders: Sequence[str | Path]) -> lis
     """
     if folders and settings.imitation is None:
         raise SpecError(f"remember: {folders[0]} is of use to imitation only; add [imitation]")
-    kinds = len(settings.spec["hyperparameters"])
-    fields = len(GLOBAL_FEATURES) + TOKEN_BLOCK * kinds
+    named = settings.spec["hyperparameters"]
+    fields = observation_size(control_spec(settings, resolve_hyperparameters(named), 1))
     expected = (max(settings.decisions), settings.tasks * settings.siblings, fields)
     grid = np.linspace(-1, 1, settings.siblings) * settings.grid_decades
     memory: list[Lessons] = []

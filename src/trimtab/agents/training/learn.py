@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -47,10 +47,10 @@ from trimtab.agents.training.task_sampling import (
     sample_runs,
     start_values,
 )
-from trimtab.controllers.learned import read_policy
+from trimtab.controllers.learned import read_policy, token_block
 from trimtab.core.errors import SpecError
-from trimtab.core.features import GLOBAL_FEATURES, TOKEN_FEATURES
-from trimtab.core.hyperparameters import KINDS
+from trimtab.core.features import GLOBAL_FEATURES, token_size
+from trimtab.core.hyperparameters import hyperparameter
 from trimtab.core.rewards import potential
 from trimtab.core.spec import UNDOING
 
@@ -88,7 +88,10 @@ def learning_batch(
     hidden = np.column_stack(
         [episodes.properties, decades / 2, others.reshape(-1), spread, np.full(len(decades), 1.0)]
     ).astype(np.float32)
-    inputs = np.asarray(critic_inputs(jnp.asarray(episodes.observation), jnp.asarray(hidden)))
+    block = token_block(learner.policy)
+    inputs = np.asarray(
+        critic_inputs(jnp.asarray(episodes.observation), jnp.asarray(hidden), block)
+    )
     predicted = np.asarray(value(learner.critic, jnp.asarray(inputs)))
     advantage = advantages(reward, predicted, episodes.alive, settings.ppo.gae_lambda)
     target = predicted + advantage
@@ -160,9 +163,9 @@ class Progress:
 
 
 def _initial(settings: LearnSettings, n_properties: int) -> Learner | Imitator:
-    n_token = len(TOKEN_FEATURES) + len(KINDS)
+    n_token = token_size(control_spec(settings, (hyperparameter("lr"),), 1))
     inputs = len(GLOBAL_FEATURES) + n_token + n_properties + 4
-    policy = init_policy(settings.seed, settings.width)
+    policy = init_policy(settings.seed, settings.width, n_token)
     if settings.imitation is not None:
         return begin_imitation(policy)
     critic = init_critic(settings.seed + 1, inputs)
@@ -191,6 +194,7 @@ def _runs(settings: LearnSettings, drawn: SampledRuns, policy: Any, mode: str) -
         missing=drawn.missing,
         centre=settings.start_centre,
         columns=columns_of(drawn.spec, drawn.offered),
+        ranges=drawn.ranges,
     )
 
 
@@ -227,6 +231,7 @@ def _imitated(
         total_steps=drawn.total_steps,
         tuned=drawn.tuned,
         decades=drawn.decades,
+        ranges=drawn.ranges,
         first=learner.first,
         pad_to=max(settings.decisions),
     )
@@ -271,7 +276,9 @@ def _begin_from_policy(
     made_for = control_spec(settings, policy.spec.hyperparameters, policy.spec.decisions)
     # What the guard undoes may differ: this training teaches the policy to live with it.
     may_differ = {name: getattr(made_for, name) for name in UNDOING}
-    made_for.require_compatible(replace(policy.spec, **may_differ))
+    version = max(policy.spec.version, made_for.version)
+    made_for.require_compatible(replace(policy.spec, version=version, **may_differ))
+    policy = replace(policy, parameters=_widened(policy.parameters, token_size(made_for)))
     shapes = {name: array.shape for name, array in policy.parameters.items()}
     if shapes != {name: array.shape for name, array in fresh.policy.items()}:
         own = policy.parameters["token_b"].shape[0]
@@ -295,6 +302,13 @@ def _begin_from_policy(
     if settings.imitation is not None:
         return begin_imitation(arrays), counts, statistics
     return fresh._replace(policy=arrays, average=arrays), counts, statistics
+
+
+def _widened(parameters: Mapping[str, np.ndarray], block: int) -> dict[str, np.ndarray]:
+    """Return arrays for longer token blocks, which answer as before: what is new has no weight."""
+    more = block - token_block(parameters)
+    rows = np.pad(parameters["token_w"], ((0, max(more, 0)), (0, 0)))
+    return {**parameters, "token_w": rows}
 
 
 def _check_folder(place: Path, now: dict[str, Any], *, resume: bool) -> None:

@@ -14,20 +14,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trimtab.controllers.learned import TOKEN_BLOCK, forward, parameter_shapes
-from trimtab.core.features import GLOBAL_FEATURES
-from trimtab.core.spec import MOVES
+from trimtab.controllers.learned import forward, parameter_shapes, token_block
+from trimtab.core.features import GLOBAL_FEATURES, token_size
+from trimtab.core.spec import MOVES, ControlSpec
+
+_BLOCK = token_size(ControlSpec())
 
 
-def init_policy(seed: int, width: int = 64) -> dict[str, jax.Array]:
+def init_policy(seed: int, width: int = 64, block: int = _BLOCK) -> dict[str, jax.Array]:
     """Return fresh parameters: untrained, the policy mostly leaves the reference alone.
 
     Hidden layers are orthogonal-like (scaled normal), the heads nearly zero; moves are biased
-    towards smaller ones and restore towards no.
+    towards smaller ones and restore towards no. ``block`` is the length of a token's features.
     """
     generator = np.random.default_rng(seed)
     parameters = {}
-    for name, shape in parameter_shapes(width).items():
+    for name, shape in parameter_shapes(width, block).items():
         if name.endswith("_b"):
             array = np.zeros(shape)
         else:
@@ -108,7 +110,7 @@ def all_logits(parameters: Any, observation: jax.Array) -> tuple[jax.Array, jax.
     H is what an observation has room for.
     """
     width = parameters["token_b"].shape[0]
-    tokens = (observation.shape[-1] - len(GLOBAL_FEATURES)) // TOKEN_BLOCK
+    tokens = (observation.shape[-1] - len(GLOBAL_FEATURES)) // token_block(parameters)
     start = jnp.zeros((observation.shape[1], tokens, width), jnp.float32)
 
     def step(hidden: jax.Array, seen: jax.Array) -> Any:
@@ -138,10 +140,10 @@ def evaluate_actions(
     return log_probability, entropy
 
 
-def critic_inputs(observation: jax.Array, properties: jax.Array) -> jax.Array:
+def critic_inputs(observation: jax.Array, properties: jax.Array, block: int) -> jax.Array:
     """Return (K, B, n) critic inputs: global features, mean token, hidden properties (B, p)."""
     n_global = len(GLOBAL_FEATURES)
     tokens = observation[..., n_global:]
-    shaped = tokens.reshape(*tokens.shape[:-1], -1, TOKEN_BLOCK).mean(-2)
+    shaped = tokens.reshape(*tokens.shape[:-1], -1, block).mean(-2)
     spread = jnp.broadcast_to(properties, (*observation.shape[:-1], properties.shape[-1]))
     return jnp.concatenate([observation[..., :n_global], shaped, spread], axis=-1)

@@ -15,13 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from trimtab.agents.training.policy_network import act
-from trimtab.core.carry import Carry, begin
+from trimtab.core.carry import Carry, begin, entry_of
 from trimtab.core.control import Values, apply, no_action, observe
 from trimtab.core.errors import unknown_name
 from trimtab.core.hyperparameters import Hyperparameter
 from trimtab.core.metrics import Metrics
 from trimtab.core.references import reference_multipliers
-from trimtab.core.spec import ControlSpec, window_ends
+from trimtab.core.spec import WIDEST_START, ControlSpec, window_ends
 from trimtab.envs.simulators.batch import Programs, values_at
 from trimtab.envs.simulators.family import OPTIMISERS
 
@@ -205,6 +205,21 @@ def bounded(carry: Carry, items: Sequence[Hyperparameter], starts: np.ndarray) -
     return carry._replace(low_offset=jnp.asarray(low), high_offset=jnp.asarray(high))
 
 
+def _within(carry: Carry, ranges: np.ndarray | None) -> Carry:
+    """Return the memory of B runs whose learning rates stay within ranges; see `rollout`."""
+    is_lr = np.asarray(carry.is_lr) > 0  # (B, H)
+    ends = np.array([-WIDEST_START, WIDEST_START], np.float32)
+    ends = np.broadcast_to(ends, (len(is_lr), 2)) if ranges is None else ranges
+    low = np.where(is_lr, ends[:, :1], np.asarray(carry.low_offset)).astype(np.float32)
+    high = np.where(is_lr, ends[:, 1:], np.asarray(carry.high_offset)).astype(np.float32)
+    entry = jnp.asarray(entry_of(low, high, np) * is_lr)
+    ramps = (np.asarray(carry.front) > 0) & (np.asarray(carry.guarded) > 0)
+    offset = entry * jnp.asarray(ramps, jnp.float32)[:, None]
+    same = dict.fromkeys(("offset", "offset_best", "offset_highest", "offset_safe"), offset)
+    bounds = {"low_offset": jnp.asarray(low), "high_offset": jnp.asarray(high)}
+    return carry._replace(**bounds, **same, entry=entry)
+
+
 def columns_of(spec: ControlSpec, offered: Sequence[Hyperparameter]) -> list[int]:
     """Return where the spec's hyperparameters stand among those that a family offers."""
     names = [item.name for item in offered]
@@ -232,6 +247,7 @@ class _Setup:
         shown: (B,) float32 examples that each validation is charged with.
         missing: (B,) 1 where gradient statistics are withheld, or None.
         reference_loss: (K + 1, B) validation losses of the reference runs, or None.
+        ranges: (B, 2) offsets of the ends of learning rates' ranges, or None.
     """
 
     programs: Programs
@@ -243,6 +259,7 @@ class _Setup:
     shown: np.ndarray
     missing: np.ndarray | None
     reference_loss: np.ndarray | None = None
+    ranges: np.ndarray | None = None
 
 
 class _Course(NamedTuple):
@@ -272,6 +289,8 @@ def _first_carry(setup: _Setup) -> Carry:
     spec, steps = setup.spec, setup.total_steps
     carry = initial_carry(spec, steps, len(setup.starts), setup.guarded)
     carry = bounded(carry, spec.hyperparameters, setup.starts[:, setup.steered])
+    if spec.version > 1:
+        carry = _within(carry, setup.ranges)
     if spec.reward == "cost-aware":
         validations = len(window_ends(spec, steps)) + 1
         whole = np.float32(BATCH_SIZE * steps) + validations * setup.shown
@@ -321,6 +340,10 @@ def _as_told(setup: _Setup, metrics: Metrics, window: int) -> Metrics:
             grad_norm=metrics.grad_norm * gone,
             grad_cosine=metrics.grad_cosine * gone,
             update_ratio=metrics.update_ratio * gone,
+            alignment=metrics.alignment * gone,
+            alignment_mean=metrics.alignment_mean * gone,
+            distance_ratio=metrics.distance_ratio * gone,
+            straightness=metrics.straightness * gone,
         )
     return metrics
 
@@ -427,6 +450,7 @@ def rollout(
     missing: np.ndarray | None = None,
     centre: Mapping[str, float] | None = None,
     columns: Sequence[int] | None = None,
+    ranges: np.ndarray | None = None,
 ) -> Episodes:
     """Return B whole runs, each steered by the policy or by a control.
 
@@ -450,6 +474,8 @@ def rollout(
         centre: See `fair_lr`.
         columns: Which of the family's H hyperparameters the spec's are; the others stay at their
             start. None: the spec has them all.
+        ranges: (B, 2) offsets from the start at which learning rates' ranges end, under version 2
+            of the spec; None: `WIDEST_START` either way.
     """
     runs, val_loss = programs.prepare(task_keys, run_keys)
     starts = np.asarray(start(fair_lr(programs, runs, centre)), np.float32)
@@ -457,6 +483,7 @@ def rollout(
     steered = list(range(starts.shape[1]) if columns is None else columns)
     shown = np.asarray(validated, np.float32) / 3  # forward passes only
     setup = _Setup(programs, spec, total_steps, guarded, starts, steered, shown, missing)
+    setup = replace(setup, ranges=ranges)
     if spec.reward == "relative" and mode != "zero":
         setup = replace(setup, reference_loss=_reference_loss(setup, runs, val_loss))
     course = _steer(setup, parameters, runs, val_loss, seed=seed, mode=mode, mode_input=mode_input)

@@ -139,6 +139,10 @@ class LearnSettings:
         reuse: Iterations in a row that train on the same tasks, with other data orders.
         start_decades: Starts are drawn up to this many decades off a fair one, either way.
         far_share: Share of the starts that are drawn from 1.7 times that range.
+        range_share: Share of the runs with a range of their own, the tuned rate and the start
+            anywhere in it; all others stay within `WIDEST_START` of their start. For version 2 of
+            the spec, beside ``tuned_share``.
+        range_decades: Widths of these ranges, drawn log-uniformly.
         default_share: Share of the other hyperparameters that start at their default.
         aversion: Weight of what a run ends below the mean of its siblings, beyond the loss itself.
         withheld: Share of runs whose gradient statistics are withheld.
@@ -167,6 +171,8 @@ class LearnSettings:
     reuse: int = 1
     start_decades: float = 2.4
     far_share: float = 0.15
+    range_share: float = 0.0
+    range_decades: tuple[float, float] = (0.2, 5.0)
     default_share: float = 0.5
     aversion: float = 1.0
     withheld: float = 0.15

@@ -17,7 +17,7 @@ from trimtab.agents.training.rollout import columns_of, rollout
 from trimtab.agents.training.settings import FamilyShare, LearnSettings
 from trimtab.core.errors import SpecError
 from trimtab.core.hyperparameters import Hyperparameter
-from trimtab.core.spec import ControlSpec
+from trimtab.core.spec import WIDEST_START, ControlSpec
 from trimtab.envs.simulators.batch import Programs, programs
 from trimtab.envs.simulators.families.registry import make_family, narrowed
 from trimtab.envs.simulators.family import FamilyOptions
@@ -40,6 +40,27 @@ def sample_decades(
     if settings.tuned_share:
         decades = np.where(rng.random(size) < settings.tuned_share, 0.0, decades)
     return decades, missing
+
+
+def sample_ranges(
+    settings: LearnSettings, decades: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return where starts (B,) lie within ranges, decades off the tuned rate, and offsets (B, 2).
+
+    A range's ends are counted from the start, as bounds are. A start outside its range is drawn
+    again within it.
+    """
+    size = len(decades)
+    least, most = np.log(settings.range_decades)
+    width = np.exp(rng.uniform(least, most, size))
+    low = -rng.random(size) * width
+    inside = (decades >= low) & (decades <= low + width)
+    has_range = rng.random(size) < settings.range_share
+    moved = np.where(inside, decades, low + rng.random(size) * width)
+    decades = np.where(has_range, moved, decades)
+    ends = np.stack([low - decades, low + width - decades], axis=-1)
+    usual = np.array([-WIDEST_START, WIDEST_START])
+    return decades, np.where(has_range[:, None], ends, usual).astype(np.float32)
 
 
 def start_values(
@@ -253,6 +274,7 @@ class SampledRuns(NamedTuple):
         missing: (B,) 1 where gradient statistics are withheld.
         tuned: Of the tasks, if it is known.
         rng: What else is drawn comes from here.
+        ranges: (B, 2) offsets of the ends of the ranges; None under version 1 of the spec.
     """
 
     programs: Any
@@ -265,6 +287,7 @@ class SampledRuns(NamedTuple):
     missing: np.ndarray
     tuned: Tuned | None
     rng: np.random.Generator
+    ranges: np.ndarray | None = None
 
 
 def sample_runs(
@@ -297,5 +320,9 @@ def sample_runs(
     offered = family.hyperparameters
     grid_key = jax.random.fold_in(key, 2)
     known = tuned.of(settings, compiled, spec, offered, task_keys, grid_key, steps)
+    ranges = None
+    if spec.version > 1:
+        of_ranges = np.random.default_rng([settings.seed, iteration, 5])
+        decades, ranges = sample_ranges(settings, decades, of_ranges)
     keys = task_keys, run_keys
-    return SampledRuns(compiled, offered, spec, steps, *keys, decades, missing, known, rng)
+    return SampledRuns(compiled, offered, spec, steps, *keys, decades, missing, known, rng, ranges)

@@ -23,7 +23,7 @@ from jax.sharding import PartitionSpec as P
 
 from trimtab.core.hyperparameters import Hyperparameter
 from trimtab.core.metrics import Metrics
-from trimtab.envs.simulators.family import Family
+from trimtab.envs.simulators.family import Family, put_back
 
 CHUNK = 16
 """Runs that are advanced together; must divide the number of runs, else all are one chunk."""
@@ -234,7 +234,7 @@ def programs(family: Family, variant: int) -> Programs:
         reference: Any,
     ) -> Any:
         best = jax.vmap(_choose)(keep, runs.state, runs.best)
-        state = jax.vmap(_choose)(restore, best, runs.state)
+        state = jax.vmap(_choose)(restore, put_back(best, runs.state), runs.state)
         schedules = jnp.broadcast_to(reference, (steps.shape[0], *reference.shape))
         state, metrics = advance_many(
             family, variant, bank, runs.draw, state, values, schedules, first, steps

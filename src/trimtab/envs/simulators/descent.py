@@ -24,6 +24,31 @@ EPSILON = 1e-8
 _ADAM, _ADAMW, _SGD, _RMSPROP = range(len(OPTIMISERS))
 
 
+class Travel(NamedTuple):
+    """How far a run has come; a restore of the best weights leaves it alone.
+
+    Attributes:
+        origin: (P,) float32, weights before step 1.
+        sum: (P,) float32, sum of the unit gradients at the windows' ends, each weighted by the
+            path of its window.
+        pull: () float32, sum of their products with the way back, weighted likewise.
+        most: () float32, sum of the lengths of the way back, weighted likewise.
+        path: () float32, length of the path so far.
+    """
+
+    origin: jax.Array
+    sum: jax.Array
+    pull: jax.Array
+    most: jax.Array
+    path: jax.Array
+
+    @classmethod
+    def begin(cls, params: jax.Array) -> Travel:
+        """Return that of a run at its first weights (P,)."""
+        zero = jnp.float32(0)
+        return cls(params, jnp.zeros_like(params), zero, zero, zero)
+
+
 class State(NamedTuple):
     """A run in progress.
 
@@ -34,6 +59,7 @@ class State(NamedTuple):
         updates: () int32, since the moments were cleared.
         clip_unit: () float32, norm of the first gradient; 0 before the first step.
         seed: () uint32, data order and dropout.
+        travel: How far it has come.
     """
 
     params: jax.Array
@@ -42,6 +68,7 @@ class State(NamedTuple):
     updates: jax.Array
     clip_unit: jax.Array
     seed: jax.Array
+    travel: Travel
 
 
 class Effects(NamedTuple):
@@ -120,7 +147,11 @@ def direction(
 
 
 class _Window(NamedTuple):
-    """What a window gathers; ``gradient`` is that of the last step but one."""
+    """What a window gathers; ``gradient`` is that of the last step but one.
+
+    ``together`` is the sum of the last two gradients, ``pull`` its product with the way back to
+    the run's first weights, and ``away2`` the square of that way.
+    """
 
     origin: jax.Array
     total: jax.Array
@@ -134,6 +165,10 @@ class _Window(NamedTuple):
     product: jax.Array
     update2: jax.Array
     weight2: jax.Array
+    together: jax.Array
+    together2: jax.Array
+    pull: jax.Array
+    away2: jax.Array
 
 
 def _empty_window(size: int) -> _Window:
@@ -151,6 +186,10 @@ def _empty_window(size: int) -> _Window:
         product=zero,
         update2=zero,
         weight2=zero,
+        together=jnp.zeros(size, jnp.float32),
+        together2=zero,
+        pull=zero,
+        away2=zero,
     )
 
 
@@ -230,6 +269,8 @@ def descend(
         window = _counted(window, loss, place, active, n_steps, half)
 
         def measured(window: _Window) -> _Window:
+            together = gradient + jnp.where(n_steps > 1, window.gradient, 0.0)
+            back = state.travel.origin - state.params
             return window._replace(
                 gradient=gradient,
                 previous2=window.norm2,
@@ -237,13 +278,44 @@ def descend(
                 product=_dot(gradient, window.gradient),
                 update2=_dot(update, update),
                 weight2=_dot(state.params, state.params),
+                together=together,
+                together2=_dot(together, together),
+                pull=_dot(together, back),
+                away2=_dot(back, back),
             )
 
         return new, lax.cond(i >= max_steps - 2, measured, lambda window: window, window)
 
     empty = _empty_window(state.params.shape[0])
     state, window = lax.fori_loop(0, max_steps, turn, (state, empty))
-    return state, _metrics(window, n_steps, half, effects.batch, ratio)
+    metrics = _metrics(window, n_steps, half, effects.batch, ratio)
+    travel, measured = _travelled(window, state.travel)
+    return state._replace(travel=travel), metrics._replace(**measured)
+
+
+def _travelled(window: _Window, travel: Travel) -> tuple[Travel, dict[str, jax.Array]]:
+    """Return how far the run has come after a window, and what `Metrics` tells of it."""
+    gradient, back = jnp.sqrt(window.together2), jnp.sqrt(window.away2)
+    step = jnp.sqrt(window.update2)
+    sound = window.finite & (gradient > 0) & (step > 0) & jnp.isfinite(step)
+    path = jnp.where(sound, window.steps.astype(jnp.float32) * step, 0.0)
+    unit = jnp.where(sound, 1.0 / gradient, 0.0)
+    new = Travel(
+        travel.origin,
+        jnp.where(sound, travel.sum + (path * unit) * window.together, travel.sum),
+        travel.pull + jnp.where(sound, path * unit * window.pull, 0.0),
+        travel.most + path * jnp.where(sound, back, 0.0),
+        travel.path + path,
+    )
+    known, missing = sound & (back > 0), jnp.float32(jnp.nan)
+    per_weight = step / np.float32(np.sqrt(travel.origin.shape[0]))
+    distance = new.pull / jnp.maximum(jnp.abs(new.sum).sum(), 1e-30)
+    return new, {
+        "alignment": jnp.where(known, jnp.clip(window.pull * unit / back, -1.0, 1.0), missing),
+        "alignment_mean": jnp.where(known, new.pull / new.most, missing),
+        "distance_ratio": jnp.where(known, distance / per_weight, missing),
+        "straightness": jnp.where(known, back / new.path, missing),
+    }
 
 
 def _stepped(
@@ -270,6 +342,7 @@ def _stepped(
         state.updates + sound.astype(jnp.int32),
         clip_unit,
         state.seed,
+        state.travel,
     )
     return new, update
 

@@ -177,3 +177,12 @@ class Family(Protocol):
     def forget(self, state: Any) -> Any:
         """Return the state with the optimiser's moments cleared."""
         ...
+
+
+def put_back(best: Any, state: Any) -> Any:
+    """Return the best state as a restore puts it in the place of another one.
+
+    How far a run has come, a field ``travel`` where there is one, is not undone by that.
+    """
+    travel = getattr(state, "travel", None)
+    return best if travel is None else best._replace(travel=travel)

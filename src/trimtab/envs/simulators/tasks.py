@@ -16,7 +16,7 @@ import numpy as np
 from trimtab.core.errors import MissingDependencyError, SpecError, unknown_name
 from trimtab.core.hyperparameters import Hyperparameter
 from trimtab.core.metrics import FORWARD_CHARGE, Metrics
-from trimtab.envs.simulators.family import SPLITS, Family, FamilyOptions
+from trimtab.envs.simulators.family import SPLITS, Family, FamilyOptions, put_back
 
 VARIANTS: Mapping[str, int] = {"tiny": 40, "small": 100, "default": 200}
 """Size of a task -> optimiser steps of a whole run."""
@@ -313,7 +313,9 @@ class SimulatedRun:
 
     def restore(self, snapshot: Any) -> None:
         """Put weights and optimiser back; the order of data goes by the step and goes on."""
-        self._state = snapshot
+        gone = getattr(self._state, "travel", None)
+        is_later = gone is not None and gone.path >= snapshot.travel.path  # else a run that goes on
+        self._state = put_back(snapshot, self._state) if is_later else snapshot
 
     def to_plain(self, snapshot: Any) -> list[np.ndarray]:
         """Return a snapshot as NumPy arrays; `from_plain` gives it back in any process."""
@@ -353,7 +355,7 @@ def _like(tree: Any, arrays: Iterator[Any]) -> Any:
         items = [_like(item, arrays) for item in tree]
         is_named = hasattr(tree, "_fields")
         return type(tree)(*items) if is_named else type(tree)(items)
-    return None if tree is None else next(arrays)
+    return None if tree is None else next(arrays, tree)  # a snapshot of before `Travel` ends
 
 
 # ``(member=0, variant=None) -> SimulatedTask``, what entry points of ``trimtab.tasks`` point to

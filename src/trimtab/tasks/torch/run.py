@@ -214,7 +214,8 @@ class TorchRun:
                 "state_dict() and load_state_dict(), or use ShuffledBatches"
             )
         streams = {"cpu": self._random_state, "device": self._device_random_state}
-        return {"batches": kept(), "streams": to_plain(streams)}
+        travel = to_plain(self._statistics.travel_state())
+        return {"batches": kept(), "streams": to_plain(streams), "travel": travel}
 
     def set_position(self, position: Mapping[str, Any]) -> None:
         """Go on from a position."""
@@ -222,6 +223,7 @@ class TorchRun:
         batches.load_state_dict(position["batches"])
         streams = from_plain(position["streams"])
         self._random_state, self._device_random_state = streams["cpu"], streams["device"]
+        self._statistics.load_travel(from_plain(position.get("travel")))
 
     def _step(self, indices: np.ndarray, values: Mapping[str, float]) -> bool:
         self.optimizer.zero_grad(set_to_none=True)

@@ -24,6 +24,7 @@ from trimtab.envs.simulators.descent import (
     Effects,
     Interpreter,
     State,
+    Travel,
     descend,
     usual_effects,
     usual_hyperparameters,
@@ -299,7 +300,8 @@ class SupervisedFamily:
         params = layout.join(tensors, jnp) / self._scales(layout, draw)
         empty = jnp.zeros(layout.size, jnp.float32)
         seed = jax.random.bits(jax.random.fold_in(key, len(layout.tensors)), (), jnp.uint32)
-        return State(params, empty, empty, jnp.int32(0), jnp.float32(0), seed)
+        travel = Travel.begin(params)
+        return State(params, empty, empty, jnp.int32(0), jnp.float32(0), seed, travel)
 
     def advance(
         self,
