@@ -215,3 +215,50 @@ def test_a_batch_of_networks_is_the_single_environments(task: str) -> None:
             np.testing.assert_allclose(found[0], expected[0], rtol=1e-5, atol=1e-5)
         np.testing.assert_array_equal(found[2], expected[2])
         np.testing.assert_array_equal(found[3], expected[3])
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, "SameStep"])
+def test_an_episode_that_ends_is_followed_in_the_same_step_as_gymnasium_does_it(mode: Any) -> None:
+    envs = make_vec(autoreset_mode=mode, starts=1.0)
+    assert envs.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
+    singles = gymnasium.vector.SyncVectorEnv(
+        [lambda: HyperparamEnv(**STABLE)] * N, autoreset_mode=AutoresetMode.SAME_STEP
+    )
+    np.testing.assert_allclose(envs.reset(seed=3)[0], singles.reset(seed=3)[0], atol=2e-3)
+    generator, ended = np.random.default_rng(0), 0
+    for _ in range(18):  # two episodes and a bit
+        actions = generator.integers(0, envs.single_action_space.n, N)
+        ours, theirs = envs.step(actions), singles.step(actions)
+        for one, other in zip(ours[:4], theirs[:4], strict=True):
+            np.testing.assert_allclose(one, other, atol=2e-3)
+        info, expected = ours[4], theirs[4]
+        assert ("final_obs" in info) == ("final_obs" in expected)
+        np.testing.assert_array_equal(info["step"], expected["step"])
+        if "final_obs" not in info:
+            continue
+        over = ours[2] | ours[3]
+        ended += int(over.sum())
+        for name in ("_final_obs", "_final_info"):
+            np.testing.assert_array_equal(info[name], over)
+            np.testing.assert_array_equal(expected[name], over)
+        for env in range(N):
+            if over[env]:
+                last, other = info["final_obs"][env], expected["final_obs"][env]
+                np.testing.assert_allclose(last, other, atol=2e-3)
+                assert last.dtype == other.dtype
+                assert (last != ours[0][env]).any()
+            else:
+                assert info["final_obs"][env] is None
+        for name in ("step", "decision", "start_scale", "restored"):
+            column, mask = info["final_info"][name], info["final_info"][f"_{name}"]
+            np.testing.assert_array_equal(mask, over)
+            np.testing.assert_allclose(column[over], expected["final_info"][name][over])
+            assert column.dtype == expected["final_info"][name].dtype
+    assert ended == 2 * N
+
+
+def test_an_unknown_way_of_resetting_is_refused() -> None:
+    with pytest.raises(SpecError, match=r"autoreset_mode: 'later' is none of NextStep, SameStep"):
+        make_vec(autoreset_mode="later")
+    with pytest.raises(SpecError, match=r"Disabled.*is none of"):
+        make_vec(autoreset_mode=AutoresetMode.DISABLED)

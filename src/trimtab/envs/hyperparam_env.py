@@ -16,6 +16,7 @@ from trimtab.core.errors import SpecError, unknown_name
 from trimtab.core.features import observation_table
 from trimtab.core.spec import ControlSpec
 from trimtab.envs.episode import Episode
+from trimtab.envs.forks import is_fork_of_jax, refuse_jax, runs_on_jax
 from trimtab.envs.render import draw_episode, write_episode
 from trimtab.envs.settings import (
     Begin,
@@ -26,6 +27,8 @@ from trimtab.envs.settings import (
 )
 
 _STATE_FORMAT = "trimtab-episode-1"
+_LATEST: list[tuple[EnvOptions, EnvSettings]] = []
+"""The latest settings whose task trains under JAX; a forked process cannot make them itself."""
 
 
 class HyperparamEnv(gymnasium.Env[np.ndarray, Any]):
@@ -131,7 +134,7 @@ class HyperparamEnv(gymnasium.Env[np.ndarray, Any]):
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise unknown_name("render_mode", render_mode, self.metadata["render_modes"])
         self.render_mode = render_mode
-        self.settings = EnvSettings(**options)
+        self.settings = _settings_of(options)
         self.observation_space = observation_space(self.control_spec)
         self.action_space = action_space(self.control_spec)
         self._episode: Episode | None = None
@@ -163,9 +166,11 @@ class HyperparamEnv(gymnasium.Env[np.ndarray, Any]):
             options: ``member`` (which of the family) and ``start_scale`` (of learning rates).
 
         Raises:
-            SpecError: An option has a value that is not allowed.
+            SpecError: An option has a value that is not allowed, or JAX cannot run in this process.
             UnknownNameError: There is no such option.
         """
+        if is_fork_of_jax() and runs_on_jax(self.settings.made):
+            raise refuse_jax()
         super().reset(seed=seed)
         self._start(self.settings.begin(self.np_random, options))
         return self.episode.observation.copy(), self._info()
@@ -317,3 +322,21 @@ HyperparamEnv.__doc__ = (
     "    the rows that begin with ``lr.``, under its own name.\n\n"
     f"{_observation_rows()}\n    "
 )
+
+
+def _settings_of(options: EnvOptions) -> EnvSettings:
+    """Return the settings that options stand for.
+
+    Where JAX cannot run they are those that the process had before the fork, so that an
+    environment can be made there, and its first episode says what is wrong.
+    """
+    if is_fork_of_jax():
+        for known, settings in _LATEST:
+            if known == options:
+                return settings
+        if runs_on_jax(options.get("task", "")):
+            raise refuse_jax()
+    settings = EnvSettings(**options)
+    if runs_on_jax(settings.made):
+        _LATEST[:] = [(options, settings)]
+    return settings

@@ -35,8 +35,10 @@ class HyperparamVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
     ``gymnasium.make_vec(..., vectorization_mode="sync")``.
 
     An environment whose episode is over is reset by the next step, which ignores its action and
-    returns reward 0 for it (`AutoresetMode.NEXT_STEP`). Info holds ``step``, ``decision``,
-    ``start_scale`` and ``restored``, one entry an environment.
+    returns reward 0 for it (`AutoresetMode.NEXT_STEP`); or, with ``SAME_STEP``, by the step that
+    ends it: that returns the first observation of the next episode, and puts what it would have
+    returned into ``final_obs`` and ``final_info``, as Gymnasium's own vector environments do. Info
+    holds ``step``, ``decision``, ``start_scale`` and ``restored``, one entry an environment.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class HyperparamVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
         num_envs: int = 1,
         *,
         render_mode: str | None = None,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         **options: Unpack[EnvOptions],
     ) -> None:
         """Check all options; nothing is compiled before `reset`.
@@ -51,6 +54,8 @@ class HyperparamVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
         Args:
             num_envs: N.
             render_mode: None: there are no pictures.
+            autoreset_mode: ``NEXT_STEP`` or ``SAME_STEP``. ``gymnasium.make_vec`` hands it on as a
+                keyword, and not in ``vector_kwargs``.
             options: Those of the single environment, by name.
 
         Raises:
@@ -63,7 +68,9 @@ class HyperparamVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
             raise SpecError(f"num_envs: {num_envs!r} is below 1; ask for at least one")
         self.settings = EnvSettings(**options)
         require_batchable(self.settings, render_mode)
-        self.metadata = {"render_modes": [], "autoreset_mode": AutoresetMode.NEXT_STEP}
+        mode = _mode_of(autoreset_mode)
+        self._resets_at_once = mode == AutoresetMode.SAME_STEP
+        self.metadata = {"render_modes": [], "autoreset_mode": mode}
         self.render_mode = None
         self.num_envs = num_envs
         spec = self.settings.spec
@@ -127,7 +134,7 @@ class HyperparamVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
     def step(
         self, actions: Any
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """Apply actions and train the next windows; finished environments are reset instead.
+        """Apply actions and train the next windows; finished environments are reset.
 
         Returns:
             (N, n) float32 observations, (N,) float64 rewards, (N,) bool terminations and
@@ -156,13 +163,17 @@ class HyperparamVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
             fresh = self._begin(~active, None)
             observation[~active] = fresh[~active]
         self._over = terminated | truncated
+        info = self._info(restored & active)
+        if self._resets_at_once and self._over.any():
+            info = self._reset_ended(observation, info)
         self._observation = observation.copy()
-        return observation, reward, terminated, truncated, self._info(restored & active)
+        return observation, reward, terminated, truncated, info
 
     def evaluate(self, split: str = "test") -> dict[str, np.ndarray]:
         """Return (N,) ``loss`` and ``accuracy`` of the best-on-validation weights on a split.
 
-        Runs that are over keep their weights until the next step resets them.
+        Runs that are over keep their weights until a step resets them, which is the one that ended
+        them with ``SAME_STEP``.
 
         Raises:
             ResetNeeded: `reset` was never called.
@@ -240,6 +251,18 @@ class HyperparamVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
             validation[envs], selection[envs] = losses.validation, losses.selection
             self._examples[envs], self._rates[envs] = losses.examples, losses.default_lr
         return self._first_observation(fresh, validation, selection)
+
+    def _reset_ended(self, observation: np.ndarray, info: dict[str, Any]) -> dict[str, Any]:
+        """Reset what is over and put its first observation in place; return the step's info."""
+        ended = self._over.copy()
+        last = observation.copy()
+        observation[ended] = self._begin(ended, None)[ended]
+        restored = info["restored"] & ~ended
+        found: dict[str, Any] = {}
+        for env in np.flatnonzero(ended).tolist():
+            own = {name: column[env].item() for name, column in info.items() if name[0] != "_"}
+            found = self._add_info(found, {"final_obs": last[env], "final_info": own}, env)
+        return self._info(restored) | found
 
     def _seed_of(self, env: int) -> int:
         drawn = self._begins[env]
@@ -370,3 +393,15 @@ class HyperparamVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
             "restored": restored,
         }
         return columns | {f"_{name}": everyone.copy() for name in columns}
+
+
+def _mode_of(given: Any) -> AutoresetMode:
+    """Return when environments that are over are reset."""
+    known = {mode.value: mode for mode in (AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP)}
+    mode = known.get(getattr(given, "value", given))
+    if mode is None:
+        raise SpecError(
+            f"autoreset_mode: {given!r} is none of {', '.join(known)}; choose one, or make the "
+            'environments with vectorization_mode="sync"'
+        )
+    return mode

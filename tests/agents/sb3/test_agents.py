@@ -245,3 +245,11 @@ def test_the_batch_is_reset_within_the_step_as_the_library_wants(batch: Any) -> 
     with pytest.raises(SpecError, match="cannot be set"):
         batch.set_attr("decisions", 3)
     batch.close()
+
+
+def test_environments_that_reset_themselves_at_once_are_refused() -> None:
+    from trimtab.agents.sb3.vec_env import SB3VecEnv
+
+    envs = gymnasium.make_vec("Hyperparam-v0", num_envs=2, autoreset_mode="SameStep", **QUICK)
+    with pytest.raises(SpecError, match="autoreset_mode: SameStep would reset what ended twice"):
+        SB3VecEnv(envs)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from gymnasium.vector import VectorEnv
+from gymnasium.vector import AutoresetMode, VectorEnv
 from stable_baselines3.common.vec_env import VecEnv
 
 from trimtab.core.errors import SpecError
@@ -30,9 +30,18 @@ class SB3VecEnv(VecEnv):
         bootstrap: Whether the end of the budget counts as a time limit, after which the library
             adds the value of what would have come. What is left of the budget is part of the
             observation, so that it is the end by default.
+
+    Raises:
+        SpecError: The environments reset themselves in the step that ends an episode.
     """
 
     def __init__(self, envs: VectorEnv[Any, Any, Any], *, bootstrap: bool = False) -> None:
+        mode = envs.metadata.get("autoreset_mode")
+        if mode == AutoresetMode.SAME_STEP:
+            raise SpecError(
+                f"autoreset_mode: {mode.value} would reset what ended twice; make the "
+                "environments without it"
+            )
         self.envs, self._bootstrap = envs, bootstrap
         self._actions: np.ndarray | None = None
         self._returns = np.zeros(envs.num_envs)
