@@ -445,7 +445,7 @@ class FitProof:
         if replay.possible:
             try:
                 refused = self._refused(replay)
-            except Exception as error:  # noqa: BLE001 - the real step tells, if it fails as well
+            except Exception as error:  # the real step tells, if it fails as well
                 self._open, self.ended = [], True
                 if isinstance(error, AttributeError) and "attribute 'assign" in str(error):
                     self.release()
