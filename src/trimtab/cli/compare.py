@@ -157,9 +157,11 @@ def compare(
             runs = [(one.name, one.plan.windows.spec(), one.task.total_steps) for one in task_plans]
             output.say_fewer_decisions(decisions, runs)
 
-    with _going_on(out), _progress() as tell:
-        found = run(plans, out, identity, jobs=jobs, begun=begun, progress=tell)
-    figures = comparison_figures(found)
+    how = f"; results so far are in {out}: run the same command again to go on from there"
+    with output.interruptible(lambda: how):
+        with _progress() as tell:
+            found = run(plans, out, identity, jobs=jobs, begun=begun, progress=tell)
+        figures = comparison_figures(found)
     figures["cost"] = cost_answer(figures, _training_seconds(file[0]))
     report = _write_results(out, found, figures, identity, policy=file[0], jobs=jobs)
     _print_results(out, found, figures, report, as_json=as_json)
@@ -316,19 +318,6 @@ def _factors(text: str) -> tuple[float, ...]:
     if not factors or len(set(factors)) < len(factors):
         raise SpecError(f"--start-scale: {text!r} names no factor, or one twice; write 0.01,1,100")
     return tuple(sorted(factors))
-
-
-@contextmanager
-def _going_on(out: Path) -> Iterator[None]:
-    """On Ctrl-C say how to go on."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        output.say(
-            f"trimtab: interrupted; results so far are in {out}: run the same command again to go "
-            "on from there"
-        )
-        raise typer.Exit(130) from None
 
 
 @contextmanager

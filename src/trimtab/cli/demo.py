@@ -52,7 +52,9 @@ def demo(
     notice = output.say_notice(found)
     output.say("preparing the data …")
     found.start(seed=seed)  # fills its cache once, so that the two processes only read it
-    results = _side_by_side(requests, str(found.monitor))
+    listed = f"trimtab runs{options.store_again(kept)} lists what had run"
+    with output.interruptible(lambda: f"; {listed}: the same command begins anew"):
+        results = _side_by_side(requests, str(found.monitor))
     from trimtab.cli.report import write_report_of
 
     path = write_report_of(

@@ -19,18 +19,21 @@ def init(
     as_json: options.AsJson = False,
 ) -> None:
     """Write a task that runs as it stands, to be changed into your own."""
+    from trimtab.records.array_files import write_whole
+
     if file.suffix != ".py":
         raise SpecError(f"{file}: a task is a file of Python; give a name that ends in .py")
     if not file.absolute().parent.is_dir():
         raise SpecError(f"{file}: its folder does not exist; create it, or write elsewhere")
     text = resources.files("trimtab.cli").joinpath("own_task.py.txt").read_text(encoding="utf-8")
+    if file.exists() or file.is_symlink():
+        raise SpecError(f"{file} exists; give another name, or move it away")
     try:
-        with file.open("x", encoding="utf-8") as opened:
-            opened.write(text.replace("own_task.py:make", f"{file}:make"))
-    except FileExistsError as error:
-        raise SpecError(f"{file} exists; give another name, or move it away") from error
+        write_whole(file, text.replace("own_task.py:make", f"{file}:make").encode())
     except OSError as error:
-        raise SpecError(f"{file} cannot be written ({error.strerror})") from error
+        raise SpecError(
+            f"{file} cannot be written ({error.strerror or error}); write elsewhere"
+        ) from error
     if as_json:
         output.print_json({"file": str(file.resolve()), "task": f"{file}:make"})
     else:

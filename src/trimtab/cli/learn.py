@@ -66,7 +66,10 @@ def learn(
         require_checkpoint(Path(place))
     _check_folder(out)
     last: dict[str, Any] = {}
-    with output.progress_bar(f"learning {settings.name}") as bar:
+    with (
+        output.interruptible(lambda: _how_to_go_on(out)),
+        output.progress_bar(f"learning {settings.name}") as bar,
+    ):
         task = bar.add_task("", total=settings.iterations, note="compiling")
 
         def show(progress: Progress) -> None:
@@ -91,6 +94,15 @@ def learn(
         output.print_json({"policy": str(path), **last})
     else:
         print(f"wrote {path}")
+
+
+def _how_to_go_on(out: Path) -> str:
+    """Return what is said when a training is interrupted."""
+    from trimtab.agents.training.checkpoints import checkpoint_file
+
+    if checkpoint_file(out):
+        return f"; the same command with --resume goes on from the last checkpoint in {out}"
+    return "; there is no checkpoint yet: run the same command again"
 
 
 def _check_folder(out: Path) -> None:
@@ -154,7 +166,8 @@ def evaluate(
     loaded = read_policy(policy_path(policy))
     _check_evaluation(ring or ["a"], tasks, seed, steered, out)
     found: dict[str, Any] = {}
-    with output.progress_bar("evaluating") as bar:
+    how = f"; what was done is kept in {out}: run the same command again to go on from there"
+    with output.interruptible(lambda: how), output.progress_bar("evaluating") as bar:
         for name in ring or ["a"]:
             task = bar.add_task("", total=tasks, note=f"ring {name}")
 

@@ -8,6 +8,7 @@ Exit status 0: done; 2: what was asked for is wrong (an option, a name, a value,
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import warnings
@@ -15,6 +16,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from trimtab.cli import compare, demo, init, learn, lists, report, run, tune
 from trimtab.core.errors import (
@@ -25,7 +27,20 @@ from trimtab.core.errors import (
     noted_task,
 )
 
+
+class _Commands(TyperGroup):
+    """All commands; Ctrl-C in one that does not say itself how to go on is told here."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            _say("interrupted")
+            raise typer.Exit(130) from None
+
+
 app = typer.Typer(
+    cls=_Commands,
     name="trimtab",
     help="Steer the hyperparameters of a fine-tuning run while it goes on.",
     no_args_is_help=True,
@@ -56,6 +71,7 @@ app.command("evaluate", short_help="Find out what a policy is worth.")(learn.eva
 
 # Typer brings its own copy of Click in newer versions, so the class is found by its name.
 _ClickError = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _WRONG_REQUEST = (SpecError, UnknownNameError, PolicyFileError)
 
 
@@ -120,6 +136,9 @@ def _status_of(error: BaseException) -> int:
     if isinstance(error, TrimtabError):
         _say(str(error))
         return 2 if isinstance(error, _WRONG_REQUEST) else 1
+    if isinstance(error, OSError) and error.errno in _NO_ROOM and error.filename is None:
+        _say(f"the output cannot be written ({error.strerror}); make room, or send it elsewhere")
+        return 1
     words = " ".join(str(error).split()) or "no message"
     task = noted_task(error)
     where = "" if task is None else f"task {task!r}: "

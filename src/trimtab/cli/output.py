@@ -8,7 +8,8 @@ from __future__ import annotations
 import itertools
 import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,6 +42,23 @@ def print_json(document: Any) -> None:
 def say(words: str) -> None:
     """Print a line on standard error."""
     typer.echo(words, err=True)
+
+
+@contextmanager
+def interruptible(how: Callable[[], str]) -> Iterator[None]:
+    """On Ctrl-C say how to go on, and leave with status 130.
+
+    Args:
+        how: Gives the words, which follow *interrupted*.
+
+    Raises:
+        typer.Exit: It was interrupted.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(f"trimtab: interrupted{how()}")
+        raise typer.Exit(130) from None
 
 
 def say_notice(task: Task) -> str:

@@ -189,15 +189,13 @@ def _executed_in_sight(request: Request, task: Task, *, is_rhythm_given: bool) -
         if is_rhythm_given:
             output.say_fewer_decisions(request.decisions, [(request.task, spec, task.total_steps)])
 
-    try:
-        with output.Display({name: str(task.monitor)}) as display:
-            return execute(
-                request, task, begun=begun, progress=lambda now: display.update(name, now)
-            )
-    except KeyboardInterrupt:
-        kept = "" if request.store is None else "; trimtab report latest shows what had run"
-        output.say(f"trimtab: interrupted{kept}")
-        raise typer.Exit(130) from None
+    again = options.store_again(request.store)
+    kept = "" if request.store is None else f"; trimtab report latest{again} shows what had run"
+    with (
+        output.interruptible(lambda: kept),
+        output.Display({name: str(task.monitor)}) as display,
+    ):
+        return execute(request, task, begun=begun, progress=lambda now: display.update(name, now))
 
 
 def _print_result(result: RunResult, store: str | None) -> None:

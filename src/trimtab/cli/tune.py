@@ -253,13 +253,9 @@ def _interruptible(
             f"whole runs, best {best}"
         )
 
-    try:
+    how = f"; trimtab resume {study}{options.store_again(store)} goes on"
+    with output.interruptible(lambda: how):
         return work(tell)
-    except KeyboardInterrupt:
-        output.say(
-            f"trimtab: interrupted; trimtab resume {study}{options.store_again(store)} goes on"
-        )
-        raise typer.Exit(130) from None
 
 
 def _print_result(result: TuneResult, monitor: str, *, as_json: bool) -> None:

@@ -143,6 +143,10 @@ def lookup(kind: str, name: str) -> Any:
     if kind == "task" and ":" in name:
         module, _, attribute = name.rpartition(":")
         return _load(f"{kind} {name!r}", module, attribute)
+    if kind == "task" and name.endswith(".py"):
+        raise UnknownNameError(
+            f"task {name!r}: a file may hold several; name what makes the task, such as {name}:make"
+        )
     raise unknown_name(kind, name, offers)
 
 

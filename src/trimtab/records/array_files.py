@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,19 @@ def arrays_in(data: bytes) -> dict[str, np.ndarray]:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file whole, or leave what was there."""
+    """Write a file whole, or leave what was there and raise; a link's target is what is written.
+
+    What is no file, such as ``/dev/stdout``, is written to as it comes.
+    """
+    path = path.resolve()
+    if path.exists() and not path.is_file():
+        path.write_bytes(data)
+        return
     partial = path.with_name(f"{path.name}.partial")
-    partial.write_bytes(data)
-    partial.replace(path)
+    try:
+        partial.write_bytes(data)
+        partial.replace(path)
+    except OSError:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise

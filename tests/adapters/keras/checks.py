@@ -1296,6 +1296,48 @@ def a_learning_rate_that_no_step_reads_is_refused_and_nothing_is_disturbed() -> 
         fit(frozen, TrimtabCallback(VALIDATION, decisions=4))
 
 
+class WritesItsRate(keras.Sequential):  # type: ignore[misc]
+    """Sets the learning rate in its own step, in the way that is said."""
+
+    how = ""
+
+    def train_step(self, *arguments: Any, **named: Any) -> Any:
+        optimizer = self.optimizer
+        if self.how == "assigned before":
+            optimizer.learning_rate.assign(5e-4)
+        if self.how == "set before":
+            optimizer.learning_rate = 5e-4
+        done = super().train_step(*arguments, **named)
+        if self.how == "assigned after":
+            optimizer.learning_rate.assign(optimizer.learning_rate * 0.9)
+        return done
+
+
+def writing_its_rate(how: str) -> Any:
+    keras.utils.set_random_seed(0)
+    model = WritesItsRate([keras.Input((6,)), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.Adam(0.01), loss="mse")
+    model.how = how
+    return model
+
+
+@check
+def a_step_that_writes_its_learning_rate_is_refused_or_told() -> None:
+    for how in ("assigned before", "assigned after"):
+        model = writing_its_rate(how)
+        before = [weight.copy() for weight in model.get_weights()]
+        with pytest.raises(AdapterError, match="train_step writes the optimiser's learning rate"):
+            fit(model, TrimtabCallback(VALIDATION, decisions=4))
+        assert_same(model.get_weights(), before)
+        model.how = ""
+        fit(model)  # as if nothing had been
+    steer = TrimtabCallback(VALIDATION, decisions=4)
+    told = told_in(lambda: fit(writing_its_rate("set before"), steer))
+    assert sum("as well as lines of train_step" in words for words in told) == 1
+    watching = TrimtabCallback(VALIDATION, decisions=4, policy=None)
+    assert told_in(lambda: fit(writing_its_rate("assigned before"), watching)) == []
+
+
 class Anywhere:
     """Holds optimisers where nobody looks through a model's attributes."""
 

@@ -45,6 +45,7 @@ ANY_BACKEND_WILL_DO = (
     "a_monitored_metric_gets_better_as_its_name_or_its_object_says",
 )
 OWN_STEPS = (
+    "a_step_that_writes_its_learning_rate_is_refused_or_told",
     "a_learning_rate_that_no_step_reads_is_refused_and_nothing_is_disturbed",
     "other_optimizers_of_a_step_are_kept_and_put_back",
 )

@@ -445,8 +445,12 @@ class FitProof:
         if replay.possible:
             try:
                 refused = self._refused(replay)
-            except Exception as error:  # noqa: BLE001 - the real step tells, if it fails as well
+            except Exception as error:  # the real step tells, if it fails as well
                 self._open, self.ended = [], True
+                if isinstance(error, AttributeError) and "attribute 'assign" in str(error):
+                    self.release()
+                    self._refuse()  # forgets what was read
+                    raise AdapterError(_LR_WRITTEN) from error
                 self._warn("proof", _FAILED.format(what=f"{type(error).__name__}: {error}"))
         if refused is not None:
             refusal = refused.refusal()
@@ -568,6 +572,11 @@ _SAME = (
 _FAILED = (
     "trying whether the training step uses what is steered failed ({what}); steering goes on "
     "unproven, so look at the first decisions, or leave other kinds than 'lr' out"
+)
+_LR_WRITTEN = (
+    "lr: train_step writes the optimiser's learning rate itself, which a steered rate does not let "
+    "it; take that line out, and pass what it follows as reference= (a name, or a function of the "
+    "share of the steps that is done)"
 )
 _UNPROVEN = (
     "{names}: the first batches could not show whether the training step uses this (their loss is "

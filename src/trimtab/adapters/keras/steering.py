@@ -151,6 +151,6 @@ _NO_MEMORY = (
 )
 _OVERWRITTEN = (
     "lr: something else set the optimiser's learning rate, which is not what the steered step "
-    "reads; leave LearningRateScheduler and ReduceLROnPlateau out, and pass a schedule as "
-    "reference="
+    "reads; leave LearningRateScheduler and ReduceLROnPlateau out, as well as lines of train_step "
+    "that set it, and pass a schedule as reference="
 )

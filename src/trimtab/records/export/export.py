@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import Any
 
 from trimtab.core.errors import SpecError, StoreError, unknown_name
+from trimtab.records.array_files import write_whole
 from trimtab.records.export.schedule import Replay, replay_of
 from trimtab.records.store.rows import RunRecord
 
@@ -84,7 +85,7 @@ def export_run(
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
             paths[name] = folder / EXPORT_TARGETS[name].file
-            paths[name].write_text(text, encoding="utf-8")
+            write_whole(paths[name], text.encode())
     except OSError as error:
         raise SpecError(
             f"{folder}: the export cannot be written ({error.strerror or error}); "

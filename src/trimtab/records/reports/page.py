@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.core.errors import MissingDependencyError, SpecError
+from trimtab.records.array_files import write_whole
 
 Row = dict[str, Any]
 
@@ -317,13 +318,13 @@ def _vega_lite() -> str:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write what was made to a file, replacing it.
+    """Write what was made to a file whole, replacing it.
 
     Raises:
         SpecError: The file cannot be written.
     """
     try:
-        path.write_bytes(content)
+        write_whole(path, content)
     except OSError as error:
         raise SpecError(
             f"{path} cannot be written ({error.strerror or error}); write elsewhere with --out"

@@ -247,11 +247,17 @@ def _configure_sqlite(connection: Any, *, write: bool) -> None:
     cursor = connection.cursor()
     cursor.execute(f"PRAGMA busy_timeout = {int(BUSY_SECONDS * 1000)}")
     cursor.execute("PRAGMA foreign_keys = ON")
-    if write:
+    if write and _may_be_ours(cursor):
         mode = cursor.execute("PRAGMA journal_mode = WAL").fetchone()[0]
         if mode == "wal":
             cursor.execute("PRAGMA synchronous = NORMAL")
     cursor.close()
+
+
+def _may_be_ours(cursor: Any) -> bool:
+    """Whether a database is empty or a store; that of something else keeps its way of writing."""
+    found = cursor.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+    return not found or {("runs",), ("alembic_version",)} <= set(found)
 
 
 def prepare_schema(engine: Engine, url: str, *, write: bool) -> None:

@@ -152,7 +152,7 @@ class Journal:
             _lock(self._file, self.folder)
             self._read()
         except BaseException:
-            self._file.close()
+            self.__exit__()
             raise
         return self
 
