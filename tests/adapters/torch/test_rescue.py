@@ -362,3 +362,68 @@ def test_the_guard_policy_puts_a_damaged_state_back(name):
 def test_keep_best_is_off_under_the_guard_policy_unless_asked_for():
     assert not equal(steered(Loop(), keep_best=True, decisions=5), Loop(9).plain())
     assert equal(steered(Loop()), Loop().plain())
+
+
+def attached(loop, fault=lambda step, loop: None, poison=-1):
+    """Train under ``policy="guard"`` in a loop that steps its optimiser and scheduler itself."""
+    controller = trimtab.TorchController.attach(
+        loop.optimizer,
+        total_steps=STEPS,
+        validate=loop.whole_loss,
+        model=loop.model,
+        policy="guard",
+        reference=None,
+    )
+    with controller:
+        for step, (x, y) in enumerate(loop.batches()):
+            fault(step, loop)
+            loss = loop.loss_of((x * math.nan if step == poison else x, y))
+            controller.tell(loss)
+            loss.backward()
+            loop.optimizer.step()
+            loop.optimizer.zero_grad()
+            loop.scheduler.step()
+    loop.controller = controller
+    return loop.ended()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_guard_policy_that_is_attached_leaves_the_loops_bits(seed):
+    mine = attached(Loop(seed))
+    assert mine.controller.events == []
+    assert equal(mine, Loop(seed).plain())
+
+
+def test_the_guard_policy_that_is_attached_skips_and_restores():
+    mine = attached(Loop(), at(80, DAMAGE["a weight"][0]), poison=50)
+    skipped, restored = mine.controller.events
+    assert (skipped.step, skipped.treatment) == (50, Treatment.SKIP)
+    assert (restored.step, restored.fault) == (80, Fault.WEIGHTS_NOT_FINITE)
+    assert not mine.controller.summary.diverged
+    assert mine.whole_loss() <= 1.3 * Loop().plain().whole_loss()
+
+
+def test_averages_of_the_weights_are_left_to_the_loop_under_the_guard_policy():
+    ended = []
+    for policy in (None, "guard"):
+        loop = Loop()
+        average = torch.optim.swa_utils.AveragedModel(loop.model)
+        controller = trimtab.TorchController(
+            loop.optimizer,
+            total_steps=STEPS,
+            validate=loop.whole_loss,
+            model=loop.model,
+            averaged=average,
+            policy=policy,
+            keep_best=False,
+            reference=loop.scheduler,
+        )
+        with controller:
+            for batch in loop.batches():
+                loss = loop.loss_of(batch)
+                loss.backward()
+                controller.step(loss)
+                average.update_parameters(loop.model)
+        assert controller.events == []
+        ended.append([*loop.ended().end, *average.state_dict().values()])
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(*ended, strict=True))

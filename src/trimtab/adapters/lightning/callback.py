@@ -36,6 +36,7 @@ from trimtab.adapters.torch.trainer import (
 from trimtab.core.decision import Summary
 from trimtab.core.errors import AdapterError
 from trimtab.core.notices import tell
+from trimtab.rescue.events import Event
 
 
 @takes_run_keywords
@@ -129,6 +130,11 @@ class TrimtabCallback(Callback):
     def summary(self) -> Summary:
         """The run so far: ``best``, ``schedule``, ``decisions``, ``spent_steps``, ``rollbacks``."""
         return self._training.summary
+
+    @property
+    def events(self) -> list[Event]:
+        """What was rescued in the latest run, in order; each has a `sentence`."""
+        return self._training.events
 
     # Events, in the order of a fit.
 

@@ -37,6 +37,7 @@ from trimtab.adapters.transformers.trainer import (
 from trimtab.core.decision import Summary
 from trimtab.core.errors import AdapterError
 from trimtab.core.notices import tell
+from trimtab.rescue.events import Event
 
 
 @takes_run_keywords
@@ -125,6 +126,11 @@ class TrimtabCallback(transformers.TrainerCallback, ExportableState):
     def summary(self) -> Summary:
         """The run so far: ``best``, ``schedule``, ``decisions``, ``spent_steps``, ``rollbacks``."""
         return self._training.summary
+
+    @property
+    def events(self) -> list[Event]:
+        """What was rescued in the latest run, in order; each has a `sentence`."""
+        return self._training.events
 
     def attach(self, trainer: Any) -> TrimtabCallback:
         """Add this callback to a trainer and read the loss from its ``compute_loss``.
