@@ -364,6 +364,22 @@ def test_keep_best_is_off_under_the_guard_policy_unless_asked_for():
     assert equal(steered(Loop()), Loop().plain())
 
 
+@pytest.mark.parametrize("name", ["running variance", "scaled weights"])
+def test_a_run_that_was_rescued_whole_is_not_called_diverged(name):
+    """Damaged right before a validation, which would see a loss of many times the first one."""
+    mine = steered(Loop(), at(STEPS // 4 - 1, DAMAGE[name][0]), decisions=4)
+    assert [e for e in mine.controller.events if e.restored is not None]
+    assert not mine.controller.summary.diverged
+
+
+def test_a_run_that_was_given_up_is_called_diverged():
+    def poison(step, loop):
+        if step >= 60:
+            loop.x[step] = math.nan
+
+    assert steered(Loop(), poison).controller.summary.diverged
+
+
 def attached(loop, fault=lambda step, loop: None, poison=-1):
     """Train under ``policy="guard"`` in a loop that steps its optimiser and scheduler itself."""
     controller = trimtab.TorchController.attach(

@@ -209,6 +209,7 @@ class TorchDriver:
             self.statistics.after_step(self._stepper.weights)
         self._rates.advance()
         if ends or self._cut_short:
+            self._note_rescued()
             metrics = self.statistics.finish()
             self._usual = metrics.train_loss
             if self._stepper.scaler is not None and metrics.update_ratio == 0:
@@ -223,6 +224,7 @@ class TorchDriver:
             self._first.end()
         if status is None:
             self._free_steps_went_well()
+        self._note_rescued()
         self.run.finish(status)
         for guard in (self.guard, self._bad_batches):
             if guard is not None:
@@ -253,6 +255,13 @@ class TorchDriver:
             if not self._rates.intact():
                 optimizer = type(self._stepper.optimizer).__name__
                 self.run.warn("lr not taken", _NOT_TAKEN.format(optimizer=optimizer))
+
+    def _note_rescued(self) -> None:
+        """Look at the state before it is validated, and let the summary go by the rescue."""
+        if self.guard is not None and self.run.session is not None:
+            self.guard.look()
+            mended = self.guard.engine.gave_up is None
+            self.run.session.rescued = None if self.guard.failed else mended
 
     def groups_joined(self) -> None:
         """Steer in all respects the groups that joined the optimiser, before its next step."""
