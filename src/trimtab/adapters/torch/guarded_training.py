@@ -88,6 +88,30 @@ class GuardedTorchTraining:
 
     # Looking.
 
+    @torch.no_grad()
+    def compare_with(self, kept: Mapping[str, torch.Tensor]) -> bool:
+        """Take a kept state for the last good one, where no snapshots are taken here.
+
+        Args:
+            kept: Its tensors, by the names that `TrainingState` gives them.
+
+        Returns:
+            Whether buffers that the last forward pass poisoned can be put back from it.
+        """
+        floats = {name: one for name, one in kept.items() if one.is_floating_point()}
+        self._norms = dict(zip(floats, norms_of(list(floats.values())).tolist(), strict=True))
+        self._found = self._looked = None
+        self._measured()
+        names = {one.data_ptr(): name for name, one in (self._found or {}).items()}
+        self._before = [buffer.detach().clone() for buffer in self._running]
+        for place, buffer in enumerate(self._running):
+            if not torch.isfinite(buffer).all():
+                before = kept.get(names.get(buffer.data_ptr(), ""))
+                if before is None:
+                    return False
+                self._before[place].copy_(before)
+        return True
+
     def not_finite(self, *, forward: bool = False) -> tuple[Fault, str] | None:
         """Return which of weights, buffers and optimiser state is not finite, and where.
 
