@@ -412,14 +412,16 @@ class _Roster(NamedTuple):
         }
         names = list(chosen)
         kinds = [name[:6] for name in names]
-        masks = [np.array([kind == one for kind in kinds], bool) for one in _KINDS]
+        weights, buffers, states = (np.array([k == one for k in kinds], bool) for one in _KINDS)
         leaves = [name.rpartition(".")[2] for name in names]
         means, squares = (
-            masks[2] & np.array([leaf in kind for leaf in leaves], bool)
+            states & np.array([leaf in kind for leaf in leaves], bool)
             for kind in (_MEANS, _SQUARES)
         )
         sizes = np.array([tensor.numel() for tensor in chosen.values()], float)
-        return cls(names, list(chosen.values()), np.sqrt(sizes), *masks, means, squares)
+        roots = np.sqrt(sizes)
+        tensors = list(chosen.values())
+        return cls(names, tensors, roots, weights, buffers, states, means, squares)
 
     def places(self) -> list[int]:
         """Return where in memory the tensors lie."""
@@ -454,9 +456,9 @@ def norms_of(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     if not tensors:
         return torch.zeros(0)
     try:
-        norms = torch._foreach_norm(list(tensors))
+        norms = list(torch._foreach_norm(list(tensors)))
     except NotImplementedError:  # a sparse gradient among them
-        norms = torch._foreach_norm([_entries(tensor) for tensor in tensors])
+        norms = list(torch._foreach_norm([_entries(tensor) for tensor in tensors]))
     first = norms[0]
     if any(norm.dtype is not torch.float32 or norm.device != first.device for norm in norms):
         norms = [norm.to(first.device, torch.float32) for norm in norms]
@@ -465,7 +467,10 @@ def norms_of(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
 
 def _entries(tensor: torch.Tensor) -> torch.Tensor:
     """Return the entries of a gradient that are there."""
-    return tensor.coalesce().values() if tensor.is_sparse else tensor
+    if not tensor.is_sparse:
+        return tensor
+    values: torch.Tensor = tensor.coalesce().values()  # type: ignore[no-untyped-call]
+    return values
 
 
 def total_norm(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
