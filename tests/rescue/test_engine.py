@@ -30,8 +30,11 @@ class Script:
     def jumps(self):
         return self.jumped
 
-    def probe(self):
+    def probe(self, *, sound=False, lowest=False):
         return self.answer
+
+    def restore_statistics(self):
+        return False
 
     def find_sound(self):
         self.sound = True
@@ -74,7 +77,7 @@ def kinds(engine):
 
 def test_a_healthy_run_has_no_event_and_snapshots_at_the_announced_pace(engine, script):
     assert engine.events == []
-    assert script.done == ["take 0", f"take {CHECK_EVERY}", "take 30"]
+    assert script.done == ["take 0", *(f"take {n * CHECK_EVERY}" for n in (1, 2, 3))]
     assert engine.rate_factor == 1.0
 
 
@@ -234,7 +237,7 @@ def test_snapshots_move_apart_as_the_run_goes_on(engine, script):
     steps(engine, [1.0, 1.1] * 500)
     taken = [int(done.split()[1]) for done in script.done]
     gaps = [later - earlier for earlier, later in itertools.pairwise(taken)]
-    assert gaps[1:9] == [20] * 8
+    assert gaps[:19] == [10] * 19
     assert gaps[-1] == max(gaps) == 50
 
 
@@ -246,3 +249,79 @@ def test_a_snapshot_is_called_good_at_the_next_look_that_finds_nothing(engine, s
     assert not script.sound
     steps(engine, [1.0, 1.1] * 5)
     assert script.sound
+
+
+def fresh(script):
+    engine = RescueEngine(script, told=lambda event: None)
+    engine.begin()
+    return engine
+
+
+@pytest.mark.parametrize(
+    ("answer", "treatments"),
+    [
+        (Probe(1.1, 1.0), []),
+        (Probe(2.5, 1.0), [Treatment.RESTORE]),
+        (None, []),
+    ],
+    ids=["the model is sound", "it is twice as bad", "nobody can say"],
+)
+def test_in_the_first_steps_good_batches_judge_a_loss_that_is_twice_as_high(
+    script, answer, treatments
+):
+    engine, script.answer = fresh(script), answer
+    steps(engine, [1.0, 1.1, 0.9, 1.0, 2.4])
+    assert [event.treatment for event in engine.events] == treatments
+
+
+@pytest.mark.parametrize(("loss", "norm"), [(1e3, 1.0), (1.0, 1e5)])
+def test_in_the_first_steps_what_is_beyond_doubt_is_skipped(script, loss, norm):
+    engine = fresh(script)
+    steps(engine, [1.0, 1.1, 0.9, 1.0])
+    assert steps(engine, [loss], norm) == [False]
+
+
+def test_a_rate_that_jumps_above_all_before_is_capped_where_the_model_suffers(engine, script):
+    script.answer = Probe(9.0, 1.0)
+    steps(engine, [50.0], rate=1e-3)
+    assert engine.factor(1e-3) == 1.0, "one damage without a jump costs no rate"
+    again = fresh(script)
+    steps(again, [1.0, 1.1] * 15)
+    again.factor(0.1)
+    steps(again, [50.0])
+    assert again.events[-1].treatment is Treatment.RESTORE_AND_CUT
+    assert "after the learning rate rose from 0.001" in again.events[-1].sentence()
+    assert again.factor(0.1) == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("rates", [[1e-3] * 40 + [1e-5] * 40 + [1e-3] * 40])
+def test_a_restart_of_the_schedule_is_no_jump_and_no_drift(script, rates):
+    engine, script.answer = fresh(script), Probe(1.5, 1.0)
+    for number, rate in enumerate(rates):
+        high = 0.15 * (number >= 80)
+        steps(engine, [1.0 + high + 0.05 * (number % 2)], rate=rate)
+    assert engine.events == []
+
+
+def test_running_statistics_alone_are_put_back_alone(engine, script):
+    script.damage = (Fault.BUFFERS_JUMPED, "bn.running_var")
+    script.restore_statistics = lambda: True
+    steps(engine, [1.0, 1.1] * 5)
+    assert kinds(engine)[0] == (Fault.BUFFERS_JUMPED, Treatment.RESTORE_STATISTICS)
+    assert engine.events[0].updates_lost == 0
+
+
+def test_spikes_in_every_second_batch_are_told_as_data_that_changed(engine, script):
+    script.answer = Probe(1.0, 1.0)
+    steps(engine, [50.0, 1.0] * 10)
+    assert kinds(engine).count((Fault.DATA_CHANGED, Treatment.TELL)) == 1
+
+
+def test_a_cap_on_a_schedule_that_never_falls_is_lowered_where_the_loss_stands_still(
+    engine, script
+):
+    for step in range(120):
+        steps(engine, [1.0 + 0.01 * step + 0.05 * (step % 2)], rate=1e-3 * 1.05**step)
+    cap = engine.cap
+    steps(engine, [1.0, 1.1] * 60, rate=1.0)
+    assert engine.cap < 0.5 * cap

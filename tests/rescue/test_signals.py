@@ -43,7 +43,17 @@ def test_negative_losses_are_judged_too():
 
 
 def test_little_is_called_unusual_while_little_is_known():
-    assert filled([1.0] * 9).judge(1e9, 1e9) is Signal.USUAL
+    assert filled([1.0] * 2).judge(1e9, 1e9) is Signal.USUAL
+    assert filled([1.0] * 9).judge(1.4, 50.0) is Signal.USUAL
+
+
+@pytest.mark.parametrize("known", range(3, 10))
+def test_in_the_first_steps_the_gross_is_a_spike_and_the_high_is_early(known):
+    history = filled(np.linspace(1.0, 1.2, known).tolist())
+    assert history.judge(1e3, 1.0) is Signal.LOSS_SPIKE
+    assert history.judge(1.0, 1e6) is Signal.GRADIENT_SPIKE
+    assert history.judge(2.4, 1.0) is Signal.EARLY
+    assert history.judge(1.3, 5.0) is Signal.USUAL
 
 
 def test_a_collapse_below_a_spike_is_a_rise():

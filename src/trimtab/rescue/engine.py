@@ -7,6 +7,7 @@ back with half the learning rate; stop.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -16,11 +17,14 @@ from trimtab.rescue.signals import Signal, StepHistory
 CHECK_EVERY = 10
 """Steps between two looks at weights, buffers and optimiser state."""
 
-_SNAPSHOT_EVERY = 20  # in the first 200 steps; then a tenth of the steps done
+_SNAPSHOT_EVERY = 10  # in the first 200 steps; then a twentieth of the steps done
 _SNAPSHOT_EVERY_LATER = 50
 
+_JUMP = 3.0  # from step to step, above all rates before: no warm-up and no restart does that
+_FIRST = 2  # steps, in which a warm-up may
 _SOON = 60  # a restore within so many steps of the last one goes further
 _HEALTHY = 50  # steps after which a cut is halved
+_ANNEALED = 0.7  # how much of a cap is left where the loss stands still under it
 _MOST_RESTORES = 6  # in a row
 _MOST_BAD = 20  # batches in a row that are not finite
 _MOST_SPIKES = 10  # spikes in a row with a sound model: the data is like that now
@@ -36,11 +40,16 @@ class Probe(NamedTuple):
     now: float
     then: float
 
-    def is_damaged(self, spread: float) -> bool:
-        """Return whether the model is to blame, given the spread of losses from step to step."""
+    def is_damaged(self, spread: float, share: float = 0.3) -> bool:
+        """Return whether the model is to blame, given the spread of losses from step to step.
+
+        Args:
+            spread: Robust standard deviation of the losses.
+            share: By how much of the loss then it has to be above that.
+        """
         if not math.isfinite(self.now):
             return True
-        return self.now > self.then + max(0.3 * abs(self.then), 2.0 * spread)
+        return self.now > self.then + max(share * abs(self.then), 2.0 * spread)
 
     @property
     def ratio(self) -> float:
@@ -89,8 +98,18 @@ class GuardedTraining(Protocol):
         """Return what moved too far since the last good snapshot, the surest first."""
         ...
 
-    def probe(self) -> Probe | None:
-        """Run good batches again; None where none is remembered."""
+    def probe(self, *, sound: bool = False, lowest: bool = False) -> Probe | None:
+        """Run good batches again; None where none is remembered.
+
+        Args:
+            sound: With the running statistics that were last found sound: a bad batch has moved
+                those of now.
+            lowest: Against the snapshot with the lowest loss.
+        """
+        ...
+
+    def restore_statistics(self) -> bool:
+        """Put running statistics back, if they alone were found damaged and nothing read them."""
         ...
 
     def find_sound(self) -> None:
@@ -152,6 +171,10 @@ class RescueEngine:
         self._probed_at = -CHECK_EVERY
         self._probe: Probe | None = None
         self._lowest, self._rate_at_lowest, self._drifts = math.inf, math.nan, False
+        self._highest_rate = self._highest_at_lowest = 0.0
+        self._lowest_capped = math.inf
+        self._rate_before_jump, self._jumped_at = math.inf, -math.inf
+        self._spikes_at: deque[int] = deque(maxlen=_MOST_SPIKES)
 
     # What a loop asks and tells.
 
@@ -192,27 +215,35 @@ class RescueEngine:
 
     def factor(self, rate: float) -> float:
         """Return what the coming update's learning rate, the user's own, is multiplied by."""
+        if rate > _JUMP * max(self.rate, self._highest_rate) and self.step > _FIRST:
+            self._rate_before_jump, self._jumped_at = self.rate, self.step
         self.rate = rate
         self.rate_factor = 1.0 if rate <= self.cap else self.cap / rate
+        self._highest_rate = max(self._highest_rate, rate * self.rate_factor)
         return self.rate_factor
 
-    def look(self) -> None:
-        """Look at weights, buffers and optimiser state, and take a snapshot if they are good."""
+    def look(self, *, last: bool = False) -> None:
+        """Look at weights, buffers and optimiser state, and take a snapshot if they are good.
+
+        Args:
+            last: Only look: ask no good batches, and take no snapshot.
+        """
         state = self._training.not_finite()
         if state is not None:
-            self._restore(state[0], "seen at a check", where=state[1])
+            self._mend(state[0], "seen at a check", state[1])
             return
         for jump in self._training.jumps()[:1]:
             evidence = f"norm {jump.before:.3g} became {jump.after:.3g}"
-            probe = None if jump.certain else self._training.probe()
+            probe = None if jump.certain or last else self._training.probe()
             if jump.certain or (probe is not None and probe.is_damaged(self.history.spread)):
-                self._restore(jump.fault, evidence, where=jump.name, probe=probe)
+                self._mend(jump.fault, evidence, jump.name, probe)
                 return
-        if self._spikes or self._drift():
+        if last or self._spikes or self._follows_jump() or self._drift():
             return
+        self._anneal()
         self._training.find_sound()
-        every = min(max(_SNAPSHOT_EVERY, self.step // 10), _SNAPSHOT_EVERY_LATER)
-        if self.step - self._taken_at >= every or self.step < every:
+        every = min(max(_SNAPSHOT_EVERY, self.step // 20), _SNAPSHOT_EVERY_LATER)
+        if self.step - self._taken_at >= every:
             self._taken_at = self.step
             self._training.take(self.step, self.history.mean())
 
@@ -246,7 +277,21 @@ class RescueEngine:
             self._spikes, self._shifted = 0, False
             self.history.add(loss, norm)
             return True
+        if signal is Signal.EARLY:
+            return self._ask_early(loss, norm)
         return self._suspect(signal, loss, norm)
+
+    def _ask_early(self, loss: float, norm: float) -> bool:
+        """Ask good batches while noise is not known yet: is the model twice as bad as before?"""
+        probe = self._training.probe(sound=True)
+        highest = max(self.history.losses)
+        evidence = f"loss {loss:.3g} where {highest:.3g} was the highest, gradient norm {norm:.3g}"
+        if probe is not None and probe.is_damaged(0.0, share=1.0):
+            return not self._restore(Fault.MODEL_DAMAGED, evidence, probe=probe)
+        if probe is not None and loss > highest + 10.0 * abs(highest):
+            return not self._skip(Fault.LOSS_SPIKE, evidence, probe=probe)
+        self.history.add(loss, norm)
+        return True
 
     def _suspect(self, signal: Signal, loss: float, norm: float) -> bool:
         """Ask whether model or data is to blame for a spike or a rise, and treat it."""
@@ -257,6 +302,9 @@ class RescueEngine:
         evidence = f"loss {loss:.3g} where {middle:.3g} is usual, gradient norm {norm:.3g}"
         probe = self._asked(at_once=signal is not Signal.RISE)
         if probe is not None and probe.is_damaged(self.history.spread):
+            if self._is_beyond() and self.step - self._jumped_at > _SOON:
+                self._go_back(evidence, probe)
+                return not self._act
             return not self._restore(Fault.MODEL_DAMAGED, evidence, probe=probe)
         if signal is Signal.RISE:
             if probe is not None and self.history.rises_for_long(loss):
@@ -272,14 +320,25 @@ class RescueEngine:
             self.history.forget()
             self.tell(Fault.DATA_CHANGED, f"{evidence}, {self._spikes} times", **_told(probe))
             return True
+        self._note_spike(evidence, probe)
         loss_spike = signal is Signal.LOSS_SPIKE
         fault = Fault.LOSS_SPIKE if loss_spike else Fault.GRADIENT_SPIKE
         return not self._skip(fault, evidence, probe=probe)
 
+    def _note_spike(self, evidence: str, probe: Probe | None) -> None:
+        """Tell where every second batch is a spike to a sound model."""
+        self._spikes_at.append(self.step)
+        often = len(self._spikes_at) == _MOST_SPIKES
+        if often and probe is not None and self.step - self._spikes_at[0] <= 2 * _MOST_SPIKES:
+            self._spikes_at.clear()
+            evidence = f"{evidence}, {_MOST_SPIKES} times in {2 * _MOST_SPIKES} steps"
+            look = "look at the labels and the loader"
+            self.tell(Fault.DATA_CHANGED, evidence, look, **_told(probe))
+
     def _asked(self, at_once: bool) -> Probe | None:
         """Return what good batches say; a rise that goes on asks them every ten steps."""
         if at_once or self.step - self._probed_at >= CHECK_EVERY:
-            self._probed_at, self._probe = self.step, self._training.probe()
+            self._probed_at, self._probe = self.step, self._training.probe(sound=True)
         return self._probe
 
     def _left_out_by_scaler(self) -> bool:
@@ -308,31 +367,79 @@ class RescueEngine:
             fault = Fault.GRADIENT_NOT_FINITE if finite_loss else Fault.LOSS_NOT_FINITE
         return not self._skip(fault, evidence, where=where, batch=rows)
 
+    def _follows_jump(self) -> bool:
+        """Go back if good batches got worse since the learning rate rose above all before."""
+        if self.step - self._jumped_at > _SOON or self.cap < math.inf:
+            return False
+        probe = self._training.probe()
+        if probe is None or not probe.is_damaged(0.0, share=0.1):
+            return False
+        self._restore(Fault.DIVERGED, "good batches got worse", probe=probe)
+        return True
+
     def _drift(self) -> bool:
         """Go back where the loss was lowest if it has risen since together with the rate."""
         mean = self.history.mean()
         if math.isnan(mean):
             return False
+        rate = self.rate * self.rate_factor
         if mean < self._lowest:
-            self._lowest, self._rate_at_lowest = mean, self.rate * self.rate_factor
-        error = self.history.spread / math.sqrt(len(self.history.losses))
-        higher = mean > self._lowest + max(0.25 * abs(self._lowest), 6.0 * error)
-        if not higher or self.rate * self.rate_factor <= 1.3 * self._rate_at_lowest:
+            self._lowest, self._rate_at_lowest = mean, rate
+            self._highest_at_lowest = self._highest_rate
+        if not self._is_beyond() or not self._rose(mean):
             return False
+        self._go_back(f"mean loss {self._lowest:.3g} became {mean:.3g}")
+        return True
+
+    def _anneal(self) -> None:
+        """Lower the cap of a schedule that does not fall by itself, where the loss stands still."""
+        mean = self.history.mean()
+        if not self._drifts or math.isnan(mean):
+            return
+        if mean > 0.98 * self._lowest_capped:
+            self.cap *= _ANNEALED
+        self._lowest_capped = min(self._lowest_capped, mean)
+
+    def _is_beyond(self) -> bool:
+        """Return whether the rate is above all that the run had when its loss was lowest.
+
+        A restart brings back a rate that the run has had; one that drifts goes beyond.
+        """
+        rate = self.rate * self.rate_factor
+        return 0.0 < 1.3 * self._highest_at_lowest < rate
+
+    def _go_back(self, evidence: str, probe: Probe | None = None) -> None:
+        """Put the state with the lowest loss back, and go no higher than its learning rate."""
         evidence = (
-            f"mean loss {self._lowest:.3g} at a learning rate of {self._rate_at_lowest:.3g} "
-            f"became {mean:.3g} at {self.rate * self.rate_factor:.3g}"
+            f"{evidence}, while the learning rate rose from {self._rate_at_lowest:.3g} to "
+            f"{self.rate * self.rate_factor:.3g}"
         )
         if self._act:
             self.cap, self._drifts = self._rate_at_lowest, True
+            self._lowest_capped = math.inf
             self.factor(self.rate)
         restored = self._training.restore(older=False, lowest=True) if self._act else None
-        lost = 0 if restored is None else self.step - restored
-        treatment = Treatment.RESTORE_AND_CUT
-        self._record(Fault.DIVERGED, treatment, evidence, restored=restored, updates_lost=lost)
-        self._restored_at = self.step
+        self._record(
+            Fault.DIVERGED,
+            Treatment.RESTORE_AND_CUT,
+            evidence,
+            restored=restored,
+            updates_lost=0 if restored is None else self.step - restored,
+            **_told(probe),
+        )
+        self._restored_at, self._spikes = self.step, 0
         self.history.forget()
-        return True
+
+    def _rose(self, mean: float) -> bool:
+        """Return whether the loss rose: by good batches if it may have, or beyond doubt."""
+        error = self.history.spread / math.sqrt(len(self.history.losses))
+        rise = mean - self._lowest
+        if rise > max(0.25 * abs(self._lowest), 6.0 * error):
+            return True
+        if rise <= max(0.05 * abs(self._lowest), 2.0 * error):
+            return False
+        probe = self._training.probe(lowest=True)
+        return probe is not None and probe.is_damaged(0.0, share=0.1)
 
     # Treating; each returns whether the step's update is left out.
 
@@ -341,6 +448,14 @@ class RescueEngine:
         if self._act:
             self._training.undo_forward()
         return self._act
+
+    def _mend(self, fault: Fault, evidence: str, where: str, probe: Probe | None = None) -> None:
+        """Put back what a look found damaged: running statistics alone where it is they."""
+        if self._act and self._training.restore_statistics():
+            treatment = Treatment.RESTORE_STATISTICS
+            self._record(fault, treatment, evidence, where=where, **_told(probe))
+        else:
+            self._restore(fault, evidence, where=where, probe=probe)
 
     def _restore(
         self, fault: Fault, evidence: str, probe: Probe | None = None, **fields: Any
@@ -354,10 +469,18 @@ class RescueEngine:
         lost = min(self.step - max(self._restored_at, 0), self.step)
         self._restored_at, self._healthy = self.step, 0
         restored = self._training.restore(older=again) if self._act else None
-        if again and self._act:
+        since = -1 if restored is None else restored
+        jumped = self._jumped_at > since and self._rate_before_jump < self.cap
+        if jumped:
+            evidence += f", after the learning rate rose from {self._rate_before_jump:.3g}"
+        if jumped and self._act:
+            self.cap, self._drifts = self._rate_before_jump, True
+            self._lowest_capped = math.inf
+        elif again and self._act:
             self.cap = 0.5 * min(self.cap, self.rate)
+        if (again or jumped) and self._act:
             self.rate_factor = min(self.rate_factor, self.cap / self.rate if self.rate else 1.0)
-        treatment = Treatment.RESTORE_AND_CUT if again else Treatment.RESTORE
+        treatment = Treatment.RESTORE_AND_CUT if again or jumped else Treatment.RESTORE
         self._record(
             fault,
             treatment,

@@ -41,6 +41,7 @@ class Treatment(StrEnum):
 
     SKIP = "skip"
     RESTORE = "restore"
+    RESTORE_STATISTICS = "restore statistics"
     RESTORE_AND_CUT = "restore and cut"
     RAISE_RATE = "raise the rate again"
     OVERRULE = "overrule"
@@ -133,6 +134,9 @@ _NAMED = 4
 _DONE = {
     Treatment.SKIP: "this batch was skipped",
     Treatment.RESTORE: "the state of step {restored} was put back, {lost} updates were lost",
+    Treatment.RESTORE_STATISTICS: (
+        "the statistics of the last sound look were put back, and no update was lost"
+    ),
     Treatment.RESTORE_AND_CUT: (
         "the state of step {restored} was put back, {lost} updates were lost, "
         "and the learning rate is multiplied by {factor:.3g}"

@@ -10,7 +10,8 @@ from enum import Enum
 LENGTH = 50
 """Steps that are remembered, and told in an event."""
 
-_ENOUGH = 10  # steps before anything is called unusual
+_FEW = 3  # steps before anything is called unusual
+_ENOUGH = 10  # steps before noise is known
 _RECENT = 5
 _LONG = 20
 
@@ -22,6 +23,7 @@ class Signal(Enum):
     LOSS_SPIKE = 1
     GRADIENT_SPIKE = 2
     RISE = 3
+    EARLY = 4  # higher than the few losses so far; only good batches can say what that means
 
 
 class StepHistory:
@@ -30,7 +32,9 @@ class StepHistory:
     A spike is far above everything that was seen in the last 50 steps, so that small batches and
     dropout make none: more than three times the median and eight robust standard deviations above
     it, and four times as far above it as the highest of them. A rise is a mean of five steps 1.25
-    times the median and four standard errors above it; a lasting one is of ten, and six.
+    times the median and four standard errors above it; a lasting one is of ten, and six. From the
+    fourth to the tenth step a spike is a hundred times above what was seen, and half as much again
+    is early.
 
     Attributes:
         losses: Of up to 50 steps.
@@ -53,7 +57,7 @@ class StepHistory:
     def judge(self, loss: float, norm: float) -> Signal:
         """Return how a step with finite loss and norm compares with those before it."""
         if len(self.losses) < _ENOUGH:
-            return Signal.USUAL
+            return self._judge_early(loss, norm)
         if self._limits is None or self._age >= _RECENT:
             self._limits, self._age = self._limits_now(), 0
         highest_loss, highest_norm, middle, spread = self._limits
@@ -65,6 +69,18 @@ class StepHistory:
             return Signal.USUAL
         if self._rises(loss, middle, spread, _RECENT, errors=4.0):
             return Signal.RISE
+        return Signal.USUAL
+
+    def _judge_early(self, loss: float, norm: float) -> Signal:
+        if len(self.losses) < _FEW:
+            return Signal.USUAL
+        middle, highest = _median(self.losses), max(self.losses)
+        if loss > highest + 100.0 * max(abs(middle), highest - middle):
+            return Signal.LOSS_SPIKE
+        if norm > (self._highest_norm() or math.inf):
+            return Signal.GRADIENT_SPIKE
+        if loss > middle + max(0.5 * abs(middle), 3.0 * (highest - middle)):
+            return Signal.EARLY
         return Signal.USUAL
 
     def rises_for_long(self, loss: float) -> bool:
@@ -111,8 +127,10 @@ class StepHistory:
         # So many times the highest of n draws: once in ten million, of an exponential tail.
         times = 7.0 / math.log10(len(self.losses))
         loss = middle + max(8.0 * spread, 2.0 * abs(middle), times * reach)
-        norm = max(1e3 * _median(self.norms), 1e2 * max(self.norms))
-        return loss, norm or math.inf, middle, spread
+        return loss, self._highest_norm() or math.inf, middle, spread
+
+    def _highest_norm(self) -> float:
+        return max(1e3 * _median(self.norms), 1e2 * max(self.norms))
 
 
 def _median(values: Sequence[float] | deque[float]) -> float:

@@ -16,6 +16,7 @@ from trimtab.core.errors import AdapterError, RescueError, TrimtabWarning
 from trimtab.rescue.events import Fault, Treatment
 
 STEPS = 120
+PUT_BACK = {Treatment.RESTORE, Treatment.RESTORE_STATISTICS, Treatment.RESTORE_AND_CUT}
 pytestmark = pytest.mark.filterwarnings("ignore::trimtab.core.errors.TrimtabWarning")
 
 
@@ -173,14 +174,20 @@ DAMAGE = {
 def test_a_damaged_state_is_noticed_within_ten_steps_and_put_back(name):
     act, fault, within = DAMAGE[name]
     mine = Loop().rescued(at(60, act))
-    restored = [e for e in mine.rescue.events if e.restored is not None]
+    restored = [e for e in mine.rescue.events if e.treatment in PUT_BACK]
     assert restored, mine.rescue.events
     assert 60 <= restored[0].step <= 60 + within
-    assert restored[0].restored < 60
+    if name.startswith("running"):  # no weight was moved by them
+        assert restored[0].treatment is Treatment.RESTORE_STATISTICS
+        assert restored[0].updates_lost == 0
+    else:
+        assert restored[0].restored <= 60, "the state of step 60 is that before the damage"
     if fault is not None:
         assert restored[0].fault is fault
     assert mine.rescue.gave_up is None
     assert mine.whole_loss() <= 1.3 * Loop().plain().whole_loss()  # 20 of 120 updates are lost
+    assert torch.isfinite(mine.model[1].running_var).all()
+    assert mine.model[1].running_var.max() < 1e3
 
 
 def test_a_mask_of_minus_infinity_is_no_fault():
@@ -353,7 +360,7 @@ def test_the_guard_policy_follows_the_users_schedule_bit_for_bit(seed):
 def test_the_guard_policy_puts_a_damaged_state_back(name):
     act, _, _ = DAMAGE[name]
     mine = steered(Loop(), at(60, act))
-    assert [e for e in mine.controller.events if e.restored is not None]
+    assert [e for e in mine.controller.events if e.treatment in PUT_BACK]
     assert mine.controller.summary.finished
     assert not mine.controller.summary.diverged
     assert mine.whole_loss() <= 1.3 * Loop().plain().whole_loss()
@@ -432,9 +439,9 @@ def test_state_that_an_optimiser_makes_anew_is_looked_at():
     assert mine.rescue.events[0].step <= 85
 
 
-def test_a_restore_costs_at_most_the_updates_since_the_last_look_but_one():
+def test_a_restore_costs_the_updates_since_the_last_look_where_good_batches_allow_it():
     mine = Loop().rescued(at(115, lambda loop: weight(loop).data[0, 0].fill_(math.nan)))
-    assert mine.rescue.events[0].updates_lost <= 30
+    assert mine.rescue.events[0].updates_lost <= 10
 
 
 @pytest.mark.parametrize("kind", ["black", "words"])

@@ -29,6 +29,7 @@ _MEANS = frozenset(
     {"exp_avg", "exp_avg_sq", "exp_inf", "grad_avg", "max_exp_avg_sq", "momentum_buffer"}
     | {"square_avg", "sum"}
 )
+_SQUARES = frozenset({"exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum"})
 
 
 class Batch(NamedTuple):
@@ -55,8 +56,10 @@ class GuardedTorchTraining:
 
     Attributes:
         batch: The batch whose step is done now, if the loop told of it.
-        gradient_sums: Sums of the norms and of the squared norms of gradients since the last look.
+        gradient_sums: Sums of the norms and of the squared norms of gradients since the last
+            snapshot.
         rate_sum: Sum of the learning rates since then.
+        updates: How many there were since then.
         bytes: Size of all snapshots.
 
     Raises:
@@ -65,7 +68,7 @@ class GuardedTorchTraining:
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, place: str) -> None:
         self.batch: Batch | None = None
-        self.gradient_sums, self.rate_sum = [0.0, 0.0], 0.0
+        self.gradient_sums, self.rate_sum, self.updates = [0.0, 0.0], 0.0, 0
         self._model, self._optimizer = model, optimizer
         self._source = TrainingState(model, optimizer)
         self._free = [Snapshots(place, self._source) for _ in range(_GOOD + 2)]
@@ -76,13 +79,12 @@ class GuardedTorchTraining:
         self._roster: _Roster | None = None  # of the last snapshot
         self._stale = True  # whether the state's tensors may be others at the next look
         self._before = np.zeros(0)  # norms of the roster's tensors then
+        self._damaged: list[int] = []  # which of them the last look found
         self._norms: np.ndarray | None = None  # and now, once they were looked at
         self._batches: deque[tuple[Batch, float]] = deque(maxlen=_REMEMBERED)
+        self._norms_of_batches = [one for one in model.modules() if isinstance(one, _NormBase)]
         self._running = [
-            buffer
-            for module in model.modules()
-            if isinstance(module, _NormBase)
-            for buffer in module.buffers(recurse=False)
+            buffer for module in self._norms_of_batches for buffer in module.buffers(recurse=False)
         ]
         self._statistics = _Joined([one for one in self._running if one.is_floating_point()])
 
@@ -123,10 +125,11 @@ class GuardedTorchTraining:
         """
         roster, norms = self._look()
         damaged = ~np.isfinite(norms) & np.isfinite(self._before)
-        if not damaged.any():
+        self._damaged = damaged.nonzero()[0].tolist()
+        if not self._damaged:
             return None
         moved = {buffer.data_ptr() for buffer in self._running} if forward else set()
-        for index in damaged.nonzero()[0].tolist():
+        for index in self._damaged:
             name, tensor = roster.names[index], roster.tensors[index]
             if tensor.data_ptr() in moved:
                 continue
@@ -141,13 +144,14 @@ class GuardedTorchTraining:
         if roster is None or now is None:
             roster, now = self._look()
         before = self._before
-        sums, self.gradient_sums = self.gradient_sums, [0.0, 0.0]
-        rates, self.rate_sum = self.rate_sum, 0.0
+        sums, rates = self.gradient_sums, self.rate_sum
         floor = _FLOOR * roster.roots
         with np.errstate(invalid="ignore", over="ignore"):
             times = (np.maximum(before, now) + floor) / (np.minimum(before, now) + floor)
             # A mean of gradients, or of their squares, cannot exceed what they add up to.
             state = roster.is_mean & (now > 1e3 * (before + max(sums) + floor))
+            # Nor can a mean of squares fall faster than it forgets.
+            state |= roster.is_square & (now < 0.5 * self._kept_share() * before)
             # Ten times what an update by sign, or by the gradient itself, moves a tensor.
             step = 10.0 * rates * (roster.roots + sums[0])
             far = (times > _FAR) & ~roster.is_state | state
@@ -155,12 +159,23 @@ class GuardedTorchTraining:
             certain = far & (certain | state | roster.is_buffer & (times > _CERTAIN))
         far &= np.isfinite(before) & (before != _UNKNOWN)
         found = []
-        for index in far.nonzero()[0].tolist():
+        self._damaged = far.nonzero()[0].tolist()
+        for index in self._damaged:
             name = roster.names[index]
             fault, place = _JUMPS[name.partition(".")[0]], self._place(name, roster.tensors[index])
             jump = Jump(fault, place, float(before[index]), float(now[index]), bool(certain[index]))
             found.append(jump)
         return sorted(found, key=lambda jump: not jump.certain)
+
+    def _kept_share(self) -> float:
+        """Return how much of its mean of squares the optimiser keeps at least since then."""
+        betas = [group.get("betas", (0.0, group.get("alpha", 0.9))) for group in self._groups()]
+        least = min((float(pair[1]) for pair in betas), default=0.9)
+        return float(min(max(least, 0.0), 1.0) ** self.updates)
+
+    def _groups(self) -> list[dict[str, Any]]:
+        groups: list[dict[str, Any]] = self._optimizer.param_groups
+        return groups
 
     def _look(self) -> tuple[_Roster, np.ndarray]:
         """Measure all that is kept and can be damaged."""
@@ -242,20 +257,38 @@ class GuardedTorchTraining:
         if self.batch is not None:
             self._batches.append((self.batch, loss))
 
-    def probe(self) -> Probe | None:
+    def probe(self, *, sound: bool = False, lowest: bool = False) -> Probe | None:
         """Return the worst case, training or evaluating, of good batches now and before."""
-        kept = self._newest()
+        kept = self._lowest if lowest and self._lowest is not None else self._newest()
         if not self._batches or kept is None:
             return None
         try:
             with left_as_it_was(self._model):
+                if sound:
+                    self._statistics.put_back()
                 now = self._losses()
-                with self._as_kept(kept):
+                with self._as_kept(kept.state):
                     then = self._losses()
         except Exception:  # noqa: BLE001 - the user's own code, run once more for evidence alone
             return None
         pairs = [Probe(a, b) for a, b in zip(now, then, strict=True) if math.isfinite(b)]
         return max(pairs, key=_worse, default=None)
+
+    def _is_no_worse(self, newer: _Kept, older: _Kept) -> bool:
+        """Return whether good batches say that the newer of two snapshots is as good."""
+        if not self._batches:
+            return False
+        try:
+            with left_as_it_was(self._model):
+                with self._as_kept(newer.state):
+                    now = self._losses()
+                with self._as_kept(older.state):
+                    then = self._losses()
+        except Exception:  # noqa: BLE001 - the user's own code, run once more for evidence alone
+            return False
+        return not any(
+            Probe(a, b).is_damaged(0.0, share=0.1) for a, b in zip(now, then, strict=True)
+        )
 
     @torch.no_grad()
     def _losses(self) -> list[float]:
@@ -295,16 +328,33 @@ class GuardedTorchTraining:
         if self._norms is None or before is None or before.names != self._roster.names:
             self._norms = _measured(self._roster.tensors)
         self._before, self._norms = self._norms, None
-        self.gradient_sums, self.rate_sum = [0.0, 0.0], 0.0
+        self._count_anew()
+
+    def _count_anew(self) -> None:
+        self.gradient_sums, self.rate_sum, self.updates = [0.0, 0.0], 0.0, 0
 
     def find_sound(self) -> None:
         """Call the snapshot that was taken last a good one: a later look found nothing."""
         self._statistics.keep()
+        self._promote()
+
+    def _promote(self) -> None:
         if self._pending is not None:
             self._good.append(self._pending)
             self._pending = None
             if len(self._good) > _GOOD:
                 self._drop(self._good.pop(0))
+
+    def restore_statistics(self) -> bool:
+        """Put BatchNorm's statistics back, if they alone are damaged and training reads none."""
+        roster, ours = self._roster, {buffer.data_ptr() for buffer in self._running}
+        if roster is None or any(not module.training for module in self._norms_of_batches):
+            return False
+        if any(roster.tensors[index].data_ptr() not in ours for index in self._damaged):
+            return False
+        self._statistics.put_back()
+        self._norms = None
+        return True
 
     def _drop(self, kept: _Kept) -> None:
         """Free a snapshot, or keep it in place of the one with the lowest loss so far."""
@@ -316,8 +366,11 @@ class GuardedTorchTraining:
     def restore(self, older: bool, lowest: bool = False) -> int | None:
         """Put back a good snapshot, and return its step."""
         if self._good and self._pending is not None:
-            self._free.append(self._pending.state)
-            self._pending = None
+            if not older and not lowest and self._is_no_worse(self._pending, self._good[-1]):
+                self._promote()
+            else:
+                self._free.append(self._pending.state)
+                self._pending = None
         if lowest and self._lowest is not None:
             while self._good:
                 self._free.append(self._good.pop().state)
@@ -332,6 +385,7 @@ class GuardedTorchTraining:
         self._statistics.keep()
         _, self._before = self._look()
         self._norms = None
+        self._count_anew()
         return kept.step
 
     def close(self) -> None:
@@ -340,9 +394,8 @@ class GuardedTorchTraining:
         for state in [*self._free, *(one.state for one in kept)]:
             state.close()
 
-    def _newest(self) -> Snapshots | None:
-        kept = self._good[-1] if self._good else self._pending
-        return None if kept is None else kept.state
+    def _newest(self) -> _Kept | None:
+        return self._good[-1] if self._good else self._pending
 
 
 class _Exchanged:
@@ -370,6 +423,7 @@ class _Roster(NamedTuple):
     is_buffer: np.ndarray
     is_state: np.ndarray
     is_mean: np.ndarray
+    is_square: np.ndarray
 
     @classmethod
     def of(cls, live: Mapping[str, torch.Tensor]) -> _Roster:
@@ -382,10 +436,16 @@ class _Roster(NamedTuple):
         }
         names = list(chosen)
         kinds = [name[:6] for name in names]
-        masks = [np.array([kind == one for kind in kinds], bool) for one in _KINDS]
-        means = np.array([name.rpartition(".")[2] in _MEANS for name in names], bool)
+        weights, buffers, states = (np.array([k == one for k in kinds], bool) for one in _KINDS)
+        leaves = [name.rpartition(".")[2] for name in names]
+        means, squares = (
+            states & np.array([leaf in kind for leaf in leaves], bool)
+            for kind in (_MEANS, _SQUARES)
+        )
         sizes = np.array([tensor.numel() for tensor in chosen.values()], float)
-        return cls(names, list(chosen.values()), np.sqrt(sizes), *masks, masks[2] & means)
+        roots = np.sqrt(sizes)
+        tensors = list(chosen.values())
+        return cls(names, tensors, roots, weights, buffers, states, means, squares)
 
     def places(self) -> list[int]:
         """Return where in memory the tensors lie."""
@@ -420,9 +480,9 @@ def norms_of(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     if not tensors:
         return torch.zeros(0)
     try:
-        norms = torch._foreach_norm(list(tensors))
+        norms = list(torch._foreach_norm(list(tensors)))
     except NotImplementedError:  # a sparse gradient among them
-        norms = torch._foreach_norm([_entries(tensor) for tensor in tensors])
+        norms = list(torch._foreach_norm([_entries(tensor) for tensor in tensors]))
     first = norms[0]
     if any(norm.dtype is not torch.float32 or norm.device != first.device for norm in norms):
         norms = [norm.to(first.device, torch.float32) for norm in norms]
@@ -431,7 +491,10 @@ def norms_of(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
 
 def _entries(tensor: torch.Tensor) -> torch.Tensor:
     """Return the entries of a gradient that are there."""
-    return tensor.coalesce().values() if tensor.is_sparse else tensor
+    if not tensor.is_sparse:
+        return tensor
+    values: torch.Tensor = tensor.coalesce().values()  # type: ignore[no-untyped-call]
+    return values
 
 
 def total_norm(gradients: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -106,7 +106,9 @@ class Rescue:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Let go of the snapshots, and say if the rescue gave up."""
+        """Look at the state a last time, unless an error leaves the block; let go of snapshots."""
+        if self._begun and not self._closed and not any(error):
+            self._guard.look(last=True)
         self.close()
 
     def batches(self, loader: Iterable[Any]) -> Iterator[Any]:

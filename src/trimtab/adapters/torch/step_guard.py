@@ -147,6 +147,7 @@ class StepGuard:
         if done:
             self.loss = value if math.isfinite(value) else self.loss
             training.remember(value)
+            training.updates += 1
             self._cut_rates()
         return done
 
@@ -202,10 +203,14 @@ class StepGuard:
         return not engine.before_update(loss, math.nan)
 
     @_contained(None)
-    def look(self) -> None:
-        """Look at the state now, and put a good one back if it is damaged."""
+    def look(self, *, last: bool = False) -> None:
+        """Look at the state now, and put a good one back if it is damaged.
+
+        Args:
+            last: The loop has ended: no batch is run again.
+        """
         if not self._off and not self.stopped:
-            self.engine.look()
+            self.engine.look(last=last)
 
     @_contained(None)
     def check_rates(self, expected: Sequence[float]) -> None:

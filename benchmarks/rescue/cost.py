@@ -8,8 +8,8 @@ disturb it little (they still empty the caches). After a warm-up of 500 steps th
 every ten steps and copied every fifty; the median of each of the fifty steps of that cycle over
 all cycles is taken, and the mean of the fifty.
 
-    python -m benchmarks.rescue_cost
-    python -m benchmarks.rescue_cost --json --nets convolutions --cycles 20
+    python -m benchmarks.rescue.cost
+    python -m benchmarks.rescue.cost --json --nets convolutions --cycles 20
 
 Aimed at: at most 2 % of a step of 5 ms or more. What is added grows with the number of weights, not
 with the work that is done with them, so a network in which few rows meet many weights (here:
@@ -162,7 +162,7 @@ def measure(net: str, arm: str, *, cycles: int, warm_up: int = 500) -> dict[str,
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, and return 0; 1 if a share is beyond its limit and ``--strict`` is given."""
-    parser = argparse.ArgumentParser("benchmarks.rescue_cost", description="What a rescue costs.")
+    parser = argparse.ArgumentParser("benchmarks.rescue.cost", description="What a rescue costs.")
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
     parser.add_argument("--nets", default=",".join(NETS), help="names, separated by commas")
     parser.add_argument("--cycles", type=int, default=12, help="of fifty steps")
