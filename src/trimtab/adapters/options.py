@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypedDict, TypeVar
 
 from trimtab.adapters.actuators import Steerable, entries_of
 from trimtab.adapters.snapshots import Snapshots, SnapshotSource
-from trimtab.core.decision import RunInfo
+from trimtab.adapters.telling import Teller
+from trimtab.core.decision import Decision, RunInfo
 from trimtab.core.directions import check_mode, is_loss
 from trimtab.core.errors import SpecError
 from trimtab.core.hyperparameters import Hyperparameter
@@ -37,6 +38,9 @@ class RunKeywords(TypedDict, total=False):
     watch_only: bool
     act: bool
     on_giving_up: str
+    verbose: bool | None
+    on_decision: Callable[[Decision], object] | None
+    name: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +69,10 @@ class RunOptions:
         act: False for a dry run of ``policy="guard"``: it tells what went wrong and does nothing.
         on_giving_up: When ``policy="guard"`` cannot mend a run: ``"stop"`` leaves out all updates
             from then on, ``"raise"`` raises `RescueError`, ``"go-on"`` trains on, unguarded.
+        verbose: Whether each decision is one line on standard error; None: on a terminal. Where it
+            is not, the log ``trimtab`` has the line, at level INFO.
+        on_decision: Called with each `Decision` when it has been applied.
+        name: What the run is called in its record and report; the model's class without it.
     """
 
     hyperparameters: Iterable[Steerable]
@@ -81,6 +89,9 @@ class RunOptions:
     watch_only: bool = False
     act: bool = True
     on_giving_up: str = "stop"
+    verbose: bool | None = None
+    on_decision: Callable[[Decision], object] | None = None
+    name: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hyperparameters", entries_of(self.hyperparameters))
@@ -129,12 +140,16 @@ class RunOptions:
             Snapshots(self.snapshots, source, needed=by_metric),
         )
 
+    def teller(self) -> Callable[[Decision], None]:
+        """Return what tells of each decision: a line, and the user's own function."""
+        return Teller(self.verbose, self.on_decision)
+
     def run_info(
         self, spec: ControlSpec, *, task: str, total_steps: int, policy: str, reference: str
     ) -> RunInfo:
         """Return what the record says of the run, these options among it."""
         return RunInfo(
-            task=task,
+            task=self.name or task,
             spec=spec,
             total_steps=total_steps,
             policy=policy,
