@@ -28,6 +28,8 @@ LR = (hyperparameter("lr"),)
 ENTRY_POINTS = """
 [trimtab.agents]
 parrot = birdsong:PARROT
+[trimtab.charts]
+sonogram = birdsong:sonogram
 [trimtab.controllers]
 owl = birdsong:Owl
 stone = birdsong:Stone
@@ -62,6 +64,10 @@ MIGRATION = dataclasses.replace(CONSTANT, name="migration")
 
 def birds():
     return make_task("simulated/quadratic", variant="tiny", default_member=0)
+
+
+def sonogram(summary):
+    return f"{summary.spent_steps} steps"
 
 
 def loudness(before, after):
@@ -186,6 +192,12 @@ def test_a_task_a_method_and_a_reward_are_found() -> None:
     env = gymnasium.make("Hyperparam-v0", task="audio/birds", reward="loudness", decisions=4)
     env.reset(seed=0)
     assert env.step(env.action_space.sample())[1] == 42.0
+
+
+def test_a_chart_of_a_summary_is_found() -> None:
+    from trimtab.core.decision import Summary
+
+    assert registry.lookup("chart", "sonogram")(Summary(spent_steps=7)) == "7 steps"
 
 
 def test_an_agent_is_made_and_keeps_what_is_promised() -> None:

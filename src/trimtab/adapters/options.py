@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypedDict, TypeVar
 
 from trimtab.adapters.actuators import Steerable, entries_of
 from trimtab.adapters.snapshots import Snapshots, SnapshotSource
-from trimtab.core.decision import RunInfo
+from trimtab.adapters.telling import Teller
+from trimtab.core.decision import Decision, RunInfo
 from trimtab.core.directions import check_mode, is_loss
 from trimtab.core.errors import SpecError
 from trimtab.core.hyperparameters import Hyperparameter
@@ -39,6 +40,9 @@ class RunKeywords(TypedDict, total=False):
     act: bool
     on_giving_up: str
     lr_range: LrRange | None
+    verbose: bool | None
+    on_decision: Callable[[Decision], object] | None
+    name: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +73,10 @@ class RunOptions:
             from then on, ``"raise"`` raises `RescueError`, ``"go-on"`` trains on, unguarded.
         lr_range: Lowest and highest learning rate that the run may have, schedule aside: the range
             that you would have given a sweep. None leaves the usual bounds.
+        verbose: Whether each decision is one line on standard error; None: on a terminal. Where it
+            is not, the log ``trimtab`` has the line, at level INFO.
+        on_decision: Called with each `Decision` when it has been applied.
+        name: What the run is called in its record and report; the model's class without it.
     """
 
     hyperparameters: Iterable[Steerable]
@@ -86,6 +94,9 @@ class RunOptions:
     act: bool = True
     on_giving_up: str = "stop"
     lr_range: LrRange | None = None
+    verbose: bool | None = None
+    on_decision: Callable[[Decision], object] | None = None
+    name: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hyperparameters", entries_of(self.hyperparameters))
@@ -137,12 +148,16 @@ class RunOptions:
             Snapshots(self.snapshots, source, needed=by_metric),
         )
 
+    def teller(self) -> Callable[[Decision], None]:
+        """Return what tells of each decision: a line, and the user's own function."""
+        return Teller(self.verbose, self.on_decision)
+
     def run_info(
         self, spec: ControlSpec, *, task: str, total_steps: int, policy: str, reference: str
     ) -> RunInfo:
         """Return what the record says of the run, these options among it."""
         return RunInfo(
-            task=task,
+            task=self.name or task,
             spec=spec,
             total_steps=total_steps,
             policy=policy,

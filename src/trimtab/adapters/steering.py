@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -26,6 +26,7 @@ from trimtab.core.notices import tell
 from trimtab.core.protocols import Controller
 from trimtab.core.session import Session
 from trimtab.core.spec import ControlSpec
+from trimtab.rescue.events import Event
 
 _STATE_FORMAT = 1
 
@@ -90,6 +91,7 @@ class SteeredRun:
         kept: Where the best state by the monitored value is kept, if that is not the loss.
         keep_best: Whether the best weights are put back at the end; not in a run that is watched.
         store: Where the record goes; None for nowhere.
+        on_decision: Told of each decision once its values are written.
         after_restore: Called when the best state has been put back in the middle of the run.
         after_end: Called when it has been put back at the end.
 
@@ -121,6 +123,7 @@ class SteeredRun:
         kept: Snapshots,
         keep_best: bool,
         store: str | None,
+        on_decision: Callable[[Decision], None] | None = None,
         after_restore: Callable[[], None] = _nothing,
         after_end: Callable[[], None] = _nothing,
     ) -> None:
@@ -130,6 +133,7 @@ class SteeredRun:
         self.guarded = policy.guarded and not info.watch_only
         self.window_steps, self.after_last_decision = 0, False
         self._info, self._policy, self._store = info, policy, store
+        self._on_decision = on_decision
         self._multipliers = multipliers
         self._actuators, self._validation = actuators, validation
         self._keep_best = keep_best and not info.watch_only
@@ -170,6 +174,12 @@ class SteeredRun:
         if self.session is not None:
             self.session.summary.memory_retries = count
 
+    def record_events(self, events: Iterable[Event]) -> None:
+        """Keep in the summary what the run was rescued from."""
+        if self.session is not None:
+            told = [event.to_dict() | {"sentence": event.sentence()} for event in events]
+            self.session.summary.events = told
+
     def start(self) -> None:
         """Validate, take the first decision and write the first values; later calls do nothing.
 
@@ -191,8 +201,9 @@ class SteeredRun:
             self._open().close("failed")
             raise
         self.session = session = self._open()
-        session.step(Metrics(val_loss=first.loss), first.measured, rank=first.rank)
+        made = session.step(Metrics(val_loss=first.loss), first.measured, rank=first.rank)
         self._begin_window()
+        self._tell(made)
         self.after_validation()
 
     def end_window(self, metrics: Metrics, problem: str = "") -> None:
@@ -211,8 +222,9 @@ class SteeredRun:
             self.warn("validate", f"{seen.problem}; the last loss is used and the values are held")
         finite = metrics.finite if math.isfinite(seen.loss) else 0.0
         metrics = metrics._replace(val_loss=seen.loss, finite=finite)
-        self._decide(metrics, seen, seen.problem or problem)
+        made = self._decide(metrics, seen, seen.problem or problem)
         self._begin_window()
+        self._tell(made)
         self.after_validation()
 
     def groups_joined(self) -> None:
@@ -377,17 +389,22 @@ class SteeredRun:
         session.reference = self._multipliers  # shared: it may learn of rates as they come
         return session
 
-    def _decide(self, metrics: Metrics, seen: Validated, problem: str) -> None:
+    def _tell(self, decision: Decision | None) -> None:
+        if decision is not None and self._on_decision is not None:
+            self._on_decision(decision)
+
+    def _decide(self, metrics: Metrics, seen: Validated, problem: str) -> Decision | None:
         """Take in a window and decide, hold the values for a problem, or end the run."""
         session = self.session_now
         if not problem:
-            self._tell_rollback(session.step(metrics, seen.measured, rank=seen.rank))
-            return
+            made = session.step(metrics, seen.measured, rank=seen.rank)
+            self._tell_rollback(made)
+            return made
         session.observe(metrics, seen.measured, rank=seen.rank)
         if session.finished:
             session.close()
-        else:
-            session.decide(None, note=problem, extra=int(Reason.FROZEN | Reason.HELD))
+            return None
+        return session.decide(None, note=problem, extra=int(Reason.FROZEN | Reason.HELD))
 
     def _tell_rollback(self, decision: Decision | None) -> None:
         """Say in one line that the guard went back and why; from the fourth time on in the log."""

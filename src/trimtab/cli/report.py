@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
 import typer
 
 from trimtab.cli import options, output
 from trimtab.core.errors import SpecError, UnknownNameError, unknown_name
 
 if TYPE_CHECKING:
+    from trimtab.records.reports.run_story import Grounds
     from trimtab.records.store.rows import RunRecord
 
 
@@ -67,10 +70,49 @@ def write_report_of(
     other = None if against is None else load_run(against, store)
     path = out or Path(f"trimtab-{_name_of(run, record)}.html")
     _require_folders(path, png)
-    write_report(path, record, other)
+    write_report(path, record, other, grounds_of(record))
     if png is not None:
         write_picture(png, record, other)
     return path.resolve()
+
+
+def grounds_of(record: RunRecord) -> list[Grounds | None]:
+    """Return what each decision of a run rests on; empty where its policy is not at hand.
+
+    Whether it is the policy that decided shows in its answers, which have to be the recorded ones.
+    """
+    from trimtab.controllers.learned import LearnedController, read_policy
+    from trimtab.controllers.occlusion import explain
+    from trimtab.core.errors import TrimtabError
+    from trimtab.core.spec import ControlSpec
+    from trimtab.defaults import policy_path
+    from trimtab.records.reports.run_story import Grounds
+
+    # Where a note stands without an action, the policy was not asked.
+    asked = [item for item in record.decisions if item.action is not None or not item.note]
+    try:
+        policy = LearnedController(read_policy(policy_path(str(record.head["policy"]))))
+        spec = ControlSpec.from_json(json.dumps(record.head["spec"]))
+        policy.reset(seed=0)
+        answers = [policy.act(item.observation.copy()) for item in asked]
+        known = [(i.action, a) for i, a in zip(asked, answers, strict=True) if i.action is not None]
+        if not known or any(not np.allclose(had, now, atol=1e-4) for had, now in known):
+            return []
+        found = explain(policy, spec, [item.observation for item in asked])
+    except (TrimtabError, OSError, ValueError, LookupError):
+        return []
+    names = [item.name for item in spec.hyperparameters]
+    rows = {
+        item.decision: Grounds(
+            {name: each.probabilities[h].tolist() for h, name in enumerate(names)},
+            {
+                name: {group: float(sizes[h]) for group, sizes in each.effects.items()}
+                for h, name in enumerate(names)
+            },
+        )
+        for item, each in zip(asked, found, strict=True)
+    }
+    return [rows.get(item.decision) for item in record.decisions]
 
 
 def _name_of(run: str, record: RunRecord) -> str:

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from trimtab.core import registry
 from trimtab.core.guard import describe_reason
 from trimtab.core.metrics import Metrics
+from trimtab.core.shown import as_html, decision_line, summary_lines
 from trimtab.core.spec import ControlSpec
 
 __all__ = ["Decision", "Progress", "Recorder", "RunInfo", "Summary"]
@@ -106,6 +108,13 @@ class Decision:
         """What the schedule multiplies in the next window, by name: the same as ``applied``."""
         return self.applied
 
+    def __repr__(self) -> str:
+        """Return the decision in one line."""
+        return f"Decision({decision_line(self)})"
+
+    def _repr_html_(self) -> str:
+        return as_html("Decision", decision_line(self).split("  "))
+
     def why(self) -> str:
         """Return in words why the applied values differ from the proposed ones."""
         bits = 0
@@ -159,6 +168,7 @@ class Summary:
         frozen: Decisions in which the fallback held the last multiplier.
         finished: Whether all announced steps were done.
         memory_retries: How often a batch ran out of memory and was done again in smaller parts.
+        events: What the run was rescued from, with ``policy="guard"``, as plain data.
     """
 
     best: dict[str, float] = field(default_factory=dict)
@@ -173,6 +183,25 @@ class Summary:
     frozen: int = 0
     finished: bool = False
     memory_retries: int = 0
+    events: list[dict[str, Any]] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        """Return the run in at most ten lines."""
+        first, *rest = summary_lines(self)
+        return "\n  ".join([f"Summary: {first}", *rest])
+
+    def _repr_html_(self) -> str:
+        return as_html("Summary", summary_lines(self))
+
+    def plot(self) -> Any:
+        """Return an Altair chart of the validation loss and of each value used, step by step.
+
+        A notebook draws it; ``chart.save("run.html")`` keeps it.
+
+        Raises:
+            MissingDependencyError: The extra ``report`` is not installed.
+        """
+        return registry.lookup("chart", "summary")(self)
 
 
 class Recorder:

@@ -50,6 +50,7 @@ __all__ = [
 GROUPS: Mapping[str, str] = MappingProxyType(
     {
         "agent": "trimtab.agents",
+        "chart": "trimtab.charts",
         "controller": "trimtab.controllers",
         "method": "trimtab.methods",
         "policy": "trimtab.policies",
@@ -66,6 +67,7 @@ card ``NAME.md``; every other entry names an object, ``module:attribute``:
 | group | the object | found by |
 |---|---|---|
 | ``trimtab.agents`` | a `trimtab.agents.base.AgentKind` | ``trimtab.agents.make(NAME, env)`` |
+| ``trimtab.charts`` | takes a `Summary`, returns a chart | ``summary.plot()`` |
 | ``trimtab.controllers`` | takes a `ControlSpec`, returns a `Controller` | ``policy=NAME`` |
 | ``trimtab.methods`` | a `trimtab.search.methods.base.Method` | ``method=NAME``, ``compare`` |
 | ``trimtab.policies`` | a package with ``NAME.safetensors`` | ``policy=NAME`` |

@@ -366,6 +366,19 @@ def test_the_guard_policy_puts_a_damaged_state_back(name):
     assert mine.whole_loss() <= 1.3 * Loop().plain().whole_loss()
 
 
+def test_the_record_of_a_guarded_run_holds_its_events(tmp_path):
+    from trimtab.records.store.store import load_run
+
+    act, _, _ = DAMAGE[next(iter(DAMAGE))]
+    mine = steered(Loop(), at(60, act), store=f"sqlite:///{tmp_path / 'runs.db'}")
+    record = load_run("latest", tmp_path / "runs.db")
+    assert record.head["policy"] == "guard"
+    told = record.figures["events"]
+    assert [each["step"] for each in told] == [e.step for e in mine.controller.events]
+    assert told[0]["sentence"] == mine.controller.events[0].sentence()
+    assert len(told[0]["losses"]) > 1
+
+
 def test_keep_best_is_off_under_the_guard_policy_unless_asked_for():
     assert not equal(steered(Loop(), keep_best=True, decisions=5), Loop(9).plain())
     assert equal(steered(Loop()), Loop().plain())

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +20,26 @@ from trimtab.core.errors import MissingDependencyError, SpecError
 from trimtab.core.guard import Reason
 from trimtab.defaults import controller_for
 from trimtab.records.reports.page import require_report_extra
-from trimtab.records.reports.run import report_html, write_picture, write_report
+from trimtab.records.reports.run import (
+    decisions_table,
+    report_html,
+    write_picture,
+    write_report,
+)
 from trimtab.records.reports.run_charts import (
     hyperparameter_path,
     label_of,
     move_points,
     reference_path,
+    used_values,
+)
+from trimtab.records.reports.run_story import (
+    Grounds,
+    beside,
+    followed,
+    moved_most,
+    seen,
+    went_back,
 )
 from trimtab.records.store.rows import RunRecord
 from trimtab.records.store.store import StoreRecorder, load_run
@@ -93,9 +108,11 @@ def test_the_charts_hold_the_numbers_of_the_record(pair):
     drawn = {row["loss"] for row in rows_of(loss) if row.get("split") == "validation"}
     assert {value for value in measured if math.isfinite(value)} <= drawn
     assert record.figures["last"]["loss"] in drawn
-    path = [row["value"] for row in rows_of(lr) if set(row) == {"run", "step", "value"}]
+    path = [row["value"] for row in rows_of(lr) if set(row) == {"run", "step", "value", "column"}]
     assert path == record.schedule["lr"]
-    (start,) = {row["value"] for row in rows_of(momentum) if set(row) == {"step", "value"}}
+    (start,) = {
+        row["value"] for row in rows_of(momentum) if set(row) == {"step", "value", "column"}
+    }
     assert start == 0.5
     assert accuracy["title"]["text"] == "accuracy"
 
@@ -201,6 +218,101 @@ def test_without_the_extra_it_says_what_to_install(pair, monkeypatch):
         require_report_extra()
 
 
+# What it says.
+
+
+def test_the_headline_is_the_verdict(pair):
+    mine, theirs = (each.figures["test"]["loss"] for each in pair)
+    way = "lower" if mine < theirs else "higher"
+    page = report_html(*pair)
+    (headline,) = re.findall(r"<h1>(.*?)<", page)
+    assert headline.startswith(f"Steered by random: test log-loss {mine:.3g}"[:40])
+    assert f"{way} than with the plain schedule" in headline
+    assert "the same 60 steps" in page.lower()
+    assert "one seed: an example, not a proof" in page
+
+
+def test_without_a_second_run_no_baseline_is_invented(pair):
+    page = report_html(pair[0])
+    (headline,) = re.findall(r"<h1>(.*?)<", page)
+    assert "than with" not in headline
+    assert f"trimtab report {pair[0].id} --against NUMBER" in page
+    assert "--against NUMBER" not in report_html(*pair)
+
+
+def test_went_back_tells_the_policy_from_the_guard(pair):
+    back = went_back(pair[0])
+    assert back["guard"] == pair[0].figures["rollbacks"] >= 1
+    page = report_html(pair[0])
+    card = r'went back</div><div class="value">(\d+)</div><div class="beside">([^<]*)<'
+    ((total, by),) = re.findall(card, page)
+    assert int(total) == sum(back.values())
+    assert by == f"policy {back['policy']}, guard {back['guard']}"
+
+
+def test_arrows_follow_the_rate_used(pair):
+    record = pair[0]
+    values = used_values(record, "lr")
+    assert values == [record.schedule["lr"][item.step] for item in record.decisions]
+    shown = re.findall(r'data-label="lr used">\S+( ↑| ↓|  )</td>', decisions_table(record))
+    turns = [" ↑" if now > before else " ↓" for before, now in pairwise(values)]
+    assert shown == ["  ", *turns]
+
+
+def test_a_decision_is_told_in_facts(pair):
+    record = pair[0]
+    losses = [item.measured["loss"] for item in record.decisions]
+    at = next(k for k in range(1, len(losses)) if losses[k] < 0.95 * losses[k - 1])
+    fell = f"{100 * (1 - losses[at] / losses[at - 1]):.3g}"[:2]
+    assert seen(record, at).startswith(f"validation fell {fell}")
+    assert any("not finite" in seen(record, k) for k in range(len(losses)))
+    assert "as proposed" not in decisions_table(record)
+
+
+def test_what_followed_is_set_beside_the_other_run(pair):
+    changes = followed(pair[0])
+    loss = [item.measured["loss"] for item in pair[0].decisions]
+    assert changes[0] == pytest.approx(loss[1] / loss[0] - 1)
+    assert len(changes) == len(beside(*pair)) == len(pair[0].decisions)
+    theirs = [item.measured["loss"] for item in pair[1].decisions]
+    assert beside(*pair)[0] == pytest.approx(theirs[1] / theirs[0] - 1)
+    assert all(map(math.isnan, beside(pair[0], None)))
+
+
+def test_what_moved_the_policy_names_two_groups_or_that_it_held():
+    grounds = Grounds({"lr": [1 / 7] * 7}, {"lr": {"noise": -0.3, "training loss": 0.12, "x": 0.2}})
+    assert moved_most(grounds, "lr", 2.0) == "noise ↓ 0.30, x ↑ 0.20"
+    small = Grounds({"lr": [1 / 7] * 7}, {"lr": {"noise": 0.09}})
+    assert moved_most(small, "lr", 1.05) == "held within 10 %"
+    assert moved_most(small, "lr", 1.5) == "no group above 0.1"
+    assert moved_most(None, "lr", 1.5) == "–"
+
+
+def test_a_rescue_has_a_card_with_what_was_done_and_what_was_not(pair):
+    event = {
+        **{"step": 17, "fault": "loss spike", "treatment": "restore", "evidence": SPITE},
+        **{"where": "", "batch": [3, 4], "restored": 10, "updates_lost": 7, "rate_factor": 0.5},
+        **{"not_done": "the loader was left", "losses": [1.0, 0.5, math.inf, 9.0]},
+        **{"gradient_norms": [], "acted": True},
+    }
+    record = replace(pair[0], figures={**pair[0].figures, "events": [event]})
+    page = report_html(record)
+    for words in ("Step 17: loss spike", "the loader was left", "7 updates were lost", "at most 9"):
+        assert words in page
+    assert "multiplied by 0.5" in page
+    assert SPITE not in page
+    assert "<h2>Rescues</h2>" not in report_html(pair[0])
+
+
+def test_both_charts_share_an_axis_with_one_column_a_decision(pair):
+    loss, lr = specifications(report_html(*pair))[:2]
+    axes = [layer["encoding"]["x"] for chart in (loss, lr) for layer in chart["layer"]]
+    assert all(axis == axes[0] for axis in axes)
+    own = [row for row in rows_of(loss) if row.get("run") == "random" and "split" in row]
+    columns = [row["column"] for row in own if row["split"] == "validation"]
+    assert set(columns) <= set(range(len(pair[0].decisions) + 1))
+
+
 # In a browser.
 
 
@@ -231,6 +343,37 @@ def chromium(page: Path, *options: str) -> str:
         check=True,
     )
     return done.stdout
+
+
+def too_wide(page: Path, width: int) -> list[str]:
+    """Return what of a page reaches beyond a window of some width, by the browser's own measures.
+
+    The page is shown in a frame, since a window of Chromium is never narrower than 500 pixels. What
+    a box of its own scrolls is not counted.
+    """
+    frame = page.with_name(f"framed-{width}.html")
+    script = """
+      const frame = document.querySelector("iframe");
+      frame.onload = () => setTimeout(() => {
+        const inner = frame.contentDocument, found = [];
+        const scrolls = (e) => e && (["auto", "scroll"].includes(
+          frame.contentWindow.getComputedStyle(e).overflowX) || scrolls(e.parentElement));
+        for (const e of inner.body.querySelectorAll("*"))
+          if (e.getBoundingClientRect().right > WIDTH + 1 && !scrolls(e.parentElement))
+            found.push(`${e.tagName} ${e.className?.baseVal ?? e.className}`);
+        if (inner.documentElement.scrollWidth > WIDTH) found.push("the page scrolls");
+        const out = document.createElement("pre");
+        out.id = "found"; out.textContent = JSON.stringify(found); document.body.append(out);
+      }, 4000);
+      frame.src = PAGE;
+    """.replace("WIDTH", str(width)).replace("PAGE", json.dumps(page.as_uri()))
+    frame.write_text(
+        f'<body style="margin:0"><iframe style="border:0;width:{width}px;height:4000px"></iframe>'
+        f"<script>{script}</script></body>"
+    )
+    dom = chromium(frame, "--dump-dom", "--allow-file-access-from-files")
+    ((found),) = re.findall(r'<pre id="found">(.*?)</pre>', dom)
+    return json.loads(found)
 
 
 def asked_of_the_network(log: Path) -> list[str]:
@@ -276,3 +419,20 @@ def test_a_request_of_the_network_would_be_noticed(tmp_path):
     page.write_text('<img src="http://127.0.0.1:9/pixel.png">')
     chromium(page, "--dump-dom", f"--log-net-log={tmp_path / 'net.json'}")
     assert "http://127.0.0.1:9/pixel.png" in asked_of_the_network(tmp_path / "net.json")
+
+
+@pytest.mark.framework
+def test_what_is_wider_than_the_window_would_be_noticed(tmp_path):
+    page = tmp_path / "wide.html"
+    page.write_text('<div style="overflow-x:auto"><p style="width:900px">x</p></div>')
+    assert too_wide(page, 420) == []
+    page.write_text('<p class="far" style="width:900px">x</p>')
+    assert "P far" in too_wide(page, 420)
+
+
+@pytest.mark.framework
+@pytest.mark.parametrize("width", [1300, 420])
+def test_nothing_is_wider_than_the_window(pair, tmp_path, width):
+    page = tmp_path / "report.html"
+    write_report(page, *pair)
+    assert too_wide(page, width) == []

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.records.reports.test_run import too_wide
 from tests.records.study_rows_made import SPITE, made_study
 from trimtab.cli.main import main
 from trimtab.core.errors import SpecError, UnknownNameError
@@ -164,12 +165,47 @@ def test_the_page_holds_tree_charts_runs_and_the_reason(made: StudyReport) -> No
     titles = [chart["title"]["text"] for chart in specifications(page)]
     best = made.view.best
     assert best is not None
-    assert titles[:2] == ["Best log-loss on validation", "Regret"]
-    assert titles[2:4] == ["Static choices", "Importance of the static choices"]
-    assert titles[4] == f"Unit {best.label}: Loss"
+    assert titles[0] == "All runs: validation loss"
+    assert titles[1:3] == ["Best log-loss on validation", "Gap to the best found"]
+    assert titles[3:5] == ["Static choices", "Importance of the static choices"]
+    assert titles[5] == f"Unit {best.label}: Loss"
     assert f"Why unit {best.label} won" in page
     assert page.count('<g class="run ') == 40
     assert f"is the best of {sum(run.is_candidate for run in made.view.runs)} runs" in page
+
+
+def test_the_page_begins_with_the_answer_and_what_to_type(made: StudyReport) -> None:
+    page, best = study_report_html(made), made.view.best
+    assert best is not None
+    (headline,) = re.findall(r"<h1>(.*?)<", page)
+    assert headline.startswith("Best: ")
+    assert f"{best.choices['lr']:.4g}" in headline
+    assert re.search(r"(lower|higher) than the first run", headline)
+    assert "<code>trimtab export made --to torch</code>" in page
+
+
+def test_a_few_runs_have_no_picture_of_their_choices(tmp_path: Path) -> None:
+    made_study(tmp_path / "r.db", 7)
+    page = study_report_html(read_study_report("made", tmp_path / "r.db"))
+    titles = [chart["title"]["text"] for chart in specifications(page)]
+    assert not {"Static choices", "Importance of the static choices"} & set(titles)
+
+
+def test_a_plain_winner_has_no_decisions(made: StudyReport) -> None:
+    assert made.winner is not None
+    plain = replace(made.winner, head={**made.winner.head, "policy": "reference"})
+    assert "Decisions of the best run" in study_report_html(made)
+    page = study_report_html(replace(made, winner=plain))
+    assert "Decisions of the best run" not in page
+    assert "was moved up" not in page
+
+
+@pytest.mark.framework
+@pytest.mark.parametrize("width", [1300, 420])
+def test_nothing_is_wider_than_the_window(spite: StudyReport, tmp_path: Path, width: int) -> None:
+    page = tmp_path / "study.html"
+    write_study_report(page, spite)
+    assert too_wide(page, width) == []
 
 
 def test_every_name_that_a_user_chose_is_escaped(spite: StudyReport) -> None:

@@ -224,7 +224,8 @@ def test_a_decision_is_told_in_finite_numbers_and_in_words():
         "decision/reward_nats": 0.125,
         "decision/restored": 0.0,
     }
-    words = "decision 2 at step 2: lr = 0.001, peak 0.002 (asked for 0.004): held at its bound; it broke"
+    words = "decision 2 at step 2: lr = 0.001, peak 0.002 (asked for 0.004): held at its bound"
+    words += "; it broke"
     assert fields.explain(decision(1, note="it broke")) == words
 
 

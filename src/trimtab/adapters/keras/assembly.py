@@ -96,6 +96,7 @@ class SteeredModel:
             kept=kept,
             keep_best=options.keeps_best,
             store=options.store,
+            on_decision=options.teller(),
             after_restore=self._drop_poisoned_metrics,
             after_end=self._finalize,
         )

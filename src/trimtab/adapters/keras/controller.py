@@ -19,11 +19,12 @@ from trimtab.adapters.options import (
 )
 from trimtab.core.decision import Summary
 from trimtab.core.errors import AdapterError
+from trimtab.core.shown import ShowsRun
 from trimtab.core.spec import ControlSpec
 
 
 @takes_run_keywords
-class KerasController:
+class KerasController(ShowsRun):
     """Steers the hyperparameters of a TensorFlow training loop while it runs.
 
     `step` stands in the place of ``optimizer.apply``:

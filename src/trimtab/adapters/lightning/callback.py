@@ -36,11 +36,12 @@ from trimtab.adapters.torch.trainer import (
 from trimtab.core.decision import Summary
 from trimtab.core.errors import AdapterError
 from trimtab.core.notices import tell
+from trimtab.core.shown import ShowsRun
 from trimtab.rescue.events import Event
 
 
 @takes_run_keywords
-class TrimtabCallback(Callback):
+class TrimtabCallback(ShowsRun, Callback):
     """Steers a Lightning ``Trainer``: ``Trainer(callbacks=[TrimtabCallback()])``.
 
     Schedulers from ``configure_optimizers`` stay with Lightning and are followed: the learning

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from trimtab.adapters.options import RunOptions
+from trimtab.adapters.options import GUARD, RunOptions
 from trimtab.adapters.steering import SteeredRun
 from trimtab.adapters.torch.actuators import Place, find_actuators, wants_depth
 from trimtab.adapters.torch.averages import Averages
@@ -88,12 +88,12 @@ def steer(
     if processes.count > 1:
         policy = RankZeroController(policy, spec, processes)
     if not processes.is_main_process:
-        options = replace(options, store=None, log_to=None)
+        options = replace(options, store=None, log_to=None, verbose=False, on_decision=None)
     info = options.run_info(
         spec,
         task=type(model).__name__,
         total_steps=total_steps,
-        policy=policy.name,
+        policy=GUARD if options.rescues else policy.name,
         reference=_name_of(options.reference),
     )
     clock = rates.snapshot, rates.restore
@@ -110,6 +110,7 @@ def steer(
         kept=kept,
         keep_best=options.keeps_best,
         store=options.store,
+        on_decision=options.teller() if processes.is_main_process else None,
         after_restore=(lambda: None) if averages is None else averages.tell_of_others,
     )
     proofs = Proofs(

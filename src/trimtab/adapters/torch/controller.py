@@ -31,12 +31,13 @@ from trimtab.adapters.torch.stepper import Stepper
 from trimtab.adapters.torch.wrappers import Accumulation, unwrapped
 from trimtab.core.decision import Summary
 from trimtab.core.errors import AdapterError
+from trimtab.core.shown import ShowsRun
 from trimtab.core.spec import ControlSpec
 from trimtab.rescue.events import Event
 
 
 @takes_run_keywords
-class TorchController:
+class TorchController(ShowsRun):
     """Steers the hyperparameters of a training loop while it runs.
 
     `step` stands in the place of ``optimizer.step()``, ``zero_grad()`` and ``scheduler.step()``:

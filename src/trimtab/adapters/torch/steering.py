@@ -215,7 +215,12 @@ class TorchDriver:
             if self._stepper.scaler is not None and metrics.update_ratio == 0:
                 # The scaler left the last step out.
                 metrics = metrics._replace(update_ratio=math.nan)
+            self._record_events()  # before the last window closes the record
             run.end_window(metrics)
+
+    def _record_events(self) -> None:
+        if self.guard is not None:
+            self.run.record_events(self.guard.engine.events)
 
     def finish(self, status: str | None = None) -> None:
         """Finish the run; without a status, put the best weights back if that is wanted."""
@@ -225,6 +230,7 @@ class TorchDriver:
         if status is None:
             self._free_steps_went_well()
         self._note_rescued()
+        self._record_events()
         self.run.finish(status)
         for guard in (self.guard, self._bad_batches):
             if guard is not None:

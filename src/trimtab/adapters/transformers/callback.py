@@ -37,11 +37,12 @@ from trimtab.adapters.transformers.trainer import (
 from trimtab.core.decision import Summary
 from trimtab.core.errors import AdapterError
 from trimtab.core.notices import tell
+from trimtab.core.shown import ShowsRun
 from trimtab.rescue.events import Event
 
 
 @takes_run_keywords
-class TrimtabCallback(transformers.TrainerCallback, ExportableState):
+class TrimtabCallback(ShowsRun, transformers.TrainerCallback, ExportableState):
     """Steers a ``Trainer``: ``Trainer(..., callbacks=[TrimtabCallback(validation_data=data)])``.
 
     The scheduler that Trainer insists on stays its own and is followed: the learning rate is

@@ -71,6 +71,8 @@ def _theme(ink: str, faint: str, grid: str, colours: list[str], best: str) -> di
             "reference": {"color": faint, "strokeWidth": 1.5, "strokeDash": [1, 4]},
             "best": {"color": best, "strokeWidth": 2.5},
             "steered": {"color": colours[0]},
+            "event": {"color": best},
+            "number": {"color": "#ffffff" if ink < "#8" else "#10161d", "fontWeight": 700},
             "faint": {"color": faint},
         },
     }
@@ -111,9 +113,7 @@ def document(
         below: HTML after them.
         style: Further rules of CSS.
     """
-    boxes = "".join(
-        f'<div class="chart"><div id="chart-{index}"></div></div>' for index in range(len(charts))
-    )
+    boxes = "".join(_box(index, chart) for index, chart in enumerate(charts))
     return "".join(
         [
             '<!doctype html><html lang="en"><head><meta charset="utf-8">',
@@ -132,6 +132,16 @@ def document(
             f"<script>{_library()}</script><script>{asset('report.js')}</script></body></html>",
         ]
     )
+
+
+def _box(index: int, chart: dict[str, Any]) -> str:
+    """Return the place of a chart; its title stands above as text, which wraps on a telephone."""
+    title = chart.get("title") or {}
+    words = title.get("subtitle") or ""
+    below = words if isinstance(words, str) else " ".join(words)
+    caption = f"<h3>{text(title.get('text', ''))}</h3><p>{text(below)}</p>" if title else ""
+    wide = " wide" if (chart.get("usermeta") or {}).get("wide") else ""
+    return f'<div class="chart{wide}">{caption}<div id="chart-{index}"></div></div>'
 
 
 def asset(name: str) -> str:

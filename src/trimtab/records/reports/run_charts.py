@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
+
+import numpy as np
 
 from trimtab.core.errors import UnknownNameError
 from trimtab.core.references import reference_multipliers
@@ -21,6 +23,10 @@ Runs = list[tuple[RunRecord, str]]  # each with what it is called
 
 _NOT_METRICS = ("step", "train_loss", "reward", "examples", "loss")
 _MOST_POINTS = 400
+_MOST_LABELS = 20
+_AXIS_WIDTH = 46
+_WIDE = {"wide": True}
+_MOVE_KINDS = ["as proposed", "guard changed it", "went back to the best weights"]
 _SPELLED = {"loss": "log-loss", "macro_f1": "macro-F1"}
 
 
@@ -32,10 +38,15 @@ def spelled(name: str) -> str:
     return _SPELLED.get(name, name)
 
 
+def is_plain(record: RunRecord) -> bool:
+    """Whether nothing was steered: the run followed its schedule."""
+    return str(record.head["policy"]) in ("reference", "zero")
+
+
 def label_of(record: RunRecord, other: RunRecord | None = None) -> str:
     """Return what a run is called in a legend: its policy, and its number where two are equal."""
-    policy = str(record.head["policy"])
-    if other is not None and other.head["policy"] == policy:
+    policy = "plain schedule" if is_plain(record) else str(record.head["policy"])
+    if other is not None and other.head["policy"] == record.head["policy"]:
         return f"{policy} (run {record.id})"
     return policy
 
@@ -62,6 +73,38 @@ def evaluations(record: RunRecord, run: str) -> list[Row]:
         for split, value in ends.items():
             rows.append({"run": run, "step": last["step"], "split": split, "loss": value})
     return [row for row in rows if _is_number(row["loss"])]
+
+
+def validations(record: RunRecord) -> list[tuple[int, float]]:
+    """Return (step, loss) of each validation whose loss is finite, one a step."""
+    rows = evaluations(record, "")
+    found = {int(row["step"]): row["loss"] for row in rows if row["split"] == "validation"}
+    return sorted(found.items())
+
+
+def columns_of(record: RunRecord) -> list[int]:
+    """Return the steps at which the report's columns begin, one a decision, and where it ends."""
+    steps = {0, *(item.step for item in record.decisions), int(record.head["total_steps"])}
+    return sorted(steps)
+
+
+def placed(rows: list[Row], record: RunRecord) -> list[Row]:
+    """Return rows with ``column``: where their step lies on an axis with one column a decision."""
+    bounds = columns_of(record)
+    inside = [row for row in rows if row["step"] <= bounds[-1]]
+    found = np.interp([row["step"] for row in inside], bounds, range(len(bounds)))
+    return [{**row, "column": float(c)} for row, c in zip(inside, found, strict=True)]
+
+
+def used_values(record: RunRecord, name: str) -> list[float]:
+    """Return what was used at each decision's step, the schedule included."""
+    schedule, factors = record.schedule.get(name) or (), _multipliers(record, name)
+    return [
+        float(schedule[item.step])
+        if item.step < len(schedule)
+        else item.applied[name] * factors[min(item.step, len(factors) - 1)]
+        for item in record.decisions
+    ]
 
 
 def metric_names(record: RunRecord) -> list[str]:
@@ -106,6 +149,8 @@ def reference_path(record: RunRecord, name: str) -> list[Row]:
 def move_points(record: RunRecord, run: str, name: str) -> list[Row]:
     """Return a row for each decision: where it put the value, why, and what it had earned."""
     factors = _multipliers(record, name)
+    values = used_values(record, name)
+    used = {one.decision: v for one, v in zip(record.decisions, values, strict=True)}
     rows: list[Row] = []
     for item, following in zip_longest(record.decisions, record.decisions[1:]):
         at = min(item.step, len(factors) - 1) if factors else 0
@@ -120,6 +165,7 @@ def move_points(record: RunRecord, run: str, name: str) -> list[Row]:
                 "kind": _kind(item, name),
                 "proposed": f"{item.proposed[name]:.3g}",
                 "applied": f"{item.applied[name]:.3g}",
+                "used": f"{used[item.decision]:.3g}" if item.decision in used else "–",
                 "validation": f"{float(item.metrics.val_loss):.4g}",
                 "reward": f"{earned:+.3f} nats" if _is_number(earned) else "–",
                 "why": item.why_of(name) or "as proposed",
@@ -205,7 +251,11 @@ def figures_of(record: RunRecord) -> Mapping[str, Any]:
 # The charts.
 
 
-def charts_of(record: RunRecord, other: RunRecord | None = None) -> list[dict[str, Any]]:
+def charts_of(
+    record: RunRecord,
+    other: RunRecord | None = None,
+    events: Sequence[tuple[int, str]] = (),
+) -> list[dict[str, Any]]:
     """Return the specifications of a run's charts, each as wide as its container.
 
     The loss comes first, then each steered hyperparameter, then up to three more metrics.
@@ -213,11 +263,12 @@ def charts_of(record: RunRecord, other: RunRecord | None = None) -> list[dict[st
     Args:
         record: The run.
         other: A run to draw beside it.
+        events: Step of what is numbered on the loss, and what happened there.
     """
     runs = [(record, label_of(record, other))]
     if other is not None:
         runs.append((other, label_of(other, record)))
-    charts = [_loss_chart(runs)]
+    charts = [_loss_chart(runs, events)]
     charts += [_path_chart(runs, name) for name in steered_names(record)]
     charts += [_metric_chart(runs, name) for name in metric_names(record)[:3]]
     return [specification(chart) for chart in charts]
@@ -230,13 +281,18 @@ def _colour(runs: Runs, *, legend: bool = True) -> Any:
     return alt.Color("run:N", scale=alt.Scale(domain=[label for _, label in runs]), legend=shown)
 
 
-def _steps(runs: Runs) -> Any:
+def _columns(record: RunRecord) -> Any:
+    """Return the axis that all charts of a run share: one column a decision, named by its step."""
     import altair as alt
 
-    total = max(int(record.head["total_steps"]) for record, _ in runs)
+    bounds = columns_of(record)
+    last = len(bounds) - 1
+    stride = math.ceil(last / _MOST_LABELS)
+    ticks = [*range(0, last - stride // 2, stride), last]
     # A little air on both sides, so that points at the ends are whole.
-    scale = alt.Scale(domain=[-0.012 * total, 1.012 * total], nice=False)
-    return alt.X("step:Q", title="optimiser step", scale=scale, axis=alt.Axis(tickCount=8))
+    scale = alt.Scale(domain=[-0.015 * last, 1.015 * last], nice=False)
+    axis = alt.Axis(values=ticks, labelExpr=f"{bounds}[datum.value]", labelOverlap="greedy")
+    return alt.X("column:Q", title="step of each decision", scale=scale, axis=axis)
 
 
 def _log_note(is_log: object) -> str:
@@ -247,8 +303,10 @@ def _value_axis(field: str, log_domain: tuple[float, float] | None) -> Any:
     """Return a linear axis that fits its values, or a log axis with a few round ticks."""
     import altair as alt
 
+    # As wide in all charts, so that what is below one another is the same step.
+    wide = {"minExtent": _AXIS_WIDTH, "maxExtent": _AXIS_WIDTH}
     if log_domain is None:
-        axis = alt.Axis(title=None, tickCount=6, format="~g")
+        axis = alt.Axis(title=None, tickCount=6, format="~g", **wide)
         return alt.Y(field, axis=axis, scale=alt.Scale(zero=False))
     low, high = log_domain
     decades = math.log10(high / low)
@@ -256,7 +314,7 @@ def _value_axis(field: str, log_domain: tuple[float, float] | None) -> Any:
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks = [float(f"{m}e{p}") for p in powers for m in steps if low <= float(f"{m}e{p}") <= high]
     plain = low >= 1e-3 and high <= 1e4
-    axis = alt.Axis(title=None, values=ticks, format="~g" if plain else "~e")
+    axis = alt.Axis(title=None, values=ticks, format="~g" if plain else "~e", **wide)
     return alt.Y(field, axis=axis, scale=alt.Scale(type="log", domain=[low, high], nice=False))
 
 
@@ -267,20 +325,18 @@ def _ring(rows: list[Row]) -> Any:
     return alt.Chart(inline(rows)).mark_point(size=150, style="best", shape="circle", opacity=1)
 
 
-def _loss_chart(runs: Runs) -> Any:
+def _loss_chart(runs: Runs, events: Sequence[tuple[int, str]]) -> Any:
     import altair as alt
 
-    rows = [row for record, run in runs for row in evaluations(record, run)]
-    best = [row for record, run in runs for row in best_row(record, run)]
+    record = runs[0][0]
+    rows = placed([row for one, run in runs for row in evaluations(one, run)], record)
+    best = placed([row for one, run in runs for row in best_row(one, run)], record)
+    gap, marks = _gap(runs), _event_rows(record, events)
     sizes = [row["loss"] for row in rows]
     spread = bool(sizes) and min(sizes) > 0 and max(sizes) > 6 * min(sizes)
     y = _value_axis("loss:Q", (0.9 * min(sizes), 1.1 * max(sizes)) if spread else None)
-    base = alt.Chart(inline(rows)).encode(x=_steps(runs), y=y, color=_colour(runs))
-    split = alt.StrokeDash(
-        "split:N",
-        scale=alt.Scale(domain=["validation", "training"], range=[[1, 0], [3, 3]]),
-        legend=alt.Legend(symbolStrokeColor="gray"),
-    )
+    x = _columns(record)
+    base = alt.Chart(inline(rows)).encode(x=x, y=y, color=_colour(runs))
     tip = [
         alt.Tooltip("run:N"),
         alt.Tooltip("split:N"),
@@ -288,7 +344,7 @@ def _loss_chart(runs: Runs) -> Any:
         alt.Tooltip("loss:Q", format=".4g"),
     ]
     lines = base.mark_line(strokeWidth=2, interpolate="linear").encode(
-        strokeDash=split,
+        strokeDash=_split(),
         opacity=alt.condition("datum.split === 'training'", alt.value(0.6), alt.value(1)),
     )
     dots = (
@@ -296,20 +352,76 @@ def _loss_chart(runs: Runs) -> Any:
         .encode(tooltip=tip)
         .transform_filter("datum.split === 'validation'")
     )
-    ring = _ring(best).encode(x=_steps(runs), y=y, tooltip=[tip[0], tip[2], tip[3]])
-    subtitle = f"the ring marks the weights that are kept{_log_note(spread)}"
-    return alt.layer(lines, dots, ring).properties(title=chart_title("Loss", subtitle))
+    layers = [lines, dots]
+    layers.append(_ring(best).encode(x=x, y=y, tooltip=[tip[0], tip[2], tip[3]]))
+    if gap:
+        shade = alt.Chart(inline(gap)).mark_area(style="steered", opacity=0.12)
+        layers.insert(0, shade.encode(x=x, y=y, y2="other:Q"))
+    if marks:
+        numbered = alt.Chart(inline(marks)).encode(x=x, y=y)
+        what = [alt.Tooltip("step:Q"), alt.Tooltip("what:N")]
+        disc = numbered.mark_point(filled=True, size=260, style="event", shape="circle", opacity=1)
+        layers.append(disc.encode(tooltip=what))
+        layers.append(numbered.mark_text(style="number").encode(text="n:N"))
+    told = ["the ring marks the weights that are kept"]
+    if gap:
+        told.append("shaded: the gap between the runs' validation losses")
+    if marks:
+        told.append("numbers: see below")
+    subtitle = f"{'; '.join(told)}{_log_note(spread)}"
+    return alt.layer(*layers).properties(title=chart_title("Loss", subtitle), usermeta=_WIDE)
+
+
+def _split() -> Any:
+    import altair as alt
+
+    return alt.StrokeDash(
+        "split:N",
+        scale=alt.Scale(domain=["validation", "training"], range=[[1, 0], [3, 3]]),
+        legend=alt.Legend(symbolStrokeColor="gray"),
+    )
+
+
+def _gap(runs: Runs) -> list[Row]:
+    """Return rows of both runs' validation loss at every step at which one of them has it."""
+    if len(runs) < 2:
+        return []
+    points = [validations(record) for record, _ in runs]
+    if min(map(len, points)) < 2:
+        return []
+    first, last = (max(p[0][0] for p in points), min(p[-1][0] for p in points))
+    steps = sorted({step for each in points for step, _ in each if first <= step <= last})
+    mine, theirs = (np.interp(steps, *zip(*each, strict=True)).tolist() for each in points)
+    rows = [
+        {"step": step, "loss": loss, "other": other}
+        for step, loss, other in zip(steps, mine, theirs, strict=True)
+    ]
+    return placed(rows, runs[0][0])
+
+
+def _event_rows(record: RunRecord, events: Sequence[tuple[int, str]]) -> list[Row]:
+    """Return rows of the numbered events, each on the curve of the validation loss."""
+    points = validations(record)
+    if not points or not events:
+        return []
+    losses = np.interp([step for step, _ in events], *zip(*points, strict=True))
+    rows = [
+        {"n": n, "step": step, "what": what, "loss": float(loss)}
+        for n, ((step, what), loss) in enumerate(zip(events, losses, strict=True), 1)
+    ]
+    return placed(rows, record)
 
 
 def _metric_chart(runs: Runs, name: str) -> Any:
     import altair as alt
 
-    rows = [row for record, run in runs for row in metric_rows(record, run, name)]
-    best = [row for record, run in runs for row in best_row(record, run, name)]
-    y = _value_axis("value:Q", None)
-    base = alt.Chart(inline(rows)).encode(x=_steps(runs), y=y, color=_colour(runs))
+    record = runs[0][0]
+    rows = placed([row for one, run in runs for row in metric_rows(one, run, name)], record)
+    best = placed([row for one, run in runs for row in best_row(one, run, name)], record)
+    x, y = _columns(record), _value_axis("value:Q", None)
+    base = alt.Chart(inline(rows)).encode(x=x, y=y, color=_colour(runs))
     tip = [alt.Tooltip("run:N"), alt.Tooltip("step:Q"), alt.Tooltip("value:Q", format=".4g")]
-    ring = _ring(best).encode(x=_steps(runs), y=y, tooltip=tip)
+    ring = _ring(best).encode(x=x, y=y, tooltip=tip)
     return alt.layer(
         base.mark_line(strokeWidth=2),
         base.mark_point(filled=True, size=26, opacity=1).encode(tooltip=tip),
@@ -325,40 +437,46 @@ def _path_chart(runs: Runs, name: str) -> Any:
     drawn = [(one, run) for one, run in runs if name in steered_names(one)]
     rows = [row for one, run in drawn for row in hyperparameter_path(one, run, name)]
     reference = reference_path(steered, name)
-    is_log = item["scale"] == "log"
     total = int(steered.head["total_steps"])
-    domain = value_domain([*rows, *reference], total) if is_log else None
-    clip = domain is not None
+    domain = value_domain([*rows, *reference], total) if item["scale"] == "log" else None
     if domain:
         rows = [row for row in rows if row["value"] > 0]
         reference = [row for row in reference if row["value"] > 0]
-    y = _value_axis("value:Q", domain)
-    x = _steps(runs)
-    tip = [
+    clip = domain is not None
+    x, y = _columns(steered), _value_axis("value:Q", domain)
+    under = alt.Chart(inline(placed(reference, steered))).mark_line(
+        style="reference", interpolate="step-after", clip=clip
+    )
+    path = alt.Chart(inline(placed(rows, steered))).mark_line(
+        strokeWidth=2, interpolate="step-after", clip=clip
+    )
+    moves = placed(move_points(steered, label, name), steered)
+    points = alt.Chart(inline(moves)).mark_point(filled=True, size=70, clip=clip, opacity=1)
+    shape = alt.Shape(
+        "kind:N",
+        scale=alt.Scale(domain=_MOVE_KINDS, range=["circle", "diamond", "triangle-down"]),
+        legend=alt.Legend(symbolFillColor="gray", symbolStrokeWidth=0, symbolSize=70),
+    )
+    colour = _colour(runs, legend=False)
+    what = "used by the optimiser" if item["kind"] == "lr" else "in force"
+    told = f"what was {what}; dotted: the plain schedule{_log_note(domain)}"
+    return alt.layer(
+        under.encode(x=x, y=y),
+        path.encode(x=x, y=y, color=colour),
+        points.encode(x=x, y=y, color=colour, shape=shape, tooltip=_move_tip()),
+    ).properties(title=chart_title(name, told), usermeta=_WIDE)
+
+
+def _move_tip() -> list[Any]:
+    import altair as alt
+
+    return [
         alt.Tooltip("decision:Q"),
         alt.Tooltip("step:Q"),
-        alt.Tooltip("proposed:N"),
-        alt.Tooltip("applied:N"),
+        alt.Tooltip("used:N"),
+        alt.Tooltip("applied:N", title="peak"),
+        alt.Tooltip("proposed:N", title="peak asked for"),
         alt.Tooltip("why:N"),
         alt.Tooltip("validation:N", title="validation loss"),
         alt.Tooltip("reward:N", title="earned"),
     ]
-    kinds = ["as proposed", "guard changed it", "went back to the best weights"]
-    under = alt.Chart(inline(reference)).mark_line(style="reference", clip=clip)
-    path = alt.Chart(inline(rows)).mark_line(strokeWidth=2, interpolate="step-after", clip=clip)
-    points = alt.Chart(inline(move_points(steered, label, name))).mark_point(
-        filled=True, size=70, clip=clip, opacity=1
-    )
-    shape = alt.Shape(
-        "kind:N",
-        scale=alt.Scale(domain=kinds, range=["circle", "diamond", "triangle-down"]),
-        legend=alt.Legend(symbolFillColor="gray", symbolStrokeWidth=0, symbolSize=70),
-    )
-    colour = _colour(runs, legend=False)
-    return alt.layer(
-        under.encode(x=x, y=y),
-        path.encode(x=x, y=y, color=colour),
-        points.encode(x=x, y=y, color=colour, shape=shape, tooltip=tip),
-    ).properties(
-        title=chart_title(name, f"what was applied, over its reference (dotted){_log_note(domain)}")
-    )

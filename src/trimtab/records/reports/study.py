@@ -6,8 +6,9 @@ It tells in words how the best run came about, and why it is the best.
 from __future__ import annotations
 
 import math
+import shlex
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -18,8 +19,9 @@ from trimtab.records.reports import page
 from trimtab.records.reports.importance import Importance, importance_of
 from trimtab.records.reports.page import figure, text
 from trimtab.records.reports.run import day_of, decisions_table, notice_rows, origin_rows
-from trimtab.records.reports.run_charts import charts_of
-from trimtab.records.reports.study_charts import study_charts
+from trimtab.records.reports.run_charts import charts_of, is_plain, spelled, validations
+from trimtab.records.reports.run_story import percent
+from trimtab.records.reports.study_charts import Curve, study_charts
 from trimtab.records.reports.study_tree import tree_rows, tree_svg
 from trimtab.records.reports.study_view import StudyRun, StudyView, choices_in_words, read_view
 from trimtab.records.store.encoding import to_json
@@ -36,11 +38,13 @@ class StudyReport:
         importance: Of its static choices.
         winner: The best run so far with the decisions of its forebears; None if there is none, or
             nothing was decided in it.
+        curves: Validation losses of its runs: the best path, those that go on, the newest others.
     """
 
     view: StudyView
     importance: Importance
     winner: RunRecord | None
+    curves: Sequence[Curve] = ()
 
 
 def read_study_report(name: str, store: str | Path) -> StudyReport:
@@ -52,7 +56,26 @@ def read_study_report(name: str, store: str | Path) -> StudyReport:
     """
     with Store(store) as opened:
         view = read_view(opened, name)
-        return StudyReport(view, importance_of(view), _winner(opened, view))
+        return StudyReport(view, importance_of(view), _winner(opened, view), _curves(opened, view))
+
+
+def _curves(store: Store, view: StudyView) -> list[Curve]:
+    """Return the validation losses of the runs that are drawn over one another."""
+    path = {run.label for run in view.best_path}
+    known = [run for run in view.runs if run.run is not None]
+    known.sort(key=lambda run: (run.label not in path, run.is_over, -run.unit))
+    found = []
+    for run in known[:_MOST_CURVES]:
+        record = store.run(int(run.run or 0))
+        points = validations(record)
+        total = max(int(record.head["total_steps"]), 1)
+        kind = "best" if run.label in path else "other" if run.is_over else "running"
+        if points:
+            found.append(Curve(run.label, kind, [(step / total, loss) for step, loss in points]))
+    return found
+
+
+_MOST_CURVES = 40
 
 
 def write_study_report(path: Path, report: StudyReport) -> None:
@@ -122,7 +145,7 @@ def study_report_html(report: StudyReport) -> str:
     view = report.view
     above = f"{_header(view)}{_cards(view)}{_tree(view)}{_told(report)}"
     decisions = ""
-    if report.winner is not None:
+    if report.winner is not None and not is_plain(report.winner):
         decisions = f"<h2>Decisions of the best run</h2>{decisions_table(report.winner)}"
     below = f"{decisions}<h2>Runs</h2>{_runs(view)}<h2>The study</h2>{_about(report)}"
     return page.document(
@@ -131,7 +154,7 @@ def study_report_html(report: StudyReport) -> str:
 
 
 def _charts(report: StudyReport) -> list[dict[str, Any]]:
-    charts = study_charts(report.view, report.importance)
+    charts = study_charts(report.view, report.importance, report.curves)
     best = report.view.best
     if report.winner is None or best is None:
         return charts
@@ -188,7 +211,7 @@ def _path_in_words(view: StudyView, winner: RunRecord | None) -> list[str]:
             f"Unit {run.label} {begun.get(run.kind, 'began anew')}"
             f"{f' at {chosen}' if chosen else ''}, and came to {figure(run.validation)}."
         )
-    if winner is not None:
+    if winner is not None and not is_plain(winner):
         told += _decided(winner)
     return told
 
@@ -271,11 +294,33 @@ def _header(view: StudyView) -> str:
     words = [
         f"{record.task} ({variant})" if variant else record.task,
         f"method {record.method}",
-        f"{figure(record.budget)} whole runs to spend",
+        f"{figure(record.budget)} runs to spend",
         f"seed {record.seed}",
     ]
-    mark = f"study · {day_of(record.created_at)}"
-    return page.header(mark, record.name, f"{'; '.join(words)}.", view.status)
+    mark = f"study {record.name} · {day_of(record.created_at)}"
+    head = page.header(mark, _answer(view), f"{'; '.join(words)}.", view.status)
+    if view.best is None:
+        return head
+    then = f"trimtab export {shlex.quote(record.name)} --to torch"
+    return f'{head}<p class="then">Its schedule as plain numbers: {page.code(then)}</p>'
+
+
+def _answer(view: StudyView) -> str:
+    """Return in one line what came out: the best choices, their value, against the first run."""
+    best = view.best
+    if best is None:
+        return f"{view.record.name}: no value yet"
+    chosen = choices_in_words(best.choices)
+    name, test = view.monitor, best.test.get(view.monitor)
+    split, value = ("test", test) if test is not None else ("validation", best.validation)
+    words = f"Best: {chosen or f'unit {best.label}'}, {split} {spelled(name)} {figure(value)}"
+    first = min((run for run in view.runs if run.is_candidate), key=lambda run: run.unit)
+    before = first.test.get(name) if split == "test" else first.validation
+    if first is best or not isinstance(before, int | float) or not before:
+        return words
+    change = (value - before) / abs(before)
+    way = "lower" if change < 0 else "higher"
+    return f"{words}, {percent(change)} {way} than the first run"
 
 
 def _cards(view: StudyView) -> str:
@@ -289,7 +334,7 @@ def _cards(view: StudyView) -> str:
         ),
         ("test", figure(best.test.get(view.monitor) if best else None), "of those weights"),
         ("best run", best.label if best else "–", best.kind if best else ""),
-        ("whole runs", figure(round(view.spent, 3)), f"of {figure(view.record.budget)}"),
+        ("compute in runs", figure(round(view.spent, 3)), f"of {figure(view.record.budget)}"),
         ("runs", f"{over}", "over" if over == len(view.runs) else f"over of {len(view.runs)}"),
     ]
     for status in ("stopped", "diverged", "failed"):
@@ -357,12 +402,12 @@ def _about(report: StudyReport) -> str:
             text(importance.method or "not told: it takes four runs that differ in a choice"),
         ),
         (
-            "regret",
+            "gap to the best found",
             "the best loss so far less the lowest that this study found; the lowest one possible "
             "is not known here",
         ),
         (
-            "whole runs",
+            "compute in runs",
             "the charge of one run with the reference schedule; a fork pays for its part",
         ),
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from trimtab.records.reports.importance import Importance, begun_anew, is_numeric
@@ -15,19 +16,39 @@ from trimtab.records.reports.study_view import StudyRun, StudyView, choices_in_w
 _POOR, _GOOD = "#8b96a3", "#1f86b4"  # of runs from the worst to the best, on light and dark
 _LEFT_OUT = -0.16  # where an axis shows a run that left the choice as it was
 _MOST_LINES = 400
+_FEWEST_RUNS = 8  # from which on a picture of choices says anything
 
 
-def study_charts(view: StudyView, importance: Importance) -> list[Row]:
-    """Return the specifications: value and regret against compute, choices, importance.
+@dataclass(frozen=True)
+class Curve:
+    """One run's validation loss over its steps.
+
+    Attributes:
+        unit: What the run is called.
+        kind: ``"best"`` for the best path, ``"running"``, or ``"other"``.
+        points: (share of the steps, loss).
+    """
+
+    unit: str
+    kind: str
+    points: Sequence[tuple[float, float]]
+
+
+def study_charts(
+    view: StudyView, importance: Importance, curves: Sequence[Curve] = ()
+) -> list[Row]:
+    """Return the specifications: the runs, value and gap against compute, choices, importance.
 
     Those that have nothing to show are left out.
 
     Args:
         view: The study.
         importance: Of its static choices.
+        curves: Validation losses of its runs.
     """
     points = course(view)
     charts = [
+        _curves_chart(curves) if points else None,
         *([_value_chart(view, points), _regret_chart(view, points)] if points else []),
         _parallel_chart(view, list(importance.shares)),
         _importance_chart(importance),
@@ -35,12 +56,44 @@ def study_charts(view: StudyView, importance: Importance) -> list[Row]:
     return [specification(chart) for chart in charts if chart is not None]
 
 
+def _curves_chart(curves: Sequence[Curve]) -> Any:
+    """Return the validation losses of all runs over one another; None if there are none."""
+    import altair as alt
+
+    rows = [
+        {"unit": curve.unit, "kind": curve.kind, "share": share, "loss": loss}
+        for curve in curves
+        for share, loss in curve.points
+    ]
+    if not rows:
+        return None
+    sizes = sorted(row["loss"] for row in rows)
+    is_log = sizes[0] > 0 and sizes[-1] > 6 * sizes[0]
+    scale = alt.Scale(type="log") if is_log else alt.Scale(zero=False)
+    y = alt.Y("loss:Q", scale=scale, axis=alt.Axis(title=None, tickCount=6, format="~g"))
+    x = alt.X("share:Q", title="share of the steps", axis=alt.Axis(format="%"))
+    tip = [alt.Tooltip("unit:N"), alt.Tooltip("share:Q", format=".0%"), alt.Tooltip("loss:Q")]
+    base = alt.Chart(inline(rows)).encode(x=x, y=y, detail="unit:N", tooltip=tip)
+    others = base.transform_filter("datum.kind === 'other'")
+    going = base.transform_filter("datum.kind === 'running'")
+    best = base.transform_filter("datum.kind === 'best'")
+    told = "red: the path to the best run; dashed: those that go on"
+    return alt.layer(
+        others.mark_line(style="faint", opacity=0.35, strokeWidth=1.2),
+        going.mark_line(style="steered", strokeDash=[5, 3], strokeWidth=2),
+        best.mark_line(style="best", strokeWidth=2.5),
+    ).properties(
+        title=chart_title("All runs: validation loss", f"{told}{'; log axis' if is_log else ''}"),
+        usermeta={"wide": True},
+    )
+
+
 def _spent_axis(view: StudyView, points: Sequence[CoursePoint]) -> Any:
     import altair as alt
 
     last = max(view.record.budget, points[-1].spent)
     scale = alt.Scale(domain=[0, 1.02 * last], nice=False)
-    return alt.X("spent:Q", title="whole runs spent", scale=scale)
+    return alt.X("spent:Q", title="compute spent, in runs", scale=scale)
 
 
 def _point_rows(points: Sequence[CoursePoint], low: float, high: float) -> list[Row]:
@@ -107,13 +160,11 @@ def _regret_chart(view: StudyView, points: Sequence[CoursePoint]) -> Any:
     )
     tip = [alt.Tooltip("spent:Q", format=".3g"), alt.Tooltip("regret:Q", format=".3g")]
     base = alt.Chart(inline(rows)).encode(x=_spent_axis(view, points), y=y)
-    words = (
-        f"best so far less the best of all, log axis; none is left from {found:.3g} whole runs on"
-    )
+    words = f"best so far less the best of all, log axis; none is left from {found:.3g} runs on"
     return alt.layer(
         base.mark_line(interpolate="step-after", style="best"),
         base.mark_point(filled=True, size=30, opacity=1, style="best").encode(tooltip=tip),
-    ).properties(title=chart_title("Regret", words))
+    ).properties(title=chart_title("Gap to the best found", words))
 
 
 # Choices.
@@ -124,8 +175,8 @@ def _parallel_chart(view: StudyView, names: Sequence[str]) -> Any:
     import altair as alt
 
     runs = sorted(begun_anew(view), key=lambda run: run.loss)
-    if not names or len(runs) < 2:
-        return None
+    if len(names) < 2 or len(runs) < _FEWEST_RUNS:
+        return None  # the runs' table and the curves say it better
     drawn = runs[:: math.ceil(len(runs) / _MOST_LINES)]
     axes = {name: _Axis([run.choices.get(name) for run in runs]) for name in names}
     lines, labels = _line_rows(drawn, axes), _label_rows(axes)
@@ -220,7 +271,8 @@ def _importance_chart(importance: Importance) -> Any:
     import altair as alt
 
     rows: list[Row] = [{"name": n, "share": share} for n, share in importance.shares.items()]
-    if not any(row["share"] > 0 for row in rows):
+    is_told = len(rows) > 1 and importance.runs >= _FEWEST_RUNS
+    if not is_told or not any(row["share"] > 0 for row in rows):
         return None
     y = alt.Y("name:N", sort=[row["name"] for row in rows], title=None)
     x = alt.X("share:Q", title="share of what the choices explain", axis=alt.Axis(format="%"))

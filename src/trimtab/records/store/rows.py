@@ -147,6 +147,7 @@ def decision_row(decision: Decision) -> dict[str, Any]:
 
 def summary_figures(summary: Summary) -> dict[str, Any]:
     """Return a summary's figures as plain data; decisions and schedule are kept apart."""
+    events = {"events": summary.events} if summary.events else {}
     return {
         "best": dict(summary.best),
         "last": dict(summary.last),
@@ -156,6 +157,7 @@ def summary_figures(summary: Summary) -> dict[str, Any]:
         "restores": summary.restores,
         "diverged": summary.diverged,
         "frozen": summary.frozen,
+        **events,
     }
 
 

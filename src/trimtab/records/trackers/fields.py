@@ -16,6 +16,7 @@ from trimtab.records.store.rows import summary_figures
 MOST_POINTS = 10_000
 """Points of each hyperparameter's schedule that are written at the end of a run."""
 
+_NOT_NUMBERS = ("best", "last", "events")
 _ODD = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -95,7 +96,7 @@ def explain(decision: Decision) -> str:
 def end_numbers(summary: Summary) -> dict[str, float]:
     """Return a finished run's figures, name -> finite number."""
     figures = summary_figures(summary)
-    flat = {name: value for name, value in figures.items() if name not in ("best", "last")}
+    flat = {name: value for name, value in figures.items() if name not in _NOT_NUMBERS}
     return _finite(
         {
             **{f"best/{name}": value for name, value in summary.best.items()},

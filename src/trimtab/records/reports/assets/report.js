@@ -1,11 +1,19 @@
 const read = (id) => JSON.parse(document.getElementById(id).textContent);
 const charts = read("charts"), themes = read("themes");
 const dark = window.matchMedia("(prefers-color-scheme: dark)");
+function fitted(config, width) {
+  // On a telephone legends stand below one another.
+  if (width >= 560) return config;
+  return { ...config, legend: { ...config.legend, direction: "vertical", columns: 1 } };
+}
 async function draw() {
-  const config = themes[dark.matches ? "dark" : "light"];
-  const options = { config, actions: false, renderer: "svg", tooltip: { disableDefaultStyle: false } };
+  const theme = themes[dark.matches ? "dark" : "light"];
   for (const [index, spec] of charts.entries()) {
-    await vegaEmbed(document.getElementById(`chart-${index}`), spec, options);
+    const place = document.getElementById(`chart-${index}`);
+    const { title, ...bare } = spec;  // the title stands above, as text
+    const config = fitted(theme, place.clientWidth);
+    const options = { config, actions: false, renderer: "svg", tooltip: { disableDefaultStyle: false } };
+    await vegaEmbed(place, bare, options);
   }
   document.documentElement.dataset.drawn = charts.length;
 }
