@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,6 +42,7 @@ class Loop:
     make_optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW
     options: dict[str, Any] = field(default_factory=dict)
     wrecked: dict[int, float] = field(default_factory=dict)  # step -> factor of its loss
+    spared: tuple[int, ...] = ()  # steps of these of which the loss alone is wrecked
 
     def __post_init__(self) -> None:
         torch.manual_seed(0)
@@ -68,7 +70,11 @@ class Loop:
         for step in range(self.steps if steps is None else steps):
             chosen = torch.randint(0, 200, (16,))
             loss = self.loss_fn(self.model(self.inputs[chosen]), self.labels[chosen])
-            yield loss * self.wrecked.get(step, 1.0)
+            factor = self.wrecked.get(step, 1.0)
+            if not math.isfinite(factor) and step not in self.spared:  # else it would be skipped
+                with torch.no_grad():
+                    next(self.model.parameters()).view(-1)[0] = factor
+            yield loss * factor
 
     def begin(self) -> None:
         torch.manual_seed(1)

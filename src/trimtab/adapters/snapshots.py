@@ -114,6 +114,11 @@ class Snapshots:
         """Whether there is a state to go back to."""
         return self._arrays is not None or self._on_disk is not None
 
+    @property
+    def held(self) -> dict[str, Any]:
+        """The kept arrays by name; none if nothing is kept."""
+        return self._load()
+
     def announce(self, count: int = 1) -> None:
         """Say in the log how large a snapshot will be, where it goes, and how many are kept."""
         if self.place == "none":

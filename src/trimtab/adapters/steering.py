@@ -6,6 +6,7 @@ says when a window ends.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -16,7 +17,7 @@ import numpy as np
 from trimtab.adapters.actuators import Actuator
 from trimtab.adapters.snapshots import Snapshots
 from trimtab.adapters.validation import Validated, Validates
-from trimtab.core.decision import RunInfo
+from trimtab.core.decision import Decision, RunInfo
 from trimtab.core.errors import AdapterError
 from trimtab.core.guard import Reason
 from trimtab.core.hyperparameters import Hyperparameter
@@ -139,6 +140,7 @@ class SteeredRun:
         self._warned: set[str] = set()
         self._closed = self.end_is_meant = False
         self.after_validation: Callable[[], None] = _nothing
+        self._rollbacks = 0  # that were told
         if not info.watch_only and (keep_best or policy.guarded):
             snapshots.announce(2 if policy.guarded and kept.place != "none" else 1)
 
@@ -379,13 +381,27 @@ class SteeredRun:
         """Take in a window and decide, hold the values for a problem, or end the run."""
         session = self.session_now
         if not problem:
-            session.step(metrics, seen.measured, rank=seen.rank)
+            self._tell_rollback(session.step(metrics, seen.measured, rank=seen.rank))
             return
         session.observe(metrics, seen.measured, rank=seen.rank)
         if session.finished:
             session.close()
         else:
             session.decide(None, note=problem, extra=int(Reason.FROZEN | Reason.HELD))
+
+    def _tell_rollback(self, decision: Decision | None) -> None:
+        """Say in one line that the guard went back and why; from the fourth time on in the log."""
+        if decision is None or not any(b & Reason.ROLLBACK for b in decision.reason.values()):
+            return
+        found = decision.metrics
+        what = f"the validation loss is {found.val_loss:.4g}" if found.finite else _NOT_FINITE
+        best = int(self.session_now.summary.best.get("step", 0))
+        line = f"step {decision.step}: {what}; {decision.why()} (those of step {best})"
+        self._rollbacks += 1
+        if self._rollbacks <= _ALOUD:
+            tell(line)
+        else:
+            logging.getLogger("trimtab").warning(line)
 
     def _begin_window(self, state: Mapping[str, Any] | None = None) -> None:
         session = self.session_now
@@ -405,6 +421,8 @@ class SteeredRun:
                 self.warn(problem.partition(":")[0], problem)
 
 
+_ALOUD = 3
+_NOT_FINITE = "a loss is not finite"
 _GIVEN_UP = (
     "training diverged {count} times; the best weights are back, the values stay where they are, "
     "and no decision is taken any more: start lower, or look at the data"

@@ -53,6 +53,10 @@ class Session:
         watch_only: Propose and record, but never change anything.
         budget: Charge of a whole run in examples; nan takes steps instead.
         seed: Handed to the controller.
+
+    Attributes:
+        rescued: Whether a rescue beside the session has mended all so far; whoever rescues sets
+            it, and the summary goes by it. None where there is no rescue.
     """
 
     def __init__(
@@ -86,6 +90,7 @@ class Session:
         if guarded is None:
             guarded = True if controller is None else controller.guarded
         self.watch_only = watch_only
+        self.rescued: bool | None = None
         self.carry: Carry = begin(
             spec,
             self.total_steps,
@@ -472,4 +477,6 @@ class Session:
         summary.rollbacks = int(carry.rollbacks)
         summary.restores = int(carry.restores)
         summary.diverged = self.terminated or (not carry.guarded and bool(carry.divergences))
+        if self.rescued is not None:
+            summary.diverged = not self.rescued
         summary.finished = self.steps_done >= self.total_steps

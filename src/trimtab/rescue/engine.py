@@ -184,6 +184,12 @@ class RescueEngine:
             self._looked_at = self.step
             self.look()
 
+    def go_on_at(self, step: int) -> None:
+        """Take in which step comes, where a loop tells of bad ones alone: a streak has no gaps."""
+        if step != self.step + 1:
+            self._bad = 0
+        self.step = step
+
     def factor(self, rate: float) -> float:
         """Return what the coming update's learning rate, the user's own, is multiplied by."""
         self.rate = rate

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import math
 import os
 import signal
 import sqlite3
@@ -394,14 +395,65 @@ def test_a_loop_that_would_train_unsteered_is_an_error(kind: Any, said: str) -> 
         fit(kind(), [TrimtabCallback(policy=Still(), decisions=6)])
 
 
+@pytest.mark.filterwarnings("ignore:step 12. loss not finite")
 @pytest.mark.parametrize("kind", [Module, Manual])
-def test_a_nan_batch_is_rolled_back_and_reported(kind: Any) -> None:
+def test_a_nan_batch_is_skipped_and_reported(kind: Any) -> None:
     module, callback = kind(), TrimtabCallback(policy=Still(), decisions=6)
     fit(module, [callback], data=examples(144, seed=0, nan_at=50), max_epochs=1)
     assert all(torch.isfinite(weight).all() for weight in weights(module))
     summary = callback.summary
+    assert (summary.rollbacks, summary.finished, summary.diverged) == (0, True, False)
+    (event,) = callback.events
+    assert (event.step, event.treatment) == (12, "skip")
+
+
+class Breaks(Callback):
+    """Makes a weight not finite before a batch."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+        if trainer.global_step == self.step:
+            with torch.no_grad():
+                next(pl_module.parameters()).view(-1)[0] = math.nan
+
+
+@pytest.mark.parametrize("kind", [Module, Manual])
+def test_a_weight_that_is_not_finite_is_rolled_back_and_reported(kind: Any) -> None:
+    module, callback = kind(), TrimtabCallback(policy=Still(), decisions=6)
+    fit(module, [callback, Breaks(12)], data=examples(144, seed=0), max_epochs=1)
+    assert all(torch.isfinite(weight).all() for weight in weights(module))
+    summary = callback.summary
     assert (summary.rollbacks, summary.finished, summary.diverged) == (1, True, False)
     assert [decision.step for decision in summary.decisions if decision.restored] == [13]
+
+
+@pytest.mark.parametrize("kind", [Module, Manual])
+@pytest.mark.parametrize("seed", range(5))
+def test_the_guard_policy_leaves_lightnings_own_bits(kind: Any, seed: int) -> None:
+    ended = []
+    for callbacks in ([], [TrimtabCallback(policy="guard", decisions=6)]):
+        torch.manual_seed(seed)
+        module = kind()
+        fit(module, callbacks, data=examples(144, seed=seed), max_epochs=1)
+        ended.append([*weights(module), torch.get_rng_state()])
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(*ended, strict=True))
+    assert callbacks[0].events == []
+
+
+@pytest.mark.filterwarnings("ignore::trimtab.core.errors.TrimtabWarning")
+@pytest.mark.parametrize("kind", [Module, Manual])
+def test_the_guard_policy_mends_a_fit(kind: Any) -> None:
+    module, callback = kind(), TrimtabCallback(policy="guard", decisions=6)
+    data = examples(144, seed=0, nan_at=50)
+    fit(module, [callback, Breaks(20)], data=data, max_epochs=1)
+    assert all(torch.isfinite(weight).all() for weight in weights(module))
+    skipped, restored = callback.events
+    assert (skipped.step, skipped.treatment) == (12, "skip")
+    assert (restored.step, restored.fault) == (20, "weights not finite")
+    assert restored.restored is not None
+    assert not callback.summary.diverged
 
 
 def test_an_exploding_learning_rate_is_rolled_back_and_the_run_finished() -> None:

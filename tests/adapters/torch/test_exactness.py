@@ -321,7 +321,11 @@ class Twins:
     def loss(self, it: Any, indices: np.ndarray) -> torch.Tensor:
         self._steps += 1
         loss = it.loss_fn(it.model(it.inputs[indices]), it.labels[indices])
-        return loss * math.nan if self._steps == self._wrecked else loss
+        if self._steps == self._wrecked:
+            with torch.no_grad():  # that alone, a loss would be its batch's fault
+                next(it.model.parameters()).view(-1)[0] = math.nan
+            return loss * math.nan
+        return loss
 
     def start(self, *, seed: int) -> TorchRun:
         it, batches = self.parts()

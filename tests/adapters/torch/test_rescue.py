@@ -464,3 +464,84 @@ def test_batches_that_begin_alike_are_not_the_same_batch(kind):
         faults = [event.fault for event in rescue.events]
         assert faults == ([Fault.STUCK_LOADER] if stuck else [])
         assert not stuck or rescue.events[0].step <= 42
+
+
+@pytest.mark.parametrize("name", ["running variance", "scaled weights"])
+def test_a_run_that_was_rescued_whole_is_not_called_diverged(name):
+    """Damaged right before a validation, which would see a loss of many times the first one."""
+    mine = steered(Loop(), at(STEPS // 4 - 1, DAMAGE[name][0]), decisions=4)
+    assert [e for e in mine.controller.events if e.restored is not None]
+    assert not mine.controller.summary.diverged
+
+
+def test_a_run_that_was_given_up_is_called_diverged():
+    def poison(step, loop):
+        if step >= 60:
+            loop.x[step] = math.nan
+
+    assert steered(Loop(), poison).controller.summary.diverged
+
+
+def attached(loop, fault=lambda step, loop: None, poison=-1):
+    """Train under ``policy="guard"`` in a loop that steps its optimiser and scheduler itself."""
+    controller = trimtab.TorchController.attach(
+        loop.optimizer,
+        total_steps=STEPS,
+        validate=loop.whole_loss,
+        model=loop.model,
+        policy="guard",
+        reference=None,
+    )
+    with controller:
+        for step, (x, y) in enumerate(loop.batches()):
+            fault(step, loop)
+            loss = loop.loss_of((x * math.nan if step == poison else x, y))
+            controller.tell(loss)
+            loss.backward()
+            loop.optimizer.step()
+            loop.optimizer.zero_grad()
+            loop.scheduler.step()
+    loop.controller = controller
+    return loop.ended()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_guard_policy_that_is_attached_leaves_the_loops_bits(seed):
+    mine = attached(Loop(seed))
+    assert mine.controller.events == []
+    assert equal(mine, Loop(seed).plain())
+
+
+def test_the_guard_policy_that_is_attached_skips_and_restores():
+    mine = attached(Loop(), at(80, DAMAGE["a weight"][0]), poison=50)
+    skipped, restored = mine.controller.events
+    assert (skipped.step, skipped.treatment) == (50, Treatment.SKIP)
+    assert (restored.step, restored.fault) == (80, Fault.WEIGHTS_NOT_FINITE)
+    assert not mine.controller.summary.diverged
+    assert mine.whole_loss() <= 1.3 * Loop().plain().whole_loss()
+
+
+def test_averages_of_the_weights_are_left_to_the_loop_under_the_guard_policy():
+    ended = []
+    for policy in (None, "guard"):
+        loop = Loop()
+        average = torch.optim.swa_utils.AveragedModel(loop.model)
+        controller = trimtab.TorchController(
+            loop.optimizer,
+            total_steps=STEPS,
+            validate=loop.whole_loss,
+            model=loop.model,
+            averaged=average,
+            policy=policy,
+            keep_best=False,
+            reference=loop.scheduler,
+        )
+        with controller:
+            for batch in loop.batches():
+                loss = loop.loss_of(batch)
+                loss.backward()
+                controller.step(loss)
+                average.update_parameters(loop.model)
+        assert controller.events == []
+        ended.append([*loop.ended().end, *average.state_dict().values()])
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(*ended, strict=True))

@@ -51,6 +51,74 @@ def test_a_loss_that_is_not_finite_rolls_back_and_the_run_is_finished(loop, plac
         assert back.applied["lr"] == pytest.approx(1e-2 * 10**-0.7, rel=1e-5)
 
 
+@pytest.mark.parametrize("bad", [7, 17, 55, 59], ids="step {}".format)
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_batch_that_alone_is_to_blame_is_skipped_and_costs_one_update(loop, equal, bad, value):
+    it, other = loop(wrecked={bad: value}, spared=(bad,)), loop()
+    states = []
+    with pytest.warns(TrimtabWarning, match=f"step {bad}: loss not finite .* batch was skipped"):
+        summary = it.run_steered(
+            policy=idle(),
+            decisions=10,
+            keep_best=False,
+            after=lambda step: states.append([w.detach().clone() for w in it.model.parameters()]),
+        ).summary
+    usual = other.run_steered(policy=idle(), decisions=10, keep_best=False).summary
+
+    assert (summary.rollbacks, summary.restores, summary.diverged) == (0, 0, False)
+    assert summary.schedule == usual.schedule
+    assert [d.step for d in summary.decisions] == [d.step for d in usual.decisions]
+    assert all(math.isfinite(d.metrics.train_loss) for d in summary.decisions[1:])
+    assert equal(states[bad], states[bad - 1])
+    assert finite(it.state())
+
+
+def test_a_bad_row_that_comes_again_and_again_does_not_end_the_runs_improvement(loop):
+    steps = tuple(range(5, 60, 7))
+    it = loop(wrecked=dict.fromkeys(steps, math.nan), spared=steps)
+    controller = it.run_steered(policy=idle(), decisions=10)
+    assert [event.step for event in controller.events] == list(steps)
+    assert not controller.summary.diverged
+    plain = loop().run_steered(policy=idle(), decisions=10).summary
+    assert controller.summary.best["loss"] < 1.2 * plain.best["loss"]  # 8 of 60 updates are lost
+    assert controller.summary.best["step"] > 40
+
+
+def test_running_statistics_that_a_bad_batch_poisoned_are_those_of_the_best_state(loop):
+    it = loop()
+    it.begin()
+    bad = it.inputs.clone()
+    bad[:, 0] = math.nan
+    controller = it.controller(policy=idle(), decisions=10)
+    with controller:
+        for step in range(60):
+            chosen = torch.randint(0, 200, (16,))
+            rows = (bad if step == 20 else it.inputs)[chosen], it.labels[chosen]
+            loss = controller.backward(lambda b: it.loss_fn(it.model(b[0]), b[1]), rows)
+            controller.step(loss)
+            assert finite(list(it.model.buffers()))
+    (event,) = controller.events
+    assert event.where == "the batch itself"
+    assert event.batch["rows"] == list(range(16))
+    assert controller.summary.rollbacks == 0
+
+
+def test_a_mask_of_minus_infinity_lets_a_bad_batch_be_skipped(loop):
+    it = loop(wrecked={20: math.nan}, spared=(20,))
+    it.model.register_buffer("mask", torch.full((3, 3), -math.inf).triu(1))
+    assert it.run_steered(policy=idle(), decisions=10).summary.rollbacks == 0
+
+
+def test_batches_that_are_all_bad_end_in_rollbacks(loop):
+    steps = tuple(range(10, 60))
+    it = loop(wrecked=dict.fromkeys(steps, math.nan), spared=steps)
+    controller = it.run_steered(policy=idle(), decisions=10)
+    assert [e.fault for e in controller.events][-1] == "every batch fails"
+    assert controller.summary.rollbacks >= 1
+    assert controller.summary.diverged
+    assert finite(it.state())
+
+
 def best_after_each_step(it, controller):
     """Train, and yield after each step its number and the best weights and optimiser state."""
     it.begin()
@@ -120,13 +188,13 @@ def test_an_exploding_rate_is_rolled_back_and_cut_until_training_works(loop):
 
 
 def test_the_fourth_divergence_gives_up_and_the_loop_goes_on(loop, equal, listener):
-    it = loop(wrecked=dict.fromkeys((7, 14, 21, 28, 40), math.nan))
+    it = loop(wrecked=dict.fromkeys((7, 14, 21, 28, 40), math.nan), spared=(40,))
     states: list[list[torch.Tensor]] = []
 
     def note(step: int) -> None:
         states.append([weight.detach().clone() for weight in it.model.parameters()])
 
-    with pytest.warns(TrimtabWarning, match="diverged 4 times") as said:
+    with pytest.warns(TrimtabWarning, match="diverged 4 times|rolled back") as said:
         summary = it.run_steered(policy=idle(), decisions=10, after=note).summary
 
     assert summary.diverged
@@ -138,7 +206,11 @@ def test_the_fourth_divergence_gives_up_and_the_loop_goes_on(loop, equal, listen
     assert equal(states[40], states[39]), "a loss that was not finite moved the weights"
     held = {row["lr"] / (1 - row["step"] / 60) for row in summary.schedule[29:]}
     assert max(held) == pytest.approx(min(held), rel=1e-9)
-    assert len(said) == 1
+    lines = [str(one.message) for one in said]
+    told = [line for line in lines if "a loss is not finite; rolled back to the best" in line]
+    assert [line.partition(":")[0] for line in told] == ["step 8", "step 15", "step 22"]
+    assert [line for line in lines if "diverged 4 times" in line] == lines[len(told) :]
+    assert len(lines) == 4
     assert finite(it.state())
     assert it.validate()["loss"] == summary.best["loss"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -187,16 +188,67 @@ def test_the_clipping_norm_is_steered_and_given_back(tmp_path: Path) -> None:
     assert trainer.args.max_grad_norm == 1.0
 
 
-def test_a_nan_batch_is_rolled_back_and_reported(tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore:step 12. loss not finite")
+def test_a_nan_batch_is_skipped_and_reported(tmp_path: Path) -> None:
     callback = TrimtabCallback(policy=Still(), validation_data=VALIDATION, decisions=6)
     data = examples(96, seed=0, nan_at=50)  # in the batch of step 13
     trainer = train(tmp_path, [callback], data=data)
+    assert all(torch.isfinite(weight).all() for weight in weights(trainer.model))
+    summary = callback.summary
+    assert (summary.rollbacks, summary.finished, summary.diverged) == (0, True, False)
+    (event,) = callback.events
+    assert (event.step, event.treatment) == (12, "skip")
+
+
+class Breaks(transformers.TrainerCallback):
+    """Makes a weight not finite after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            with torch.no_grad():
+                next(kwargs["model"].parameters()).view(-1)[0] = math.nan
+
+
+def test_a_weight_that_is_not_finite_is_rolled_back_and_reported(tmp_path: Path) -> None:
+    callback = TrimtabCallback(policy=Still(), validation_data=VALIDATION, decisions=6)
+    trainer = train(tmp_path, [callback, Breaks(12)])
     assert all(torch.isfinite(weight).all() for weight in weights(trainer.model))
     summary = callback.summary
     assert (summary.rollbacks, summary.finished, summary.diverged) == (1, True, False)
     restored = [decision for decision in summary.decisions if decision.restored]
     assert [decision.step for decision in restored] == [13]
     assert "rolled back" in restored[0].why()
+
+
+GUARD = {"policy": "guard", "validation_data": VALIDATION, "decisions": 6}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_guard_policy_leaves_trainers_own_bits(tmp_path: Path, seed: int) -> None:
+    plain = train(tmp_path / "plain", [], seed=seed)
+    drawn = torch.get_rng_state()
+    callback = TrimtabCallback(**GUARD)
+    guarded = train(tmp_path / "guarded", [callback], seed=seed)
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert callback.events == []
+    for mine, theirs in zip(weights(guarded.model), weights(plain.model), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+@pytest.mark.filterwarnings("ignore::trimtab.core.errors.TrimtabWarning")
+def test_the_guard_policy_mends_a_trainers_run(tmp_path: Path) -> None:
+    callback = TrimtabCallback(**GUARD)
+    data = examples(96, seed=0, nan_at=50)
+    trainer = train(tmp_path, [callback, Breaks(20)], data=data)
+    assert all(torch.isfinite(weight).all() for weight in weights(trainer.model))
+    skipped, restored = callback.events
+    assert (skipped.step, skipped.treatment) == (12, "skip")
+    assert (restored.step, restored.fault) == (20, "weights not finite")
+    assert restored.restored is not None
+    assert not callback.summary.diverged
 
 
 def test_an_exploding_learning_rate_is_rolled_back_and_the_run_finished(tmp_path: Path) -> None:

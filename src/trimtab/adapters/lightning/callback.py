@@ -36,6 +36,7 @@ from trimtab.adapters.torch.trainer import (
 from trimtab.core.decision import Summary
 from trimtab.core.errors import AdapterError
 from trimtab.core.notices import tell
+from trimtab.rescue.events import Event
 
 
 @takes_run_keywords
@@ -154,6 +155,11 @@ class TrimtabCallback(Callback):
         """
         self._training.run.end_is_meant = True
         self._leave(None)
+
+    @property
+    def events(self) -> list[Event]:
+        """What was rescued in the latest run, in order; each has a `sentence`."""
+        return self._training.events
 
     # Events, in the order of a fit.
 

@@ -129,6 +129,7 @@ def steer(
         first=FirstSteps(
             parts_of(optimizer), scaled=stepper.scaler is not None, alone=processes.count == 1
         ),
+        alone=processes.count == 1,
     )
 
 

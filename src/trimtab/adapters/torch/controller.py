@@ -350,9 +350,8 @@ class TorchController:
         Raises:
             RuntimeError: Memory ran out with one example a part.
         """
-        scaler, guard = self._stepper.scaler, self._driver.guard
-        if guard is not None:
-            guard.note_batch(Batch(loss_of, batch, None))
+        scaler = self._stepper.scaler
+        self._driver.note_batch(Batch(loss_of, batch, None))
 
         def done(part: Any, share: float) -> torch.Tensor:
             loss = loss_of(part)
@@ -405,9 +404,8 @@ class TorchController:
 
     @property
     def events(self) -> list[Event]:
-        """What went wrong so far, with ``policy="guard"``; each has a `sentence`."""
-        guard = self._driver.guard
-        return [] if guard is None else guard.engine.events
+        """What was rescued so far, in order; each has a `sentence`."""
+        return self._driver.events
 
     @property
     def spec(self) -> ControlSpec:

@@ -88,6 +88,31 @@ class GuardedTorchTraining:
 
     # Looking.
 
+    @torch.no_grad()
+    def compare_with(self, kept: Mapping[str, torch.Tensor]) -> bool:
+        """Take a kept state for the last good one, where no snapshots are taken here.
+
+        Args:
+            kept: Its tensors, by the names that `TrainingState` gives them.
+
+        Returns:
+            Whether buffers that the last forward pass poisoned can be put back from it.
+        """
+        self._roster, self._stale, self._before = None, True, np.zeros(0)
+        roster, _ = self._look()
+        floats = {name: kept[name] for name in roster.names if name in kept}
+        known = dict(zip(floats, _measured(list(floats.values())).tolist(), strict=True))
+        self._before = np.array([known.get(name, _UNKNOWN) for name in roster.names])
+        names = {one.data_ptr(): n for n, one in zip(roster.names, roster.tensors, strict=True)}
+        for buffer in self._running:
+            if not torch.isfinite(buffer).all():
+                before = kept.get(names.get(buffer.data_ptr(), ""))
+                if before is None:
+                    return False
+                buffer.copy_(before)
+        self._statistics.keep()
+        return True
+
     def not_finite(self, *, forward: bool = False) -> tuple[Fault, str] | None:
         """Return which of weights, buffers and optimiser state is not finite, and where.
 

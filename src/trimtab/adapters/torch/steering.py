@@ -15,6 +15,7 @@ from trimtab.adapters.steering import SteeredRun
 from trimtab.adapters.torch.actuators import join_groups
 from trimtab.adapters.torch.depth import DepthRates
 from trimtab.adapters.torch.first_steps import FirstSteps
+from trimtab.adapters.torch.guarded_training import Batch
 from trimtab.adapters.torch.proofs import Proofs
 from trimtab.adapters.torch.schedules import Rates
 from trimtab.adapters.torch.statistics import (
@@ -26,6 +27,7 @@ from trimtab.adapters.torch.statistics import (
 )
 from trimtab.adapters.torch.step_guard import StepGuard
 from trimtab.adapters.torch.stepper import Stepper
+from trimtab.rescue.events import Event
 
 
 class TorchDriver:
@@ -40,6 +42,7 @@ class TorchDriver:
         actuators: What writes other hyperparameters; those of groups are told of groups that join.
         guard: Rescues the loop from its accidents, or None.
         first: Watches the first steps, or None.
+        alone: Whether one process trains; several would leave out batches each by itself.
 
     Attributes:
         guard: The same.
@@ -59,6 +62,7 @@ class TorchDriver:
         actuators: Sequence[Actuator | None] = (),
         guard: StepGuard | None = None,
         first: FirstSteps | None = None,
+        alone: bool = True,
     ) -> None:
         # Weak, so that a controller that is deleted lets go of its model at once.
         run.driver = itself = weakref.proxy(self)
@@ -70,6 +74,10 @@ class TorchDriver:
         self._stepper, self._rates = stepper, rates
         self._proofs, self._depth, self.guard = proofs, depth, guard
         self._first = first
+        self._bad_batches: StepGuard | None = None  # of a steered run, made for the first one
+        self._batch: Batch | None = None
+        self._alone = alone
+        self._usual = math.nan  # mean loss of the last window
         self._done = True  # the step's update, with a guard
         self._cut_short = False  # the open window ends now: its loss was not finite
         self._beyond = False  # all announced steps are done
@@ -117,6 +125,8 @@ class TorchDriver:
             loss = self.guard.loss  # the window is told of the steps that were done
         if self.run.after_last_decision:
             return self._before_free_step(loss)
+        if self._leaves_out(loss):
+            return False
         self.at_window_start = False
         if not self.statistics.before_step(loss, self._stepper.weights) and self.run.guarded:
             self._cut_short = True
@@ -126,6 +136,41 @@ class TorchDriver:
         if self.guard is None and not self._rates.intact():
             self.tell_overwritten()
         return self._done
+
+    @property
+    def events(self) -> list[Event]:
+        """What was rescued so far."""
+        guard = self._bad_batches if self.guard is None else self.guard
+        return [] if guard is None else guard.engine.events
+
+    def note_batch(self, batch: Batch) -> None:
+        """Remember the batch whose forward pass comes, to name what in it is bad."""
+        self._batch = batch
+        if self.guard is not None:
+            self.guard.note_batch(batch)
+
+    def _leaves_out(self, loss: torch.Tensor | float) -> bool:
+        """Leave a step out of a steered run whose loss is not finite for its batch alone."""
+        elsewhere = isinstance(loss, torch.Tensor) and is_elsewhere(loss)  # read later, together
+        if self.guard is not None or not self.run.guarded or elsewhere or not self._alone:
+            return False
+        value = float(loss.detach() if isinstance(loss, torch.Tensor) else loss)
+        losses = self.statistics.losses
+        instead = losses[-1] if losses else self._usual
+        if math.isfinite(value) or not math.isfinite(instead):
+            return False
+        if self._bad_batches is None:
+            self._bad_batches = StepGuard(
+                self._stepper, self._stepper.model, act=True, on_giving_up="go-on", snapshots="none"
+            )
+        if self._batch is not None:
+            self._bad_batches.note_batch(self._batch)
+        step = self.run.session_now.steps_done + self.statistics.steps
+        if not self._bad_batches.leaves_out(value, step, self.run.snapshots.held):
+            return False
+        self.at_window_start = False
+        losses.append(instead)  # the window is told of the steps that were done
+        return True
 
     def tell_overwritten(self) -> None:
         """Say that something else set a learning rate that was written here; once, or an event."""
@@ -146,7 +191,7 @@ class TorchDriver:
 
     def after_update(self) -> None:
         """Go on to the next step's values; at the end of a window validate and decide."""
-        run = self.run
+        run, self._batch = self.run, None
         if self.guard is not None:
             self.guard.after(self._done)
         if self._first is not None:
@@ -164,7 +209,9 @@ class TorchDriver:
             self.statistics.after_step(self._stepper.weights)
         self._rates.advance()
         if ends or self._cut_short:
+            self._note_rescued()
             metrics = self.statistics.finish()
+            self._usual = metrics.train_loss
             if self._stepper.scaler is not None and metrics.update_ratio == 0:
                 # The scaler left the last step out.
                 metrics = metrics._replace(update_ratio=math.nan)
@@ -177,9 +224,11 @@ class TorchDriver:
             self._first.end()
         if status is None:
             self._free_steps_went_well()
+        self._note_rescued()
         self.run.finish(status)
-        if self.guard is not None:
-            self.guard.close()
+        for guard in (self.guard, self._bad_batches):
+            if guard is not None:
+                guard.close()
         self.at_window_start, self.statistics.ordinary_until = True, 0
 
     # What the run asks and tells.
@@ -206,6 +255,13 @@ class TorchDriver:
             if not self._rates.intact():
                 optimizer = type(self._stepper.optimizer).__name__
                 self.run.warn("lr not taken", _NOT_TAKEN.format(optimizer=optimizer))
+
+    def _note_rescued(self) -> None:
+        """Look at the state before it is validated, and let the summary go by the rescue."""
+        if self.guard is not None and self.run.session is not None:
+            self.guard.look()
+            mended = self.guard.engine.gave_up is None
+            self.run.session.rescued = None if self.guard.failed else mended
 
     def groups_joined(self) -> None:
         """Steer in all respects the groups that joined the optimiser, before its next step."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
@@ -181,6 +181,25 @@ class StepGuard:
             f"the guard failed ({type(error).__name__}: {error}) and is off; the run goes on "
             "without it, so please report this"
         )
+
+    @_contained(False)
+    def leaves_out(self, loss: float, step: int, kept: Mapping[str, torch.Tensor]) -> bool:
+        """Return whether a batch alone is to blame for a loss that is not finite, and tell so.
+
+        For a steered run, whose guard goes back to its best state where more is broken.
+
+        Args:
+            loss: Of the step.
+            step: How many were done before.
+            kept: The tensors of the best state.
+        """
+        engine, training = self.engine, self.training
+        if engine.gave_up is not None or not training.compare_with(kept):
+            return False
+        if training.not_finite(forward=True) is not None:
+            return False
+        engine.go_on_at(step)
+        return not engine.before_update(loss, math.nan)
 
     @_contained(None)
     def look(self) -> None:

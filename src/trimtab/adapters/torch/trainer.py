@@ -20,6 +20,7 @@ from trimtab.adapters.torch.steering import TorchDriver
 from trimtab.adapters.torch.stepper import Stepper
 from trimtab.core.decision import Summary
 from trimtab.core.errors import AdapterError, SpecError
+from trimtab.rescue.events import Event
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,11 @@ class SteeredTraining:
         """The latest run so far; an empty one before the first."""
         session = None if self._driver is None else self._driver.run.session
         return Summary() if session is None else session.summary
+
+    @property
+    def events(self) -> list[Event]:
+        """What was rescued in the latest run."""
+        return [] if self._driver is None else self._driver.events
 
     def begin(
         self,

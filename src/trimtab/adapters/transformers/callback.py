@@ -37,6 +37,7 @@ from trimtab.adapters.transformers.trainer import (
 from trimtab.core.decision import Summary
 from trimtab.core.errors import AdapterError
 from trimtab.core.notices import tell
+from trimtab.rescue.events import Event
 
 
 @takes_run_keywords
@@ -153,6 +154,11 @@ class TrimtabCallback(transformers.TrainerCallback, ExportableState):
         trainer = self._trainer
         if trainer is not None:  # as Trainer does for a trial of its own search
             trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
+
+    @property
+    def events(self) -> list[Event]:
+        """What was rescued in the latest run, in order; each has a `sentence`."""
+        return self._training.events
 
     def attach(self, trainer: Any) -> TrimtabCallback:
         """Add this callback to a trainer and read the loss from its ``compute_loss``.
