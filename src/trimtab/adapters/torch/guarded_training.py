@@ -100,18 +100,19 @@ class GuardedTorchTraining:
         Returns:
             Whether buffers that the last forward pass poisoned can be put back from it.
         """
-        floats = {name: one for name, one in kept.items() if one.is_floating_point()}
-        self._norms = dict(zip(floats, norms_of(list(floats.values())).tolist(), strict=True))
-        self._found = self._looked = None
-        self._measured()
-        names = {one.data_ptr(): name for name, one in (self._found or {}).items()}
-        self._before = [buffer.detach().clone() for buffer in self._running]
-        for place, buffer in enumerate(self._running):
+        self._roster, self._stale, self._before = None, True, np.zeros(0)
+        roster, _ = self._look()
+        floats = {name: kept[name] for name in roster.names if name in kept}
+        known = dict(zip(floats, _measured(list(floats.values())).tolist(), strict=True))
+        self._before = np.array([known.get(name, _UNKNOWN) for name in roster.names])
+        names = {one.data_ptr(): n for n, one in zip(roster.names, roster.tensors, strict=True)}
+        for buffer in self._running:
             if not torch.isfinite(buffer).all():
                 before = kept.get(names.get(buffer.data_ptr(), ""))
                 if before is None:
                     return False
-                self._before[place].copy_(before)
+                buffer.copy_(before)
+        self._statistics.keep()
         return True
 
     def not_finite(self, *, forward: bool = False) -> tuple[Fault, str] | None:
