@@ -100,6 +100,19 @@ class Probe:
 
         return watched
 
+    def loss_on(
+        self, model: nn.Module, loss_fn: Callable[..., Any], x: Any, y: Any
+    ) -> Callable[[], float]:
+        """Return a validation by the loss of one batch."""
+
+        @self.validation
+        @torch.no_grad()
+        def validate() -> float:
+            model.eval()
+            return float(loss_fn(model(x), y))
+
+        return validate
+
     def measured(self, loss: float) -> float:
         """Note a validation loss and the weights that it was measured with."""
         value = RIGGED[len(self.validated)] if self.rigged else loss

@@ -26,12 +26,7 @@ def train(probe: Probe) -> Any:
     adam = torch.optim.AdamW(net.parameters(), lr=1e-3)
     probe.look_into(net, adam)
     model, optimizer = accelerator.prepare(net, adam)
-
-    @probe.validation
-    @torch.no_grad()
-    def validate() -> float:
-        model.eval()
-        return float(loss_fn(model(x[0]), y[0]))
+    validate = probe.loss_on(model, loss_fn, x[0], y[0])
 
     # lines to write
     controller = TorchController(

@@ -24,12 +24,7 @@ def train(probe: Probe) -> Any:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     probe.look_into(model, optimizer)
     loss_fn = torch.nn.CrossEntropyLoss()
-
-    @probe.validation
-    @torch.no_grad()
-    def validate() -> float:
-        model.eval()
-        return float(loss_fn(model(x[0]), y[0]))
+    validate = probe.loss_on(model, loss_fn, x[0], y[0])
 
     # lines to write
     controller = TorchController.attach(

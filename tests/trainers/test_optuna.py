@@ -25,12 +25,7 @@ def objective(trial: Any, probe: Probe, found: list[Any]) -> float:
     model = torch.nn.Sequential(torch.nn.Linear(6, 16), torch.nn.Tanh(), torch.nn.Linear(16, 2))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     probe.look_into(model, optimizer)
-
-    @probe.validation
-    @torch.no_grad()
-    def validate() -> float:
-        model.eval()
-        return float(loss_fn(model(x[0]), y[0]))
+    validate = probe.loss_on(model, loss_fn, x[0], y[0])
 
     # lines to write
     controller = TorchController(

@@ -27,12 +27,7 @@ def train(probe: Probe) -> Any:
     )
     optimizer = optim.create_optimizer_v2(model, opt="adamw", lr=1e-4, layer_decay=0.75)
     probe.look_into(model, optimizer)
-
-    @probe.validation
-    @torch.no_grad()
-    def validate() -> float:
-        model.eval()
-        return float(loss_fn(model(x[0]), y[0]))
+    validate = probe.loss_on(model, loss_fn, x[0], y[0])
 
     # lines to write
     controller = TorchController(
