@@ -157,7 +157,7 @@ class TrimtabCallback(keras.callbacks.Callback):
         self._proved = False
         self._given_up = False  # the model was compiled again in this fit
         self._summary = Summary()
-        self._after_validation: Callable[[], None] = lambda: None
+        self._after_validation: Callable[[], None] = _nothing
 
     # What a user asks.
 
@@ -183,7 +183,7 @@ class TrimtabCallback(keras.callbacks.Callback):
 
         What it raises leaves the training there; `end` comes before that. None calls nothing.
         """
-        self._after_validation = call or (lambda: None)
+        self._after_validation = call or _nothing
         if self._steered is not None:
             self._steered.run.after_validation = self._after_validation
 
@@ -467,6 +467,10 @@ class TrimtabCallback(keras.callbacks.Callback):
                 f"state_file: {self._state_file} could not be written ({error}); the run goes on "
                 "and cannot be continued from here, so free the disk or choose another folder",
             )
+
+
+def _nothing() -> None:
+    return None
 
 
 def _compile_anew(model: Any) -> None:
