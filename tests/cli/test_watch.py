@@ -18,9 +18,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.records.reports.test_run import too_wide
 from tests.records.study_rows_made import SPITE, made_study
 from trimtab.cli.main import main
 from trimtab.core.errors import SpecError, StoreError
+from trimtab.records.reports.page import asset
 from trimtab.records.reports.watch import WatchServer
 from trimtab.records.store.transactions import Transactions
 
@@ -312,3 +314,18 @@ def test_the_page_in_a_browser_shows_the_study_and_its_runs(
     assert sorted(map(int, listed)) == list(range(12))
     assert "<script>alert" not in done.stdout
     assert "&lt;script&gt;alert" in done.stdout
+
+
+@pytest.mark.framework
+@pytest.mark.parametrize("width", [1300, 420])
+def test_nothing_is_wider_than_the_window(server: WatchServer, tmp_path: Path, width: int) -> None:
+    page = server.page().decode()  # as a file: the served one lets nobody frame it
+    styles = "".join(asset(name) for name in ("report.css", "study.css", "watch.css"))
+    told = json.dumps(server.state().decode()).replace("<", "\\u003c")
+    answer = f"const fetch = async () => ({{ ok: true, text: async () => {told} }});"
+    script = asset("watch.js").replace('"use strict";', f'"use strict";{answer}')
+    page = page.replace('<link rel="stylesheet" href="/watch.css">', f"<style>{styles}</style>")
+    page = page.replace('<script src="/watch.js" defer></script>', "")
+    path = tmp_path / "watch.html"
+    path.write_text(page.replace("</body>", f"<script>{script}</script></body>"))
+    assert too_wide(path, width) == []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import pytest
 pytest.importorskip("altair")
 pytest.importorskip("vl_convert")
 
+from tests.records.reports.test_run import too_wide
 from trimtab.records.reports.comparison import write_comparison_report
 from trimtab.search.comparison.compare import Comparison, Entry, TaskResult
 from trimtab.search.comparison.cost import cost_answer
@@ -43,6 +46,40 @@ def test_the_report_answers_what_a_steered_run_costs_and_saves(tmp_path):
     assert "One steered run costs 1.00 whole runs (320 examples, 1 s)" in page
     assert "never at this quality" in page  # the race ends as well in one run
     assert "&lt;t&gt;" in page
+
+
+def test_the_report_begins_with_a_verdict(tmp_path):
+    losses = {("trimtab", 1): 0.2, ("random", 1): 0.4, ("random", 8): 0.1}
+    page = report(tmp_path / "c.html", losses)
+    (headline,) = re.findall(r"<h1>(.*?)</h1>", page)
+    assert re.match(
+        r"One steered run: gap to tuned [\d.−-]+ \(0 tuned, 1 a random run\), 2 of 3;", headline
+    )
+    assert "random:8 comes closest" in headline
+    assert "the compute of 8 runs" in headline
+    first = report(tmp_path / "d.html", {("trimtab", 1): 0.1, ("random", 1): 0.4})
+    assert "the smallest of 2 methods" in first
+
+
+def test_a_task_has_its_methods_on_the_axis_the_best_on_top(tmp_path):
+    losses = {("race", 1): 0.3, ("trimtab", 1): 0.2, ("random", 8): 0.1}
+    page = report(tmp_path / "c.html", losses)
+    (text,) = re.findall(r'<script type="application/json" id="charts">(.*?)</script>', page)
+    first, *others = json.loads(text)
+    assert first["layer"][0]["encoding"]["y"]["sort"] == ["random:8", "trimtab", "race"]
+    rows = [row for rows in first["datasets"].values() for row in rows]
+    assert {row["compute"] for row in rows if "compute" in row} == {"1 run", "8 runs"}
+    assert all(chart["usermeta"]["folded"] for chart in others)
+    own = re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
+    assert not re.search(r"regret|n\*|whole runs (spent|to spend)", own, re.IGNORECASE)
+
+
+@pytest.mark.framework
+@pytest.mark.parametrize("width", [1300, 420])
+def test_nothing_is_wider_than_the_window(tmp_path, width):
+    losses = {("race", 1): 0.3, ("trimtab", 1): 0.2, ("random", 8): 0.1}
+    report(tmp_path / "c.html", losses)
+    assert too_wide(tmp_path / "c.html", width) == []
 
 
 def test_a_report_without_steered_runs_has_no_cost(tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.records.reports import page
-from trimtab.records.reports.comparison_charts import Result, comparison_charts
+from trimtab.records.reports.comparison_charts import STEERED, Result, comparison_charts
 from trimtab.records.reports.page import figure, text
 from trimtab.records.store.provenance import command_line
 
@@ -44,14 +44,44 @@ def write_comparison_report(
     page.require_report_extra()
     tasks = figures["tasks"]
     title = f"{len(figures['methods'])} methods on {len(tasks)} task{'s' * (len(tasks) != 1)}"
-    above = page.header("comparison at equal compute", title, f"{', '.join(tasks)}.")
+    words = f"{title}: {', '.join(tasks)}."
+    above = page.header("comparison at equal compute", verdict(figures), words)
     below = (
-        f"{_cost(figures)}<h2>Methods</h2>{_methods(figures)}<h2>Tasks</h2>{_tasks(figures)}"
-        f"{_left_out(left_out)}<h2>The comparison</h2>{_about(about)}"
+        f"{_cost(figures)}{_left_out(left_out)}"
+        f"{page.fold('Methods', _methods(figures))}{page.fold('Tasks', _tasks(figures))}"
+        f"{page.fold('The comparison', _about(about))}"
     )
     path.write_text(
         page.document(title, above, comparison_charts(rows, figures), below), encoding="utf-8"
     )
+
+
+def verdict(figures: Mapping[str, Any]) -> str:
+    """Return in one sentence how the steered run did, and what did better.
+
+    The gap to tuned is 0 for a tuned run and 1 for a random one.
+    """
+    gaps = {
+        label: found["value"]
+        for label, found in figures["regret"].items()
+        if found is not None and math.isfinite(found["value"])
+    }
+    if not gaps:
+        return "No gap to tuned is known yet"
+    order = sorted(gaps, key=gaps.__getitem__)
+    steered = next((name for name in (STEERED, f"{STEERED}:1") if name in gaps), None)
+    best = f"{order[0]} comes closest: {gaps[order[0]]:.2f} with {_runs(figures, order[0])}"
+    if steered is None:
+        return f"Gap to tuned (0 tuned, 1 a random run): {best}"
+    begun = f"One steered run: gap to tuned {gaps[steered]:.2f} (0 tuned, 1 a random run)"
+    if order[0] == steered:
+        return f"{begun}, the smallest of {len(order)} methods"
+    return f"{begun}, {order.index(steered) + 1} of {len(order)}; {best}"
+
+
+def _runs(figures: Mapping[str, Any], label: str) -> str:
+    spent = f"{figures['spent'][label]:.3g}"
+    return "the compute of one run" if spent == "1" else f"the compute of {spent} runs"
 
 
 def _interval(found: Mapping[str, float] | None) -> str:
@@ -111,7 +141,10 @@ def _methods(figures: Mapping[str, Any]) -> str:
         found = figures["regret"].get(label)
         return math.inf if found is None else float(found["value"])
 
-    names = ("method", "whole runs", "regret", "n*", "at the cap", "trimtab is better", "seconds")
+    names = (
+        *("method", "compute, runs", "gap to tuned", "random runs it replaces", "at the cap"),
+        *("trimtab is better", "seconds"),
+    )
     return _table(
         names,
         [
@@ -150,7 +183,7 @@ def _tasks(figures: Mapping[str, Any]) -> str:
 
 def _flag(task: Mapping[str, Any]) -> str:
     if task["pool"] and not math.isfinite(task["median"]):
-        return "no n*, no regret: no run of its pool has a finite test loss"
+        return "nothing to compare with: no run of its pool has a finite test loss"
     return "yes: under 3 standard errors apart" if task["flagged"] else "no"
 
 

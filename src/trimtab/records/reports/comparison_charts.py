@@ -36,13 +36,14 @@ Result = Mapping[str, Any]  # a task, method, budget and seed, and what came of 
 
 
 def comparison_charts(rows: Sequence[Result], figures: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the specifications: regret, profiles, improvement, n*, then test a task.
+    """Return the specifications: test a task; then, folded, regret, profiles, improvement, n*.
 
     Args:
         rows: One a result.
         figures: As a comparison's JSON has them.
     """
-    charts = [
+    tasks = [_test_chart(name, rows, figures) for name in figures["tasks"]]
+    folded = [
         _regret_chart(figures),
         _profile_chart(figures),
         _interval_chart(
@@ -52,11 +53,14 @@ def comparison_charts(rows: Sequence[Result], figures: Mapping[str, Any]) -> lis
             0.5,
         ),
         _interval_chart(
-            figures["n_star"], "n*: how many random runs one is worth", "per whole run spent", 1.0
+            figures["n_star"], "Random runs it replaces", "per run spent; 1 is a random run", 1.0
         ),
-        *(_test_chart(name, rows, figures) for name in figures["tasks"]),
     ]
-    return [specification(chart) for chart in charts if chart is not None]
+    shown = [specification(chart) for chart in tasks if chart is not None]
+    for chart in folded:
+        if chart is not None:
+            shown.append({**specification(chart), "usermeta": {"folded": True}})
+    return shown
 
 
 def compute_picture(figures: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -81,13 +85,13 @@ def _regret_chart(figures: Mapping[str, Any]) -> Any:
     most = max(point["charge"] for point in points)
     x = alt.X(
         "charge:Q",
-        title="compute in whole runs; log axis",
+        title="compute of n runs; log axis",
         scale=alt.Scale(type="log", domain=[_LEFT_EDGE, max(most, 2.0) * 2.1], nice=False),
         axis=alt.Axis(values=[n for n in (1, 2, 4, 8, 16, 32, 64) if n <= most * 1.1], format="~g"),
     )
     y = alt.Y(
         "regret:Q",
-        title="normalised regret",
+        title="gap to tuned",
         scale=alt.Scale(domain=list(span), nice=False),
         axis=alt.Axis(tickCount=6),
     )
@@ -100,8 +104,8 @@ def _regret_chart(figures: Mapping[str, Any]) -> Any:
     )
     tip = [
         alt.Tooltip("label:N", title="method"),
-        alt.Tooltip("told:N", title="regret"),
-        alt.Tooltip("charge:Q", format=".3g", title="whole runs"),
+        alt.Tooltip("told:N", title="gap to tuned"),
+        alt.Tooltip("charge:Q", format=".3g", title="compute, runs"),
     ]
     grey = alt.value("#8b96a3")
     lines = alt.Chart(inline(searches)).encode(x=x, y=y, color=colour)
@@ -140,7 +144,7 @@ def _regret_chart(figures: Mapping[str, Any]) -> Any:
     return alt.layer(*layers).properties(
         height=_HEIGHT,
         title=chart_title(
-            "Regret against compute, all methods",
+            "Gap to tuned against compute, all methods",
             "0: as good as tuned by a grid of 32; 1: as good as a random run (dotted); "
             "lower is better",
         ),
@@ -252,7 +256,7 @@ def _profile_chart(figures: Mapping[str, Any]) -> Any:
     ]
     x = alt.X(
         "regret:Q",
-        title="regret",
+        title="gap to tuned",
         scale=alt.Scale(domain=[levels[0], levels[-1] + 0.6], nice=False),
         axis=alt.Axis(values=[-0.5, 0.0, 0.5, 1.0, 1.5, 2.0]),
     )
@@ -276,7 +280,7 @@ def _profile_chart(figures: Mapping[str, Any]) -> Any:
         height=_HEIGHT,
         title=chart_title(
             "Performance profiles",
-            "share of results with at most this regret; searches at their largest budget",
+            "share of results with at most this gap to tuned; searches at their largest budget",
         ),
     )
 
@@ -309,9 +313,10 @@ def _interval_chart(found: Mapping[str, Any], title: str, subtitle: str, neutral
 
 
 def _test_chart(name: str, rows: Sequence[Result], figures: Mapping[str, Any]) -> Any:
-    """Return the test metric against charge on one task: results faint, their means solid.
+    """Return the test metric on one task, a line a method, the best on top, its compute beside it.
 
-    The worst tenth of all results would flatten the others; what lies beyond is drawn at the edge.
+    Results are faint, their mean solid with its 95 % interval. The worst tenth of all results would
+    flatten the others; what lies beyond is drawn at the edge.
     """
     import altair as alt
 
@@ -333,46 +338,59 @@ def _test_chart(name: str, rows: Sequence[Result], figures: Mapping[str, Any]) -
     is_loss = task["mode"] == "min"
     low, high = _shown([point["test"] for point in points], is_loss=is_loss)
     points = [{**point, "shown": min(max(point["test"], low), high)} for point in points]
+    means = _means(points, low, high)
+    means.sort(key=lambda row: row["test"] if is_loss else -row["test"])
+    y = alt.Y("method:N", sort=[row["method"] for row in means], title=None)
+    x = alt.X("shown:Q", title=None, scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=6))
+    values = [alt.Tooltip("test:Q", format=".4g"), alt.Tooltip("charge:Q", format=".3g")]
+    words = [alt.Tooltip(f"{key}:N") for key in ("method", "seed", "start")]
+    better = "lower is better" if is_loss else "higher is better"
+    solid = alt.Chart(inline(means)).encode(y=y, color=_colour())
+    return alt.layer(
+        alt.Chart(inline(points))
+        .mark_point(filled=True, size=22, opacity=0.3)
+        .encode(x=x, y=y, color=_colour(), tooltip=[*words, *values]),
+        solid.mark_rule(strokeWidth=3, opacity=0.5).encode(x=alt.X("from:Q"), x2="to:Q"),
+        solid.mark_point(filled=True, size=80, opacity=1).encode(x=x, tooltip=[words[0], *values]),
+        alt.Chart(inline(means))
+        .mark_text(align="left", dx=8, style="faint")
+        .encode(y=y, x=alt.value("width"), text="compute:N"),
+    ).properties(
+        height=max(90, _ROW_HEIGHT * len(means)),
+        padding={"right": 64, "left": 5, "top": 5, "bottom": 5},
+        title=chart_title(
+            f"{name}: {task['metric']} on test",
+            f"{better}; large: a method's mean and its 95 % interval, small: its results; the "
+            "worst tenth of these at the edge; right: compute in runs",
+        ),
+    )
+
+
+def _means(points: Sequence[Row], low: float, high: float) -> list[Row]:
+    """Return a row a method: its mean, what is drawn of it, its interval, and what it cost."""
     by_method: dict[str, list[Row]] = {}
     for point in points:
         by_method.setdefault(point["method"], []).append(point)
     means = []
     for method, own in by_method.items():
-        test = sum(point["test"] for point in own) / len(own)
+        tests = [point["test"] for point in own]
+        test = sum(tests) / len(own)
+        spread = sum((one - test) ** 2 for one in tests) / max(len(own) - 1, 1)
+        half = 1.96 * math.sqrt(spread / len(own))
+        charge = sum(point["charge"] for point in own) / len(own)
         means.append(
             {
                 "method": method,
                 "group": own[0]["group"],
-                "charge": sum(point["charge"] for point in own) / len(own),
+                "charge": charge,
+                "compute": f"{charge:.3g} run{'s' * (f'{charge:.3g}' != '1')}",
                 "test": test,
                 "shown": min(max(test, low), high),
+                "from": min(max(test - half, low), high),
+                "to": min(max(test + half, low), high),
             }
         )
-    most = max(point["charge"] for point in points)
-    x = alt.X(
-        "charge:Q",
-        title="compute in whole runs; log axis",
-        scale=alt.Scale(type="log", nice=False),
-        axis=alt.Axis(values=[n for n in (0.5, 1, 2, 4, 8, 16, 32, 64) if n <= most], format="~g"),
-    )
-    y = alt.Y("shown:Q", title=None, scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=6))
-    values = [alt.Tooltip("test:Q", format=".4g"), alt.Tooltip("charge:Q", format=".3g")]
-    words = [alt.Tooltip(f"{key}:N") for key in ("method", "seed", "start")]
-    better = "lower is better" if is_loss else "higher is better"
-    return alt.layer(
-        alt.Chart(inline(points))
-        .mark_point(filled=True, size=22, opacity=0.3)
-        .encode(x=x, y=y, color=_colour(), tooltip=[*words, *values]),
-        alt.Chart(inline(means))
-        .mark_point(filled=True, size=80, opacity=1)
-        .encode(x=x, y=y, color=_colour(), tooltip=[words[0], *values]),
-    ).properties(
-        title=chart_title(
-            f"{name}: {task['metric']} on test",
-            f"{better}; large: a method's mean, small: its results; the worst tenth of "
-            "these at the edge",
-        )
-    )
+    return means
 
 
 def _shown(values: Sequence[float], *, is_loss: bool) -> tuple[float, float]:

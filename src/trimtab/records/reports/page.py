@@ -113,7 +113,11 @@ def document(
         below: HTML after them.
         style: Further rules of CSS.
     """
-    boxes = "".join(_box(index, chart) for index, chart in enumerate(charts))
+    marks = [bool((chart.get("usermeta") or {}).get("folded")) for chart in charts]
+    made = [_box(index, chart) for index, chart in enumerate(charts)]
+    boxes = "".join(box for box, is_folded in zip(made, marks, strict=True) if not is_folded)
+    rest = "".join(box for box, is_folded in zip(made, marks, strict=True) if is_folded)
+    folded = fold("More pictures", f'<section class="charts">{rest}</section>') if rest else ""
     return "".join(
         [
             '<!doctype html><html lang="en"><head><meta charset="utf-8">',
@@ -123,7 +127,7 @@ def document(
             f"<title>{text(title)}</title>",
             f"<style>{asset('report.css')}{style}</style></head>",
             f"<body><main>{above}",
-            f'<section class="charts">{boxes}</section>',
+            f'<section class="charts">{boxes}</section>{folded}',
             "<noscript><p>The charts need JavaScript; the table below does not.</p></noscript>",
             below,
             "<footer>Made by trimtab. This file holds all that it shows.</footer></main>",
@@ -132,6 +136,11 @@ def document(
             f"<script>{_library()}</script><script>{asset('report.js')}</script></body></html>",
         ]
     )
+
+
+def fold(words: str, content: str) -> str:
+    """Return HTML that is shown when its words are clicked."""
+    return f'<details class="fold"><summary>{text(words)}</summary>{content}</details>'
 
 
 def _box(index: int, chart: dict[str, Any]) -> str:

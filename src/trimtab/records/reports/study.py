@@ -218,7 +218,7 @@ def _path_in_words(view: StudyView, winner: RunRecord | None) -> list[str]:
 
 def _of_schedule(record: RunRecord, name: str) -> str:
     kinds = {item["name"]: item["kind"] for item in record.head["spec"]["hyperparameters"]}
-    return f"the schedule's peak of {name}" if kinds[name] == "lr" else name
+    return f"The schedule's peak of {name}" if kinds[name] == "lr" else name
 
 
 def _decided(record: RunRecord) -> list[str]:

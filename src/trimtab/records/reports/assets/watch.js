@@ -34,7 +34,7 @@ function cards(state) {
   const made = [
     card(`best ${state.monitor || "value"}`, number(best?.validation), "on validation"),
     card("best run", best ? best.unit : "–", best ? best.kind : ""),
-    card("whole runs", number(state.spent), `of ${number(state.budget)}`),
+    card("compute in runs", number(state.spent), `of ${number(state.budget)}`),
     card("runs", String(state.over), `over of ${state.known} so far`),
     card("at work", String(state.workers), state.workers === 1 ? "worker" : "workers"),
   ];
@@ -67,7 +67,7 @@ function show(state) {
   part("status").textContent = state.status;
   part("status").className = `badge ${state.status}`;
   part("about").textContent =
-    `${state.task}; method ${state.method}; ${number(state.budget)} whole runs to spend; seed ${state.seed}.`;
+    `${state.task}; method ${state.method}; ${number(state.budget)} runs to spend; seed ${state.seed}.`;
   part("notice").textContent = NOTICES[state.status] || "";
   part("notice").className = state.status === "finished" ? "over" : "";
   part("progress").max = state.budget;
