@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from trimtab.controllers.learned import TOKEN_BLOCK, LearnedController, forward
+from trimtab.controllers.learned import LearnedController, forward, token_block
 from trimtab.core.array_namespace import SCALAR_NUMPY
-from trimtab.core.features import GLOBAL_FEATURES, TOKEN_FEATURES
+from trimtab.core.features import GLOBAL_FEATURES, TOKEN_FEATURES, token_size
 from trimtab.core.spec import MOVES, ControlSpec
 
+_BLOCK = token_size(ControlSpec())
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "level of the validation loss": ("val", "best", "val_over_best", "gap", "since_best"),
     "change of the validation loss": ("val_change", "val_change_before", "val_trend"),
@@ -69,10 +70,13 @@ def explain(
         observations: (n,) float32 each, as they were recorded.
     """
     units = spec.move_units.astype(np.float64)
+    block = token_block(controller.parameters)
     probabilities = _probabilities(controller.parameters, observations, ())
     moves = [each @ np.asarray(MOVES) * units for each in probabilities]
     without = {
-        name: _probabilities(controller.parameters, observations, places_of(name, len(units)))
+        name: _probabilities(
+            controller.parameters, observations, places_of(name, len(units), block)
+        )
         for name in GROUPS
     }
     return [
@@ -88,12 +92,18 @@ def explain(
     ]
 
 
-def places_of(group: str, n_tokens: int) -> list[int]:
-    """Return where a group's features stand in an observation of so many hyperparameters."""
+def places_of(group: str, n_tokens: int, block: int = _BLOCK) -> list[int]:
+    """Return where a group's features stand in an observation of so many hyperparameters.
+
+    Args:
+        group: A name in `GROUPS`.
+        n_tokens: Number of hyperparameters.
+        block: Length of each one's block.
+    """
     wanted = GROUPS[group]
     places = [at for at, (name, *_) in enumerate(GLOBAL_FEATURES) if name in wanted]
     for token in range(n_tokens):
-        begin = len(GLOBAL_FEATURES) + token * TOKEN_BLOCK
+        begin = len(GLOBAL_FEATURES) + token * block
         places += [begin + at for at, (name, *_) in enumerate(TOKEN_FEATURES) if name in wanted]
     return places
 
@@ -108,7 +118,7 @@ def _probabilities(
         seen = np.array(observation, np.float32)
         seen[list(places)] = 0.0
         if hidden is None:
-            tokens = (len(seen) - len(GLOBAL_FEATURES)) // TOKEN_BLOCK
+            tokens = (len(seen) - len(GLOBAL_FEATURES)) // token_block(parameters)
             hidden = np.zeros((tokens, parameters["gate_h"].shape[0]), np.float32)
         logits, _, hidden = forward(parameters, seen, hidden, SCALAR_NUMPY)
         likely = np.exp(np.asarray(logits, np.float64) - np.max(logits, axis=-1, keepdims=True))
