@@ -26,7 +26,7 @@ PLACES = [
     for owner, names in {
         GuardedTorchTraining: (
             "not_finite first_not_finite undo_forward jumps probe take restore remember "
-            "note_forward close _measured"
+            "close _look"
         ),
         RescueEngine: "begin before_update after_update factor look note_batch tell _record",
         StepHistory: "judge add mean settle",
