@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from trimtab.cli import compare, demo, init, learn, lists, report, run, tune
+from trimtab.cli import compare, demo, init, learn, lists, replay, report, run, tune
 from trimtab.core.errors import (
     PolicyFileError,
     SpecError,
@@ -60,6 +60,7 @@ app.command("watch", short_help="Show a study while it goes on.")(report.watch)
 app.command("gc", short_help="Remove snapshots that nothing needs.")(tune.gc)
 app.command("report", short_help="Write the report of a run or study.")(report.report)
 app.command("export", short_help="Write a run's schedule as plain code.")(report.export)
+app.command("replay", short_help="Run the batch of an event again.")(replay.replay)
 app.command("init", short_help="Write a task to start from.")(init.init)
 app.command("demo", short_help="Fine-tune twice from a wrong start.")(demo.demo)
 app.command("tasks", short_help="List tasks, metrics and licences.")(lists.tasks)

@@ -152,6 +152,24 @@ def lookup(kind: str, name: str) -> Any:
     raise unknown_name(kind, name, offers)
 
 
+def load_object(what: str, reference: str) -> Any:
+    """Return the object at ``module:name`` or ``path/to/file.py:name``.
+
+    Args:
+        what: What it is, as an error's message begins.
+        reference: Where it is.
+
+    Raises:
+        SpecError: ``reference`` is not of that form.
+        UnknownNameError: What it points to does not exist.
+        MissingDependencyError: It needs a package that is not installed.
+    """
+    module, _, attribute = reference.rpartition(":")
+    if not module:
+        raise SpecError(f"{what} {reference!r}: write file.py:make or module:make")
+    return _load(f"{what} {reference!r}", module, attribute)
+
+
 def split_member(reference: str) -> tuple[str, int | None]:
     """Return a task's name and, after ``@``, which member of its family is meant.
 

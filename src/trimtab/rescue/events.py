@@ -71,6 +71,7 @@ class Event:
         losses: Up to 50 losses of the steps before it.
         gradient_norms: Their gradient norms.
         acted: False in a dry run, in which nothing was done.
+        saved: The file that holds the batch, for ``trimtab replay``; empty if none does.
     """
 
     step: int
@@ -87,6 +88,7 @@ class Event:
     losses: list[float] = field(default_factory=list)
     gradient_norms: list[float] = field(default_factory=list)
     acted: bool = True
+    saved: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the event as data that JSON can hold."""
@@ -120,7 +122,8 @@ class Event:
         if not self.acted:
             done = f"nothing was done (dry run), where otherwise {done}"
         rest = f"; {self.not_done}" if self.not_done else ""
-        return f"step {self.step}: {self.fault} ({seen}{batch}); {done}{rest}"
+        kept = f"; trimtab replay {self.saved} runs it again" if self.saved else ""
+        return f"step {self.step}: {self.fault} ({seen}{batch}); {done}{rest}{kept}"
 
 
 def _short(batch: Any) -> str:

@@ -12,6 +12,8 @@ from torch import nn
 from torch.nn import functional
 
 import trimtab
+from trimtab.adapters.torch.saved_batch import read_event, run_again
+from trimtab.adapters.torch.state import write_state
 from trimtab.core.errors import AdapterError, RescueError, TrimtabWarning
 from trimtab.rescue.events import Fault, Treatment
 
@@ -490,7 +492,7 @@ def test_batches_that_begin_alike_are_not_the_same_batch(kind):
 def test_a_run_that_was_rescued_whole_is_not_called_diverged(name):
     """Damaged right before a validation, which would see a loss of many times the first one."""
     mine = steered(Loop(), at(STEPS // 4 - 1, DAMAGE[name][0]), decisions=4)
-    assert [e for e in mine.controller.events if e.restored is not None]
+    assert [e for e in mine.controller.events if e.treatment in PUT_BACK]
     assert not mine.controller.summary.diverged
 
 
@@ -565,3 +567,67 @@ def test_averages_of_the_weights_are_left_to_the_loop_under_the_guard_policy():
         assert controller.events == []
         ended.append([*loop.ended().end, *average.state_dict().values()])
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(*ended, strict=True))
+
+
+def test_a_batch_is_kept_where_that_is_asked_for_and_runs_again_as_it_ran(tmp_path):
+    mine = Loop(dropout=0.5).rescued(batch=not_a_number, save_batch=tmp_path)
+    (event,) = mine.rescue.events
+    (path,) = tmp_path.iterdir()
+    assert event.saved == str(path)
+    assert f"trimtab replay {path} runs it again" in event.sentence()
+    assert read_event(path) == event
+    again = run_again(path, mine.model, mine.loss_of)
+    assert math.isnan(again.loss)
+    assert again.first_not_finite == "0 (Linear)"
+
+
+def test_a_kept_batch_has_the_random_state_that_it_had(tmp_path):
+    drawn = []
+
+    def loss_of(batch):
+        drawn.append(torch.rand(1).item() + random.random())
+        return loop.loss_of(batch) * (math.inf if len(drawn) == 7 else 1.0)
+
+    loop = Loop()
+    with trimtab.Rescue(loop.optimizer, model=loop.model, save_batch=tmp_path) as rescue:
+        for batch in list(loop.batches())[:12]:
+            rescue.backward(loss_of, batch)
+            rescue.step()
+    (path,) = tmp_path.iterdir()
+    seen = []
+
+    def look(batch):
+        seen.append(torch.rand(1).item() + random.random())
+        return loop.loss_of(batch)
+
+    run_again(path, loop.model, look)
+    assert seen == [drawn[6], drawn[6]]
+
+
+def test_no_batch_is_kept_unasked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert Loop().rescued(batch=not_a_number).rescue.events[0].saved == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_at_most_ten_batches_are_kept(tmp_path):
+    Loop().rescued(batch=every, save_batch=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 10
+
+
+def test_a_batch_that_no_file_can_hold_is_told(tmp_path):
+    loop = Loop()
+    with trimtab.Rescue(loop.optimizer, model=loop.model, save_batch=tmp_path) as rescue:
+        for step, (x, y) in enumerate(list(loop.batches())[:5]):
+            given = {"x": x * math.nan if step == 3 else x, "y": y, "note": object()}
+            rescue.backward(lambda b: loop.loss_of((b["x"], b["y"])), given)
+            rescue.step()
+    assert "the batch could not be kept" in rescue.events[0].not_done
+    assert rescue.events[0].saved == ""
+
+
+def test_a_file_that_is_no_event_is_refused(tmp_path):
+    path = tmp_path / "other.safetensors"
+    write_state(path, {"format": "something"})
+    with pytest.raises(AdapterError, match="format 'something' is none of an event"):
+        read_event(path)

@@ -218,37 +218,14 @@ class GuardedTorchTraining:
                 named = _named_rows(batch.name, rows)
                 return Fault.INPUT_NOT_FINITE, "the batch itself", named
         named = None if batch is None else batch.name
-        where = "" if batch is None else self._first_in_forward(batch)
+        named = list(named) if isinstance(named, range) else named
+        where = "" if batch is None else first_in_forward(self._model, batch.loss_of, batch.data)
         if where:
             return None, f"first in the output of {where}", named
         for name, weight in reversed(list(self._model.named_parameters())):
             if weight.grad is not None and not torch.isfinite(_entries(weight.grad)).all():
                 return None, f"gradient of {name}", named
         return None, "", named
-
-    def _first_in_forward(self, batch: Batch) -> str:
-        """Run a batch again and return the first module whose output is not finite."""
-        found: list[str] = []
-
-        def look(name: str) -> Callable[..., None]:
-            def hook(module: nn.Module, _: Any, output: Any) -> None:
-                if not found and any(not torch.isfinite(t).all() for t in _floats_in(output)):
-                    found.append(f"{name or 'the model'} ({type(module).__name__})")
-
-            return hook
-
-        hooks = [
-            module.register_forward_hook(look(name)) for name, module in self._model.named_modules()
-        ]
-        try:
-            with left_as_it_was(self._model), torch.no_grad():
-                batch.loss_of(batch.data)
-        except Exception:  # noqa: BLE001 - the user's own code, run once more for evidence alone
-            return ""
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return found[0] if found else ""
 
     # Asking good batches.
 
@@ -473,6 +450,32 @@ class _Joined:
         for tensors, kept in self._of:
             for tensor, part in zip(tensors, kept.split([t.numel() for t in tensors]), strict=True):
                 tensor.copy_(part.view_as(tensor))
+
+
+def first_in_forward(model: nn.Module, loss_of: Callable[[Any], torch.Tensor], data: Any) -> str:
+    """Run a batch forward and return the first module whose output is not finite; empty: none.
+
+    The model is left as it was. An error of the user's own code counts as none.
+    """
+    found: list[str] = []
+
+    def look(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, _: Any, output: Any) -> None:
+            if not found and any(not torch.isfinite(t).all() for t in _floats_in(output)):
+                found.append(f"{name or 'the model'} ({type(module).__name__})")
+
+        return hook
+
+    hooks = [module.register_forward_hook(look(name)) for name, module in model.named_modules()]
+    try:
+        with left_as_it_was(model), torch.no_grad():
+            loss_of(data)
+    except Exception:  # noqa: BLE001 - run once more for evidence alone
+        return ""
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found[0] if found else ""
 
 
 def norms_of(tensors: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,13 +15,16 @@ from trimtab.adapters.torch.checks import check_model, check_optimizer
 from trimtab.adapters.torch.distributed import Processes
 from trimtab.adapters.torch.guarded_training import Batch
 from trimtab.adapters.torch.memory import MicroBatches
+from trimtab.adapters.torch.saved_batch import file_of, write_batch
 from trimtab.adapters.torch.sharding import holds_shards
+from trimtab.adapters.torch.state import random_state
 from trimtab.adapters.torch.step_guard import StepGuard
 from trimtab.adapters.torch.stepper import Stepper
 from trimtab.core.errors import AdapterError
 from trimtab.rescue.events import Event, Fault, Treatment
 
 _MOST_LOADER_ERRORS = 20  # in a row
+_MOST_SAVED = 10  # batches
 
 
 class Rescue:
@@ -52,6 +56,10 @@ class Rescue:
             last good weights; ``"raise"`` raises `RescueError`; ``"go-on"`` trains on, unwatched.
         snapshots: Where recent states are kept: ``"memory"`` (beside the model), ``"cpu"`` or
             ``"disk"``; four copies of weights, buffers and optimiser state.
+        save_batch: Whether a batch that an event blames is kept, with the random state before it,
+            in a file of the working folder, or a folder to put it in; at most ten. `backward` has
+            to be given the batches. ``trimtab replay`` runs such a file again. Off by default, for
+            data may be private.
 
     Attributes:
         model: The model.
@@ -73,6 +81,7 @@ class Rescue:
         act: bool = True,
         on_giving_up: str = "stop",
         snapshots: str = "memory",
+        save_batch: bool | str | Path = False,
     ) -> None:
         check_optimizer(optimizer)
         check_model(model)
@@ -95,6 +104,11 @@ class Rescue:
         self._engine = self._guard.engine
         self._memory = MicroBatches(model, self._note_split)
         self._losses: list[torch.Tensor] = []
+        self._folder = Path.cwd() if save_batch is True else Path(save_batch or "")
+        self._drawn: dict[str, Any] = {}
+        self._saved = 0
+        if save_batch:
+            self._guard.keep = self._keep_batch
         self._expected: list[float] | None = None
         self._begun = self._closed = False
 
@@ -150,6 +164,8 @@ class Rescue:
         self._begin()
         name = id.tolist() if isinstance(id, torch.Tensor) else id
         self._guard.note_batch(Batch(loss_of, batch, name))
+        if self._guard.keep is not None:
+            self._drawn = random_state()
         loss = self._whole(loss_of, batch) if self._memory.parts == 1 else None
         if loss is None:
             loss = self._memory.run(batch, lambda part, share: self._part(loss_of, part, share))
@@ -234,6 +250,19 @@ class Rescue:
             self._guard.begin()
             if self._scheduler is not None:
                 self._expected = [float(group["lr"]) for group in self.optimizer.param_groups]
+
+    def _keep_batch(self, event: Event) -> None:
+        """Keep the batch of an event in a file; where that fails the event says so."""
+        batch = self._guard.training.batch
+        if batch is None or self._saved >= _MOST_SAVED:
+            return
+        self._saved += 1
+        event.saved = str(self._folder / file_of(event))
+        try:
+            write_batch(self._folder, event, batch, self._drawn)
+        except (AdapterError, OSError) as error:
+            event.saved = ""
+            event.not_done = f"{event.not_done}the batch could not be kept: {error}"
 
     def _note_split(self, message: str) -> None:
         self._guard.tell(Fault.OUT_OF_MEMORY, message, Treatment.SPLIT)

@@ -26,6 +26,16 @@ from trimtab.rescue.events import Event, Fault, Treatment
 ON_GIVING_UP = ("stop", "raise", "go-on")
 _ENTRIES = 64  # of a tensor of a batch
 _BATCH_EVERY = 4  # steps between two looks at what is loaded
+_OF_BATCH = frozenset(
+    {
+        Fault.LOSS_NOT_FINITE,
+        Fault.GRADIENT_NOT_FINITE,
+        Fault.INPUT_NOT_FINITE,
+        Fault.LOSS_SPIKE,
+        Fault.GRADIENT_SPIKE,
+        Fault.EVERY_BATCH,
+    }
+)
 _ALOUD = 3  # events of one kind; later ones go to the log
 _Given = ParamSpec("_Given")
 _Result = TypeVar("_Result")
@@ -76,6 +86,7 @@ class StepGuard:
         training: The state that it looks at.
         loss: Of the last step that was done; 0 before the first.
         failed: Whether an error of its own switched it off.
+        keep: Called with an event that a batch is blamed for, before it is told; or None.
 
     Raises:
         AdapterError: There is no such way of giving up.
@@ -91,6 +102,7 @@ class StepGuard:
         self.training = GuardedTorchTraining(model, stepper.optimizer, snapshots)
         self.engine = RescueEngine(self.training, act=act, told=self._tell)
         self.loss = 0.0
+        self.keep: Callable[[Event], None] | None = None
         self._last_entries: list[torch.Tensor] = []
         self._same: list[torch.Tensor] | None = None  # the batch before, where it may be repeated
         self._begun = self._off = self.failed = False
@@ -311,6 +323,8 @@ class StepGuard:
         self._off = self._on_giving_up == "go-on"
 
     def _tell(self, event: Event) -> None:
+        if self.keep is not None and event.fault in _OF_BATCH and self.training.batch is not None:
+            self.keep(event)
         same = sum(one.fault is event.fault for one in self.engine.events)
         if same <= _ALOUD:
             tell(event.sentence())
