@@ -93,7 +93,7 @@ def _arm(
         ),
         "named_in_time": _share(known, lambda row: _in_time(row, "named")),
         "told_in_time": _share(told, lambda row: _in_time(row, "named")),
-        "updates_lost": statistics.mean(lost) if lost else None,
+        "updates_lost": statistics.mean(lost) if any(lost) else None,
     }
 
 
@@ -179,7 +179,10 @@ def page(
         "A loader's faults need a loop that asks `Rescue.batches` for its batches, so they are",
         "not among those of a controller; validation's are not among those of `Rescue`, which has",
         "none. Where a fault at the end leaves fewer steps than it takes to be known, it does not",
-        "count as unnoticed.",
+        "count as unnoticed. A steering policy's own guard tells no such events, and a rival's lost",
+        "updates are not known.",
+        "The whole is five seeds under eight arms, 200 clean and 100 noisy runs; the same command",
+        "goes on from the rows that are there.",
         "",
         f"{time.strftime('%d %B %Y')}: `{command}`" if command else "",
         "",
@@ -302,7 +305,7 @@ def chart(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         {
             "fault": fault,
             "arm": labels[arm],
-            "ratio": min(statistics.median(of), 3.0),
+            "ratio": min(max(statistics.median(of), 1.0), 3.0),
             "told": "died" if statistics.median(of) >= _DEAD else f"{statistics.median(of):.2f}",
         }
         for (fault, arm), of in ratios.items()
