@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from trimtab.controllers.learned import TOKEN_BLOCK, LearnedController, forward
+from trimtab.controllers.learned import LearnedController, forward, token_block
 from trimtab.core.array_namespace import SCALAR_NUMPY
-from trimtab.core.features import GLOBAL_FEATURES, TOKEN_FEATURES
+from trimtab.core.features import GLOBAL_FEATURES, observation_table
 from trimtab.core.spec import MOVES, ControlSpec
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
@@ -33,7 +33,14 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         *("window_share", "first"),
     ),
     "going back": ("since_restore", "restores", "divergences", "restore_due"),
-    "where the value stands": ("offset", "effective", "to_high", "to_low"),
+    "where the value stands": (
+        *("offset", "effective", "to_high", "to_low"),
+        *("range_above", "range_below", "range_width"),
+    ),
+    "distance from the first weights": (
+        *("alignment", "alignment_mean", "alignment_sign"),
+        *("distance", "straightness", "distance_known"),
+    ),
     "what earlier moves brought": (
         *("last_reward", "move", "move_before", "from_best", "from_highest", "from_safe"),
         *("from_harmful", "harm_seen", "credit", "since_move"),
@@ -72,7 +79,11 @@ def explain(
     probabilities = _probabilities(controller.parameters, observations, ())
     moves = [each @ np.asarray(MOVES) * units for each in probabilities]
     without = {
-        name: _probabilities(controller.parameters, observations, places_of(name, len(units)))
+        name: _probabilities(
+            controller.parameters,
+            observations,
+            places_of(name, spec),
+        )
         for name in GROUPS
     }
     return [
@@ -88,14 +99,10 @@ def explain(
     ]
 
 
-def places_of(group: str, n_tokens: int) -> list[int]:
-    """Return where a group's features stand in an observation of so many hyperparameters."""
-    wanted = GROUPS[group]
-    places = [at for at, (name, *_) in enumerate(GLOBAL_FEATURES) if name in wanted]
-    for token in range(n_tokens):
-        begin = len(GLOBAL_FEATURES) + token * TOKEN_BLOCK
-        places += [begin + at for at, (name, *_) in enumerate(TOKEN_FEATURES) if name in wanted]
-    return places
+def places_of(group: str, spec: ControlSpec) -> list[int]:
+    """Return where a group's features stand in an observation under a spec."""
+    names = [str(row["name"]).rpartition(".")[2] for row in observation_table(spec)]
+    return [at for at, name in enumerate(names) if name in GROUPS[group]]
 
 
 def _probabilities(
@@ -108,7 +115,7 @@ def _probabilities(
         seen = np.array(observation, np.float32)
         seen[list(places)] = 0.0
         if hidden is None:
-            tokens = (len(seen) - len(GLOBAL_FEATURES)) // TOKEN_BLOCK
+            tokens = (len(seen) - len(GLOBAL_FEATURES)) // token_block(parameters)
             hidden = np.zeros((tokens, parameters["gate_h"].shape[0]), np.float32)
         logits, _, hidden = forward(parameters, seen, hidden, SCALAR_NUMPY)
         likely = np.exp(np.asarray(logits, np.float64) - np.max(logits, axis=-1, keepdims=True))

@@ -376,15 +376,15 @@ def _cards(record: RunRecord, other: RunRecord | None) -> str:
     if best is not None:
         rows.append(("best at step", number(best), None))
     other_label = "" if other is None else label_of(other, record)
-    shown = [
+    told = [
         (name, value, "" if theirs is None else f"{other_label} {number(theirs, 3)}")
         for name, value, theirs in rows
     ]
     back = went_back(record)
     if record.decisions and not is_plain(record):
         by = ", ".join(f"{who} {count}" for who, count in back.items())
-        shown.append(("went back", str(sum(back.values())), by))
-    return page.cards(shown)
+        told.append(("went back", str(sum(back.values())), by))
+    return page.cards(told)
 
 
 def _about(record: RunRecord, other: RunRecord | None) -> str:
