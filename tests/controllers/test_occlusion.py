@@ -8,7 +8,12 @@ import pytest
 from tests import tiny_task
 from trimtab.controllers.learned import LearnedController
 from trimtab.controllers.occlusion import GROUPS, explain, places_of
-from trimtab.core.features import GLOBAL_FEATURES, TOKEN_FEATURES, observation_table
+from trimtab.core.features import (
+    GLOBAL_FEATURES,
+    TOKEN_FEATURES,
+    WIDE_FEATURES,
+    observation_table,
+)
 from trimtab.core.spec import MOVES
 from trimtab.defaults import controller_for
 from trimtab.tasks.run import RunSettings, run_task
@@ -25,18 +30,24 @@ def observed(seed: int, names: tuple[str, ...]):
 
 def test_every_feature_belongs_to_one_group():
     grouped = [name for group in GROUPS.values() for name in group]
-    assert sorted(grouped) == sorted(name for name, *_ in (*GLOBAL_FEATURES, *TOKEN_FEATURES))
+    assert sorted(grouped) == sorted(
+        name for name, *_ in (*GLOBAL_FEATURES, *TOKEN_FEATURES, *WIDE_FEATURES)
+    )
+
+
+def range_names(names):
+    return {f"{name}.range_{what}" for name in names for what in ("above", "below", "width")}
 
 
 @pytest.mark.parametrize("names", [("lr",), ("lr", "momentum")])
 def test_places_are_those_of_the_table(names):
     _, spec, _ = observed(0, names)
     table = observation_table(spec)
-    found = sorted(table[at]["name"] for at in places_of("noise", len(names)))
+    found = sorted(table[at]["name"] for at in places_of("noise", spec))
     assert found == ["step_noise", "val_noise"]
-    stands = {table[at]["name"] for at in places_of("where the value stands", len(names))}
+    stands = {table[at]["name"] for at in places_of("where the value stands", spec)}
     wanted = ("offset", "effective", "to_high", "to_low")
-    assert stands == {f"{name}.{what}" for name in names for what in wanted}
+    assert stands - range_names(names) == {f"{name}.{what}" for name in names for what in wanted}
 
 
 @pytest.mark.parametrize(("seed", "names"), [(0, ("lr",)), (1, ("lr",)), (2, ("lr", "momentum"))])
@@ -59,7 +70,7 @@ def test_occlusion_equals_a_direct_computation(seed, names):
     assert np.allclose([each.move for each in found], whole, atol=1e-5)
     assert np.allclose([each.probabilities.sum(-1) for each in found], 1.0)
     for group in GROUPS:
-        direct = whole - answers(places_of(group, len(names)))
+        direct = whole - answers(places_of(group, spec))
         assert np.allclose([each.effects[group] for each in found], direct, atol=1e-5)
     largest = max(abs(each.effects[g]).max() for each in found for g in GROUPS)
     assert largest > 0.1

@@ -16,10 +16,9 @@ import numpy as np
 
 from trimtab.controllers.learned import LearnedController, forward, token_block
 from trimtab.core.array_namespace import SCALAR_NUMPY
-from trimtab.core.features import GLOBAL_FEATURES, TOKEN_FEATURES, token_size
+from trimtab.core.features import GLOBAL_FEATURES, observation_table
 from trimtab.core.spec import MOVES, ControlSpec
 
-_BLOCK = token_size(ControlSpec())
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "level of the validation loss": ("val", "best", "val_over_best", "gap", "since_best"),
     "change of the validation loss": ("val_change", "val_change_before", "val_trend"),
@@ -34,7 +33,14 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         *("window_share", "first"),
     ),
     "going back": ("since_restore", "restores", "divergences", "restore_due"),
-    "where the value stands": ("offset", "effective", "to_high", "to_low"),
+    "where the value stands": (
+        *("offset", "effective", "to_high", "to_low"),
+        *("range_above", "range_below", "range_width"),
+    ),
+    "distance from the first weights": (
+        *("alignment", "alignment_mean", "alignment_sign"),
+        *("distance", "straightness", "distance_known"),
+    ),
     "what earlier moves brought": (
         *("last_reward", "move", "move_before", "from_best", "from_highest", "from_safe"),
         *("from_harmful", "harm_seen", "credit", "since_move"),
@@ -70,12 +76,13 @@ def explain(
         observations: (n,) float32 each, as they were recorded.
     """
     units = spec.move_units.astype(np.float64)
-    block = token_block(controller.parameters)
     probabilities = _probabilities(controller.parameters, observations, ())
     moves = [each @ np.asarray(MOVES) * units for each in probabilities]
     without = {
         name: _probabilities(
-            controller.parameters, observations, places_of(name, len(units), block)
+            controller.parameters,
+            observations,
+            places_of(name, spec),
         )
         for name in GROUPS
     }
@@ -92,20 +99,10 @@ def explain(
     ]
 
 
-def places_of(group: str, n_tokens: int, block: int = _BLOCK) -> list[int]:
-    """Return where a group's features stand in an observation of so many hyperparameters.
-
-    Args:
-        group: A name in `GROUPS`.
-        n_tokens: Number of hyperparameters.
-        block: Length of each one's block.
-    """
-    wanted = GROUPS[group]
-    places = [at for at, (name, *_) in enumerate(GLOBAL_FEATURES) if name in wanted]
-    for token in range(n_tokens):
-        begin = len(GLOBAL_FEATURES) + token * block
-        places += [begin + at for at, (name, *_) in enumerate(TOKEN_FEATURES) if name in wanted]
-    return places
+def places_of(group: str, spec: ControlSpec) -> list[int]:
+    """Return where a group's features stand in an observation under a spec."""
+    names = [str(row["name"]).rpartition(".")[2] for row in observation_table(spec)]
+    return [at for at, name in enumerate(names) if name in GROUPS[group]]
 
 
 def _probabilities(

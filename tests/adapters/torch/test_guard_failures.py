@@ -25,8 +25,7 @@ PLACES = [
     (owner, name)
     for owner, names in {
         GuardedTorchTraining: (
-            "not_finite first_not_finite undo_forward jumps probe take restore remember "
-            "close _look"
+            "not_finite first_not_finite undo_forward jumps probe take restore remember close _look"
         ),
         RescueEngine: "begin before_update after_update factor look note_batch tell _record",
         StepHistory: "judge add mean settle",

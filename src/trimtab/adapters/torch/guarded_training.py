@@ -497,13 +497,14 @@ def _entries(tensor: torch.Tensor) -> torch.Tensor:
     """Return the entries of a gradient that are there."""
     if not tensor.is_sparse:
         return tensor
-    values: torch.Tensor = tensor.coalesce().values()  # type: ignore[no-untyped-call]
+    values: torch.Tensor = tensor.coalesce().values()
     return values
 
 
 def total_norm(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
     """Return the norm of all gradients together, () float32, in few kernels."""
-    return torch.linalg.vector_norm(norms_of(gradients))
+    norm: torch.Tensor = torch.linalg.vector_norm(norms_of(gradients))
+    return norm
 
 
 def _measured(tensors: Sequence[torch.Tensor]) -> np.ndarray:

@@ -78,7 +78,7 @@ def run_again(path: Path, model: nn.Module, loss_of: Callable[[Any], torch.Tenso
     loss = loss_of(state["batch"])
     norm = math.nan
     if loss.requires_grad:
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
         norm = total_norm(gradients).item()
     return Replay(loss.item(), norm, first)

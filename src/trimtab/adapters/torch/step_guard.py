@@ -6,7 +6,7 @@ import functools
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import torch
 from torch import nn
@@ -64,7 +64,7 @@ def _contained(
                 self._fail(error)
                 return otherwise
 
-        return call
+        return cast("Callable[Concatenate[StepGuard, _Given], _Result]", call)
 
     return contain
 

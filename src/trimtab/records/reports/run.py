@@ -219,12 +219,12 @@ class _Columns:
         item = self._record.decisions[at]
         grounds = self._grounds[at] if at < len(self._grounds) else None
         line = _cell("step", str(item.step), "n")
-        factors, befores = {}, {}
+        factors, earlier = {}, {}
         for name in names:
             before = self._record.decisions[at - 1].applied if at else self._record.head["start"]
-            befores[name] = float(before[name])
-            factors[name] = _factor(befores[name], item.applied[name])
-            line += self._value(name, at) + self._move(name, item, befores[name])
+            earlier[name] = float(before[name])
+            factors[name] = _factor(earlier[name], item.applied[name])
+            line += self._value(name, at) + self._move(name, item, earlier[name])
         line += _cell("seen", text(seen(self._record, at)))
         if self._grounds:
             line += self._moved(names, factors, grounds)
@@ -376,15 +376,15 @@ def _cards(record: RunRecord, other: RunRecord | None) -> str:
     if best is not None:
         rows.append(("best at step", number(best), None))
     other_label = "" if other is None else label_of(other, record)
-    shown = [
+    told = [
         (name, value, "" if theirs is None else f"{other_label} {number(theirs, 3)}")
         for name, value, theirs in rows
     ]
     back = went_back(record)
     if record.decisions and not is_plain(record):
         by = ", ".join(f"{who} {count}" for who, count in back.items())
-        shown.append(("went back", str(sum(back.values())), by))
-    return page.cards(shown)
+        told.append(("went back", str(sum(back.values())), by))
+    return page.cards(told)
 
 
 def _about(record: RunRecord, other: RunRecord | None) -> str:

@@ -304,7 +304,7 @@ def _value_axis(field: str, log_domain: tuple[float, float] | None) -> Any:
     import altair as alt
 
     # As wide in all charts, so that what is below one another is the same step.
-    wide = {"minExtent": _AXIS_WIDTH, "maxExtent": _AXIS_WIDTH}
+    wide: dict[str, Any] = {"minExtent": _AXIS_WIDTH, "maxExtent": _AXIS_WIDTH}
     if log_domain is None:
         axis = alt.Axis(title=None, tickCount=6, format="~g", **wide)
         return alt.Y(field, axis=axis, scale=alt.Scale(zero=False))
@@ -391,7 +391,7 @@ def _gap(runs: Runs) -> list[Row]:
         return []
     first, last = (max(p[0][0] for p in points), min(p[-1][0] for p in points))
     steps = sorted({step for each in points for step, _ in each if first <= step <= last})
-    mine, theirs = (np.interp(steps, *zip(*each, strict=True)).tolist() for each in points)
+    mine, theirs = (_losses_at(each, steps) for each in points)
     rows = [
         {"step": step, "loss": loss, "other": other}
         for step, loss, other in zip(steps, mine, theirs, strict=True)
@@ -399,14 +399,19 @@ def _gap(runs: Runs) -> list[Row]:
     return placed(rows, runs[0][0])
 
 
+def _losses_at(points: Sequence[tuple[int, float]], steps: Sequence[int]) -> list[float]:
+    found = np.interp(steps, [step for step, _ in points], [loss for _, loss in points])
+    return [float(loss) for loss in found]
+
+
 def _event_rows(record: RunRecord, events: Sequence[tuple[int, str]]) -> list[Row]:
     """Return rows of the numbered events, each on the curve of the validation loss."""
     points = validations(record)
     if not points or not events:
         return []
-    losses = np.interp([step for step, _ in events], *zip(*points, strict=True))
+    losses = _losses_at(points, [step for step, _ in events])
     rows = [
-        {"n": n, "step": step, "what": what, "loss": float(loss)}
+        {"n": n, "step": step, "what": what, "loss": loss}
         for n, ((step, what), loss) in enumerate(zip(events, losses, strict=True), 1)
     ]
     return placed(rows, record)

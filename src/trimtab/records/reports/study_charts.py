@@ -60,7 +60,7 @@ def _curves_chart(curves: Sequence[Curve]) -> Any:
     """Return the validation losses of all runs over one another; None if there are none."""
     import altair as alt
 
-    rows = [
+    rows: list[Row] = [
         {"unit": curve.unit, "kind": curve.kind, "share": share, "loss": loss}
         for curve in curves
         for share, loss in curve.points
