@@ -84,8 +84,11 @@ def test_a_function_that_raises_is_told_once_and_stops_nothing() -> None:
         calls.append(decision)
         raise ValueError("no")
 
-    with pytest.warns(TrimtabWarning, match="on_decision raised ValueError: no"):
+    with pytest.warns(TrimtabWarning) as told:
         controller = steered(on_decision=broken)
+    lines = [str(one.message) for one in told if "on_decision" in str(one.message)]
+    assert len(lines) == 1
+    assert "on_decision raised ValueError: no" in lines[0]
     assert len(calls) == 1
     assert controller.summary.finished
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trimtab.core.errors import StoreError
-from trimtab.core.nested_state import ArrayBytes, StateForm, numpy_form
+from trimtab.core.nested_state import ArrayBytes, StateForm, is_pickle_or_zip, numpy_form
 
 FORM = StateForm(
     format="test-1",
@@ -97,3 +98,15 @@ def test_another_format_and_another_content_are_refused() -> None:
     other = [("a0", ArrayBytes("int64", (1,), b"12345679"))]
     with pytest.raises(StoreError, match="changed after it was written"):
         FORM.require_content("here", metadata, other)
+
+
+@pytest.mark.parametrize("length", [0x80, 0x280, 0x480, 0x580])
+def test_a_header_whose_length_begins_as_a_pickle_does_is_none(length: int) -> None:
+    data = length.to_bytes(8, "little") + b"{" + b" " * (length - 2) + b"}"
+    assert not is_pickle_or_zip(data)
+
+
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("what", [{"a": 1}, [1.5] * 40, "{" * 300])
+def test_pickles_are_known_by_their_first_bytes(protocol: int, what: object) -> None:
+    assert is_pickle_or_zip(pickle.dumps(what, protocol=protocol))

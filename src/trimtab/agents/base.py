@@ -14,7 +14,7 @@ from gymnasium import spaces
 
 from trimtab.core import registry
 from trimtab.core.errors import PolicyFileError, SpecError
-from trimtab.core.nested_state import numpy_form
+from trimtab.core.nested_state import is_pickle_or_zip, numpy_form
 from trimtab.core.spec import ControlSpec
 from trimtab.records.array_files import arrays_in, pack, texts_in, unpack, write_whole
 
@@ -343,7 +343,7 @@ def _read_agent(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise PolicyFileError(
             f"agent {path}: {error.strerror or error}; name a file that save() wrote"
         ) from error
-    if data[:2] == b"PK" or data[:1] == b"\x80":
+    if is_pickle_or_zip(data):
         raise PolicyFileError(
             f"agent {path} is a pickle or zip archive, which could run code and is not read; "
             "save the agent with its own save()"

@@ -22,7 +22,12 @@ import numpy as np
 from trimtab.core.array_namespace import SCALAR_NUMPY
 from trimtab.core.errors import PolicyFileError, SpecError
 from trimtab.core.features import GLOBAL_FEATURES, token_size
-from trimtab.core.nested_state import array_bytes, content_digest, safetensors_header
+from trimtab.core.nested_state import (
+    array_bytes,
+    content_digest,
+    is_pickle_or_zip,
+    safetensors_header,
+)
 from trimtab.core.spec import MOVES, ControlSpec
 
 POLICY_FORMAT = "trimtab-policy-1"
@@ -178,7 +183,7 @@ def _read(path: Path) -> tuple[dict[str, Any], bytes]:
         raise PolicyFileError(
             f"policy {path}: {error.strerror or error}; name a readable policy file"
         ) from error
-    if data[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+    if is_pickle_or_zip(data):
         raise PolicyFileError(
             f"policy {path} is a pickle or zip archive; only safetensors policies are loaded, "
             "since a pickle can run code"

