@@ -114,7 +114,8 @@ test: $(STAMP)-test
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal --durations=20
 
 # What needs other people's trainers runs apart, with their folder.
-OF_TRAINERS := tests/trainers tests/adapters/torch/test_foreign_schedulers.py \
+OF_TRAINERS := tests/trainers tests/adapters/test_told_in_trainers.py \
+	tests/adapters/torch/test_foreign_schedulers.py \
 	tests/adapters/torch/test_odd_optimizers.py tests/adapters/torch/test_step_hooks_in_trainers.py \
 	tests/adapters/transformers/test_steer.py tests/adapters/transformers/test_trl.py \
 	tests/adapters/transformers/test_sentence_transformers.py

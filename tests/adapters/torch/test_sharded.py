@@ -65,6 +65,9 @@ class Training:
         for step in range(first, last):
             mine = self.rows[BATCH * step : BATCH * (step + 1)][self.rank :: self.count]
             inputs, labels = batch(mine)
+            if not torch.isfinite(batch(self.rows[BATCH * step : BATCH * (step + 1)])[0]).all():
+                with torch.no_grad():  # a bad batch alone would be skipped
+                    next(iter(self.model.parameters())).mul_(torch.nan)
             loss = nn.functional.cross_entropy(self.model(inputs), labels)
             loss.backward()
             controller.step(loss)
