@@ -47,7 +47,7 @@ def steered(train: Train) -> None:
 
 
 def rescued(train: Train) -> None:
-    """A loss that is not a number takes the run back to its best weights, and it goes on."""
+    """Weights that are not numbers take the run back to its best ones, and it goes on."""
     probe = Probe(fault_at=FAULT_AT)
     summary = train(probe)
     assert summary.finished

@@ -144,7 +144,11 @@ class Probe:
             return None
         step = self.passes // self.forwards
         self.passes += 1
-        return spoilt(output) if step == self.fault_at else None
+        if step != self.fault_at:
+            return None
+        # A batch that alone is to blame would be skipped; the model is damaged as well.
+        next(w for w in self.model.parameters() if w.requires_grad).data.fill_(torch.nan)
+        return spoilt(output)
 
 
 def spoilt(output: Any) -> Any:
