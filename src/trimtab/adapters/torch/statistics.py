@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from trimtab.adapters.torch.sharding import is_sharded, local_part, share_of, summed
-from trimtab.adapters.torch.travel import Travel, told_of
+from trimtab.adapters.torch.travel import Travel
 from trimtab.core.errors import SpecError
 from trimtab.core.metrics import Metrics, window_metrics
 
@@ -321,8 +321,6 @@ class WindowStatistics:
             chosen = room.chosen(parameters)
         change = room.copy(chosen).sub_(before)
         self._sums["update"] = sample.weighted(change).dot(change)
-        if self._travel is not None:
-            self._sums |= self._travel.take_step(self._sums["update"], self._window_steps)
 
     def finish(self) -> Metrics:
         """Return the window's metrics; validation and charge are left to the caller.
@@ -334,7 +332,12 @@ class WindowStatistics:
         """
         self._read_losses()
         self._gradients = self._weights = None
-        measured = _from_sums(self._read_sums()) if self._sums and self._finite else {}
+        measured: dict[str, float] = {}
+        if self._sums and self._finite:
+            sums = self._read_sums()
+            measured = _from_sums(sums)
+            if self._travel is not None:
+                measured |= self._travel.add(sums, self._window_steps)
         return window_metrics(self.losses, measured)
 
     def state_dict(self) -> dict[str, Any]:
@@ -419,7 +422,7 @@ class WindowStatistics:
         weights = other.copy(chosen)  # where the gradients of the step before were
         self._weights = _Weights(weights, chosen, _places_in_memory(parameters))
         if self._travel is not None:
-            self._travel.stand(weights)
+            self._sums |= self._travel.stand(weights)
 
     def _places(self, parameters: Sequence[torch.Tensor]) -> tuple[Sample, tuple[Room, Room]]:
         """Return the sample for these weights, and room for two of them."""
@@ -455,4 +458,4 @@ def _from_sums(sums: dict[str, float]) -> dict[str, float]:
     weights = sums.get("weights", math.nan)
     if weights > 0:
         fields["update_ratio"] = math.sqrt(sums["update"] / weights)
-    return fields | told_of(sums)
+    return fields

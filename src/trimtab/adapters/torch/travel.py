@@ -8,7 +8,10 @@ from typing import Any
 
 import torch
 
-_KEPT = ("origin", "sum", "pull", "most", "path")
+ENTRIES = 2048
+"""So many weights, or up to twice as many, are looked at."""
+
+_SUMS = ("pull", "together", "away")
 
 
 class Travel:
@@ -33,75 +36,69 @@ class Travel:
     """
 
     def __init__(self, weights: torch.Tensor, counts: torch.Tensor | None, total: int) -> None:
-        self._counts = counts
-        self.origin, self.sum = weights.clone(), torch.zeros_like(weights)
-        self.pull = self.most = self.path = weights.new_zeros(())
+        every = max(1, weights.numel() // ENTRIES)
+        self._kth = slice(None, None, every)
+        self.origin = weights[self._kth].clone()
+        self._counts = torch.full_like(self.origin, float(every))
+        if counts is not None:
+            self._counts *= counts[self._kth]
+        self.sum, self._together = torch.zeros_like(self.origin), torch.zeros_like(self.origin)
+        self.totals = [0.0, 0.0, 0.0]  # N, M and L
         self._per_weight = math.sqrt(max(total, 1))
-        self._together = torch.zeros_like(weights)
-        self._sums: dict[str, torch.Tensor] = {}
 
     def look(self, now: torch.Tensor, before: torch.Tensor | None) -> None:
         """Take in the window's last gradient (entries,), and that of the step before if any."""
         if before is None or before.numel() != now.numel():
-            self._together.copy_(now)
+            self._together.copy_(now[self._kth])
         else:
-            torch.add(now, before, out=self._together)
+            torch.add(now[self._kth], before[self._kth], out=self._together)
 
-    def stand(self, weights: torch.Tensor) -> None:
-        """Take in the weights (entries,) before the window's last update."""
-        back = self.origin - weights
-        weighted = back if self._counts is None else back * self._counts
-        gradient = self._together
-        if self._counts is not None:
-            gradient = gradient * self._counts
-        self._sums = {
-            "pull": weighted.dot(self._together),
-            "away": weighted.dot(back).sqrt(),
-            "together": gradient.dot(self._together).sqrt(),
+    def stand(self, weights: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Take in the weights (entries,) before the window's last update; return sums for `add`."""
+        back, gradient = self.origin - weights[self._kth], self._together * self._counts
+        return {
+            "pull": gradient.dot(back),
+            "together": gradient.dot(self._together),
+            "away": (back * self._counts).dot(back),
         }
 
-    def take_step(self, update: torch.Tensor, steps: int) -> dict[str, torch.Tensor]:
-        """Add a window and return what `told_of` reads, on the device.
+    def add(self, sums: Mapping[str, float], steps: int) -> dict[str, float]:
+        """Add a window and return what `Metrics` tells of it.
 
         Args:
-            update: () square of the last update's length.
+            sums: What `stand` gave, as numbers, and the square of the last ``update``'s length.
             steps: Of the window.
         """
-        if not self._sums:
+        if not all(math.isfinite(sums.get(name, math.nan)) for name in (*_SUMS, "update")):
             return {}
-        pull, away, together = (self._sums[name] for name in ("pull", "away", "together"))
-        step = update.sqrt().to(self.path.dtype)
-        sound = (together > 0) & (step > 0) & torch.isfinite(step) & torch.isfinite(together)
-        path = torch.where(sound, step * steps, 0.0)
-        share = torch.where(sound, path / together, 0.0)
-        self.sum = torch.where(sound, self.sum + share * self._together, self.sum)
-        self.pull = self.pull + torch.where(sound, share * pull, 0.0)
-        self.most = self.most + torch.where(sound, path * away, 0.0)
-        self.path = self.path + path
-        size = self.sum.abs() if self._counts is None else self.sum.abs() * self._counts
-        self._sums = {}
+        gradient, away, step = (math.sqrt(sums[name]) for name in ("together", "away", "update"))
+        if not gradient * step:
+            return {}
+        path = steps * step
+        self.sum.add_(self._together, alpha=path / gradient)
+        parts = (path / gradient * sums["pull"], path * away, path)
+        pull, most, way = self.totals = [a + b for a, b in zip(self.totals, parts, strict=True)]
+        size = self.sum.abs().dot(self._counts).item()
+        if not away * size:
+            return {}
         return {
-            "alignment": torch.where(sound, pull / (together * away), math.nan),
-            "alignment_mean": self.pull / self.most,
-            "distance_ratio": self.pull / size.sum() / (step / self._per_weight),
-            "straightness": torch.where(away > 0, away / self.path, math.nan),
+            "alignment": min(max(sums["pull"] / (gradient * away), -1.0), 1.0),
+            "alignment_mean": pull / most,
+            "distance_ratio": pull / size / (step / self._per_weight),
+            "straightness": away / way,
         }
 
-    def state_dict(self) -> dict[str, torch.Tensor]:
+    def state_dict(self) -> dict[str, Any]:
         """Return what a run has to go on with."""
-        return {name: getattr(self, name).clone() for name in _KEPT}
+        return {
+            "origin": self.origin.clone(),
+            "sum": self.sum.clone(),
+            "totals": torch.tensor(self.totals, dtype=torch.float64),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict`."""
-        for name in _KEPT:
+        for name in ("origin", "sum"):
             there = getattr(self, name)
             setattr(self, name, state[name].to(there.device, there.dtype).clone())
-
-
-def told_of(sums: Mapping[str, float]) -> dict[str, float]:
-    """Return fields of `Metrics` from what `Travel.take_step` gave, as numbers."""
-    names = ("alignment", "alignment_mean", "distance_ratio", "straightness")
-    found = {name: sums.get(name, math.nan) for name in names}
-    if not all(map(math.isfinite, found.values())):
-        return {}
-    return found | {"alignment": min(max(found["alignment"], -1.0), 1.0)}
+        self.totals = state["totals"].tolist()
