@@ -17,6 +17,8 @@ from trimtab.core.features import observation_size
 from trimtab.core.spec import WIDEST_START
 from trimtab.defaults import policy_path
 
+pytestmark = pytest.mark.usefixtures("quick_compiling")
+
 SETTINGS = LearnSettings(
     name="wide",
     iterations=1,

@@ -9,6 +9,8 @@ import pytest
 from trimtab.envs.simulators.family import put_back
 from trimtab.envs.simulators.tasks import SimulatedTask
 
+pytestmark = pytest.mark.usefixtures("quick_compiling")
+
 
 @pytest.fixture(scope="module")
 def task() -> SimulatedTask:
