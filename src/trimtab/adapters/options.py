@@ -72,7 +72,8 @@ class RunOptions:
         on_giving_up: When ``policy="guard"`` cannot mend a run: ``"stop"`` leaves out all updates
             from then on, ``"raise"`` raises `RescueError`, ``"go-on"`` trains on, unguarded.
         lr_range: Lowest and highest learning rate that the run may have, schedule aside: the range
-            that you would have given a sweep. None leaves the usual bounds.
+            that you would have given a sweep, in the place of a `Hyperparameter`'s own bounds. None
+            leaves these.
         verbose: Whether each decision is one line on standard error; None: on a terminal. Where it
             is not, the log ``trimtab`` has the line, at level INFO.
         on_decision: Called with each `Decision` when it has been applied.

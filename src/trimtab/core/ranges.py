@@ -42,8 +42,9 @@ def within_range(
 
     Args:
         items: What is steered.
-        lr_range: Lowest and highest learning rate; None for the usual bounds, which under version
-            2 of the spec are two decades either way of the start.
+        lr_range: Lowest and highest learning rate, in the place of bounds that it had; None leaves
+            these, and under version 2 of the spec turns the usual ones into two decades either
+            way of the start.
         version: Of the spec.
 
     Raises:

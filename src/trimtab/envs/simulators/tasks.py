@@ -355,7 +355,7 @@ def _like(tree: Any, arrays: Iterator[Any]) -> Any:
         items = [_like(item, arrays) for item in tree]
         is_named = hasattr(tree, "_fields")
         return type(tree)(*items) if is_named else type(tree)(items)
-    return None if tree is None else next(arrays, tree)  # a snapshot of before `Travel` ends
+    return None if tree is None else next(arrays, tree)  # older snapshots lack the last fields
 
 
 # ``(member=0, variant=None) -> SimulatedTask``, what entry points of ``trimtab.tasks`` point to
