@@ -162,7 +162,7 @@ def page(
         f"({', '.join(tasks)}; `benchmarks/rescue/tasks.py`) in the warm-up, in the middle of a",
         "window, and in the last 5 %. The rescue's thresholds had been set on other faults and on",
         "another task. A first look at these (task `rows`, seeds 0 and 1, and `images`, a few",
-        "faults) then showed what it did badly, and it was mended: new rules, and a few new numbers",
+        "faults) then showed what it did badly, and it was mended: new rules, and a few numbers",
         "chosen in that look. So these faults are no longer kept apart; seeds from 2 on and the",
         "task `words` were not looked at before that.",
         "",
