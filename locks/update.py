@@ -19,7 +19,7 @@ LOCKS: dict[str, tuple[tuple[str, ...] | None, tuple[str, ...]]] = {
     "build": (None, ("build",)),
     "demo": (("demo",), ()),
     "docs": ((), ("docs",)),
-    "frameworks": (("keras", "lightning", "tasks", "trackers", "transformers"), ("test",)),
+    "frameworks": (("keras", "lightning", "ray", "tasks", "trackers", "transformers"), ("test",)),
     "lint": (None, ("lint",)),
     "rivals": (("ray", "rivals"), ()),
     "test": ((), ("test",)),
