@@ -69,7 +69,7 @@ class TorchDriver:
         rates.joined = lambda: itself.groups_joined()
         self.run = run
         self._actuators, self._known_groups = actuators, len(stepper.optimizer.param_groups)
-        self.statistics = WindowStatistics()
+        self.statistics = WindowStatistics(travels=run.spec.version > 1)  # 1 shows none of it
         self.at_window_start = True
         self._stepper, self._rates = stepper, rates
         self._proofs, self._depth, self.guard = proofs, depth, guard
