@@ -98,8 +98,9 @@ class RunResult:
     decisions: list[Decision]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything but the decisions as plain data."""
-        return {name: value for name, value in vars(self).items() if name != "decisions"}
+        """Return everything but the decisions as plain data; events only where there are any."""
+        left_out = ("decisions",) if self.events else ("decisions", "events")
+        return {name: value for name, value in vars(self).items() if name not in left_out}
 
 
 def run_task(
