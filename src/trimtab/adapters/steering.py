@@ -177,8 +177,7 @@ class SteeredRun:
     def record_events(self, events: Iterable[Event]) -> None:
         """Keep in the summary what the run was rescued from."""
         if self.session is not None:
-            told = [event.to_dict() | {"sentence": event.sentence()} for event in events]
-            self.session.summary.events = told
+            self.session.record_events(events)
 
     def start(self) -> None:
         """Validate, take the first decision and write the first values; later calls do nothing.

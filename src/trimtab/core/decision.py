@@ -168,7 +168,8 @@ class Summary:
         frozen: Decisions in which the fallback held the last multiplier.
         finished: Whether all announced steps were done.
         memory_retries: How often a batch ran out of memory and was done again in smaller parts.
-        events: What the run was rescued from, with ``policy="guard"``, as plain data.
+        events: What the run was rescued from, as plain data: bad batches that were left out, and
+            all else with ``policy="guard"``.
     """
 
     best: dict[str, float] = field(default_factory=dict)

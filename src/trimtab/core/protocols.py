@@ -42,6 +42,10 @@ class TrainingRun(Protocol):
         it did, and never raises. The metrics' ``val_loss`` is the validation loss after the
         window; ``reward_loss`` that of the selection split, where the task has one. A run for which
         that takes a pass of its own has an attribute ``measure_selection``: nan unless it is true.
+
+        A run that can leave out a batch which alone is to blame for a non-finite loss, and go on,
+        has an attribute ``skips_bad_batches``, which whoever guards the run sets, and ``events``,
+        the `trimtab.rescue.events.Event` of each.
         """
         ...
 

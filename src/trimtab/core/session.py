@@ -8,7 +8,7 @@ reached through what it is given.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -110,6 +110,7 @@ class Session:
         self._observation = np.zeros(0, np.float32)
         self._reward = 0.0
         self._latest: tuple[Metrics, Mapping[str, float]] = (Metrics(), {})
+        self._events_before: list[dict[str, Any]] = []  # of the process that is gone on from
         if controller is not None:
             controller.reset(seed=seed)
 
@@ -295,6 +296,15 @@ class Session:
         self.steps_done += steps
         self._count()
 
+    def record_events(self, events: Iterable[Any]) -> None:
+        """Keep in the summary what the run was rescued from, that before a resumption included.
+
+        Args:
+            events: All `trimtab.rescue.events.Event` of this process, in order.
+        """
+        told = [event.to_dict() | {"sentence": event.sentence()} for event in events]
+        self.summary.events = [*self._events_before, *told]
+
     def close(self, status: str | None = None) -> Summary:
         """Finish the record and return the summary; calling it again changes nothing."""
         if not self._closed:
@@ -334,6 +344,7 @@ class Session:
             "metrics": [float(value) for value in metrics],
             "measured": dict(measured),
             "frozen": self.summary.frozen,
+            "events": list(self.summary.events),
             "controller": None if self.controller is None else self.controller.state_dict(),
             "recorder": self._recorder.state(),
         }
@@ -360,6 +371,8 @@ class Session:
         self._best_rank = None if rank is None else (float(rank[0]), float(rank[1]))
         self._latest = (Metrics(*state["metrics"]), dict(state["measured"]))
         self.summary.frozen = int(state["frozen"])
+        self._events_before = [dict(event) for event in state.get("events", ())]
+        self.summary.events = list(self._events_before)
         self._closed = False
         if self.controller is not None and state["controller"] is not None:
             self.controller.load_state_dict(state["controller"])

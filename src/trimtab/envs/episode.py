@@ -22,11 +22,13 @@ def _minimised(run: TrainingRun, task: Task, split: str) -> tuple[float, dict[st
     return loss_from_validation(measured, monitor=task.monitor, mode=task.mode)
 
 
-def _started(task: Task, seed: int, reward_split: str) -> TrainingRun:
+def _started(task: Task, seed: int, reward_split: str, *, guarded: bool) -> TrainingRun:
     """Return a fresh run that measures the loss which the reward is computed from."""
     run = task.start(seed=seed)
     if hasattr(run, "measure_selection"):
         run.measure_selection = reward_split == "selection"
+    if hasattr(run, "skips_bad_batches"):
+        run.skips_bad_batches = guarded
     return run
 
 
@@ -55,7 +57,7 @@ def reference_losses(
         seed: Of the same initialisation and data order.
         reward_split: ``"selection"``, or ``"validation"``.
     """
-    run, first, losses = _started(task, seed, reward_split), 0, []
+    run, first, losses = _started(task, seed, reward_split, guarded=False), 0, []
     ends = window_ends(spec, task.total_steps)
     for end in ends:
         steps = int(end) - first
@@ -88,7 +90,7 @@ class Episode:
         self.task, self.begin = settings.task_of(begin), begin
         self._settings = settings
         spec = settings.start_spec(begin, self.task.hyperparameters)
-        self._run = _started(self.task, begin.seed, settings.reward_split)
+        self._run = _started(self.task, begin.seed, settings.reward_split, guarded=True)
         self._best: Snapshot = None
         self._reference_losses: Sequence[float] = ()
         if spec.reward == "relative":
@@ -147,6 +149,7 @@ class Episode:
         if self._counts_steps:
             metrics = metrics._replace(charge=float(metrics.steps))
         self._measured = dict(getattr(self._run, "measured", {}))
+        self.session.record_events(getattr(self._run, "events", ()))
         reward = self._observe(metrics)
         if self._settings.reward_function is None:
             return reward

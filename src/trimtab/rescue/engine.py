@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from trimtab.rescue.events import Event, Fault, Treatment
@@ -207,11 +207,27 @@ class RescueEngine:
             self._looked_at = self.step
             self.look()
 
-    def go_on_at(self, step: int) -> None:
-        """Take in which step comes, where a loop tells of bad ones alone: a streak has no gaps."""
+    def go_on_at(self, step: int, losses: Iterable[float] = ()) -> None:
+        """Take in which step comes, where a loop tells of bad ones alone: a streak has no gaps.
+
+        Args:
+            step: How many were done before.
+            losses: Of those before it, for the evidence.
+        """
         if step != self.step + 1:
             self._bad = 0
         self.step = step
+        self.history.forget()
+        self.history.losses.extend(losses)
+
+    @property
+    def streak(self) -> tuple[int, int]:
+        """How many bad batches came in a row, and the step of the last one."""
+        return self._bad, self.step
+
+    @streak.setter
+    def streak(self, streak: tuple[int, int]) -> None:
+        self._bad, self.step = streak
 
     def factor(self, rate: float) -> float:
         """Return what the coming update's learning rate, the user's own, is multiplied by."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -92,7 +92,8 @@ class Event:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the event as data that JSON can hold."""
-        return asdict(self) | {"fault": str(self.fault), "treatment": str(self.treatment)}
+        words = {"fault": str(self.fault), "treatment": str(self.treatment)}
+        return asdict(replace(self, batch=_plain(self.batch))) | words
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Event:
@@ -124,6 +125,18 @@ class Event:
         rest = f"; {self.not_done}" if self.not_done else ""
         kept = f"; trimtab replay {self.saved} runs it again" if self.saved else ""
         return f"step {self.step}: {self.fault} ({seen}{batch}); {done}{rest}{kept}"
+
+
+def _plain(batch: Any) -> Any:
+    """Return what a loop calls a batch, as data that JSON can hold."""
+    if isinstance(batch, Mapping):
+        return {str(key): _plain(value) for key, value in batch.items()}
+    if isinstance(batch, list | tuple):
+        return [_plain(value) for value in batch]
+    if batch is None or isinstance(batch, bool | int | float | str):
+        return batch
+    listed = getattr(batch, "tolist", None)  # an array or a number of NumPy
+    return str(batch) if listed is None else _plain(listed())
 
 
 def _short(batch: Any) -> str:

@@ -81,6 +81,7 @@ class RunResult:
         rollbacks: Restores that the guard forced, with a cut; windows undone are none.
         diverged: Whether the run was given up or, unguarded, met a divergence.
         schedule: One ``{"step": s, name: value}`` a step, reference included.
+        events: The faults that were mended, as plain data, in order.
         decisions: The decisions, in order.
     """
 
@@ -93,11 +94,13 @@ class RunResult:
     rollbacks: int
     diverged: bool
     schedule: list[dict[str, float]]
+    events: list[dict[str, Any]]
     decisions: list[Decision]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything but the decisions as plain data."""
-        return {name: value for name, value in vars(self).items() if name != "decisions"}
+        """Return everything but the decisions as plain data; events only where there are any."""
+        left_out = ("decisions",) if self.events else ("decisions", "events")
+        return {name: value for name, value in vars(self).items() if name not in left_out}
 
 
 def run_task(
@@ -167,6 +170,7 @@ def run_task(
         rollbacks=summary.rollbacks,
         diverged=summary.diverged,
         schedule=summary.schedule,
+        events=summary.events,
         decisions=summary.decisions,
     )
 
@@ -209,9 +213,16 @@ class _Driver:
         assert self._run is not None, "start() comes first"
         return self._run
 
+    def _started(self) -> Any:
+        """Return a fresh run, which leaves out bad batches as a loop does if it is guarded."""
+        run: Any = self._task.start(seed=self._settings.seed, **self._settings.options)
+        if hasattr(run, "skips_bad_batches"):
+            run.skips_bad_batches = self._guarded
+        return run
+
     def start(self) -> None:
         """Begin the run: the loss before step 1, and the first decision."""
-        self._run = self._task.start(seed=self._settings.seed, **self._settings.options)
+        self._run = self._started()
         loss, measured = self._validation()
         examples = float(measured.get("examples", math.nan))
         self.session.budget = self._whole_run(examples)
@@ -233,7 +244,7 @@ class _Driver:
 
     def resume(self, state: Mapping[str, Any]) -> None:
         """Go on from a state of this run, or of the one that it is forked from."""
-        run: Any = self._task.start(seed=self._settings.seed, **self._settings.options)
+        run = self._started()
         self._run, self.lost = run, bool(state["lost"])
         self.session.load_state_dict(state["session"])
         self.session.budget = float(state["budget"])
@@ -250,6 +261,7 @@ class _Driver:
             values.setdefault(name, np.full(steps, value))
         metrics = self.run.advance(values, steps)
         metrics = checked_window(metrics, steps, self._task.name)._replace(reward_loss=math.nan)
+        self.session.record_events(getattr(self.run, "events", ()))
         if metrics.finite < 1:
             self.lost = not self._guarded
             self._tell(metrics, {self._task.monitor: float(metrics.val_loss)})

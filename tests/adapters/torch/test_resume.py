@@ -27,13 +27,16 @@ def plateau(it: Any) -> Any:
 REFERENCES = {"name": lambda _: "cosine", "adopted": cosine, "plateau": plateau}
 
 
-@pytest.mark.parametrize("at", [1, 23, 41])
+# Where the loss alone is wrecked, the batch is skipped; step 30 is the first of its window.
+@pytest.mark.parametrize(
+    ("at", "spared"), [(1, ()), (23, ()), (41, ()), (23, (30,)), (30, (30,)), (41, (30,))]
+)
 @pytest.mark.parametrize("reference", REFERENCES)
-def test_a_resumed_run_is_the_uninterrupted_one(loop, equal, tmp_path, reference, at):
-    whole = loop(learning_rate=0.05, wrecked={30: math.nan})
+def test_a_resumed_run_is_the_uninterrupted_one(loop, equal, tmp_path, reference, at, spared):
+    whole = loop(learning_rate=0.05, wrecked={30: math.nan}, spared=spared)
     expected = whole.run_steered(reference=REFERENCES[reference](whole), **SETTINGS).summary
 
-    first = loop(learning_rate=0.05, wrecked={30: math.nan})
+    first = loop(learning_rate=0.05, wrecked={30: math.nan}, spared=spared)
     first.begin()
     with first.controller(reference=REFERENCES[reference](first), **SETTINGS) as controller:
         for loss in first.losses(at):
@@ -49,7 +52,9 @@ def test_a_resumed_run_is_the_uninterrupted_one(loop, equal, tmp_path, reference
         done = [*controller.summary.decisions]
 
     loaded = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
-    second = loop(learning_rate=0.05, wrecked={30 - at: math.nan})
+    second = loop(
+        learning_rate=0.05, wrecked={30 - at: math.nan}, spared=tuple(bad - at for bad in spared)
+    )
     second.begin()
     again = second.controller(reference=REFERENCES[reference](second), **SETTINGS)
     second.model.load_state_dict(loaded["model"])
@@ -65,6 +70,8 @@ def test_a_resumed_run_is_the_uninterrupted_one(loop, equal, tmp_path, reference
     assert equal(second.state(), whole.state())
     assert again.summary.schedule == expected.schedule
     assert again.summary.best == expected.best
+    assert again.summary.events == expected.events
+    assert [event["step"] for event in expected.events] == list(spared)
     everything = done + again.summary.decisions
     for left, right in zip(everything, expected.decisions, strict=True):
         assert np.array_equal(left.observation, right.observation)

@@ -84,7 +84,7 @@ def test_a_bad_row_that_comes_again_and_again_does_not_end_the_runs_improvement(
     assert controller.summary.best["step"] > 40
 
 
-def test_running_statistics_that_a_bad_batch_poisoned_are_those_of_the_best_state(loop):
+def test_running_statistics_that_a_bad_batch_poisoned_are_those_of_the_windows_begin(loop):
     it = loop()
     it.begin()
     bad = it.inputs.clone()
@@ -92,11 +92,16 @@ def test_running_statistics_that_a_bad_batch_poisoned_are_those_of_the_best_stat
     controller = it.controller(policy=idle(), decisions=10)
     with controller:
         for step in range(60):
+            if step == 18:
+                mean, variance = it.model[1].running_mean.clone(), it.model[1].running_var.clone()
             chosen = torch.randint(0, 200, (16,))
             rows = (bad if step == 20 else it.inputs)[chosen], it.labels[chosen]
             loss = controller.backward(lambda b: it.loss_fn(it.model(b[0]), b[1]), rows)
             controller.step(loss)
             assert finite(list(it.model.buffers()))
+            if step == 20:
+                assert torch.equal(it.model[1].running_mean, mean)
+                assert torch.equal(it.model[1].running_var, variance)
     (event,) = controller.events
     assert event.where == "the batch itself"
     assert event.batch["rows"] == list(range(16))

@@ -8,15 +8,19 @@ import math
 import weakref
 from collections.abc import Mapping
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from trimtab.core.errors import SpecError, UnknownNameError
+from trimtab.core.hyperparameters import hyperparameter
 from trimtab.core.metrics import Metrics
 from trimtab.core.protocols import TrainingRun
+from trimtab.defaults import controller_for
 from trimtab.tasks.data.batches import ShuffledBatches
+from trimtab.tasks.run import RunSettings, run_task
 from trimtab.tasks.torch.run import TorchRun, TorchSetup, decay_groups
 
 DEFAULTS = {"lr": 1e-2, "weight_decay": 1e-2, "beta1": 0.9, "dropout": 0.2, "clip": 1.0}
@@ -223,6 +227,69 @@ def test_a_batch_of_nan_ends_the_window_without_raising() -> None:
     assert math.isnan(metrics.train_loss)
     assert math.isnan(metrics.val_loss)
     assert same(before, list(run.model.parameters()))
+
+
+class Spoilt:
+    """A training task of sixty steps in which two batches are not finite."""
+
+    name, total_steps, monitor, mode = "own/spoilt", 60, "loss", "min"
+    hyperparameters = (hyperparameter("lr", 1e-2),)
+
+    def __init__(self, *bad: int) -> None:
+        self._bad, self.started = bad, []
+
+    def start(self, *, seed: int) -> TorchRun:
+        usual = make_run(seed).setup
+        drawn = list(zip(range(61), usual.batches, strict=False))
+        batches = (indices for _, indices in drawn)
+        spoilt = {id(indices) for at, indices in drawn if at in self._bad}
+
+        def loss(model: nn.Module, rows: np.ndarray, values: Mapping[str, float]) -> torch.Tensor:
+            return usual.loss(model, rows, values) * (math.nan if id(rows) in spoilt else 1.0)
+
+        run = TorchRun(dataclasses.replace(usual, loss=loss, batches=batches))
+        self.started.append(run)
+        return run
+
+
+@pytest.mark.filterwarnings("ignore:step .* loss not finite")
+def test_a_guarded_run_leaves_a_bad_batch_out_and_names_its_rows() -> None:
+    task = Spoilt(17, 40)
+    spec, controller = controller_for("random", list(task.hyperparameters), decisions=10)
+    result = run_task(task, controller, spec)
+    assert (result.spent_steps, result.diverged) == (60, False)
+    assert [(event["step"], event["treatment"]) for event in result.events] == [
+        (17, "skip"),
+        (40, "skip"),
+    ]
+    (first, _) = result.events
+    assert len(first["batch"]) == 8
+    assert first["where"].startswith("gradient of")
+    assert len(first["losses"]) >= 1
+    assert not any(d.restored and d.step in (18, 41) for d in result.decisions)
+
+
+@pytest.mark.parametrize("policy", [None, "watched"])
+def test_a_run_that_is_not_guarded_ends_at_its_first_bad_batch(policy: str | None) -> None:
+    task = Spoilt(17)
+    spec, controller = controller_for(policy and "random", list(task.hyperparameters), decisions=10)
+    result = run_task(task, controller, spec, RunSettings(watch_only=policy is not None))
+    assert (result.spent_steps, result.diverged, result.events) == (18, True, [])
+
+
+@pytest.mark.filterwarnings("ignore:step .* loss not finite")
+def test_the_reference_run_of_an_environment_is_not_guarded_and_its_episodes_are() -> None:
+    task = Spoilt(17)
+    env = gymnasium.make(
+        "Hyperparam-v0", task=task, reward="relative", decisions=10, disable_env_checker=True
+    )
+    env.reset(seed=0)
+    assert sorted(run.skips_bad_batches for run in task.started) == [False, True]
+    over = False
+    while not over:
+        *_, terminated, truncated, _ = env.step(0)
+        over = terminated or truncated
+    assert [event["step"] for event in env.unwrapped.episode.session.summary.events] == [17]
 
 
 def test_an_exploding_rate_is_reported_and_recovers() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -87,33 +88,38 @@ class GuardedTorchTraining:
             buffer for module in self._norms_of_batches for buffer in module.buffers(recurse=False)
         ]
         self._statistics = _Joined([one for one in self._running if one.is_floating_point()])
+        self._masks: frozenset[str] | None = None  # buffers that are not finite from the beginning
 
     # Looking.
 
+    def keep_statistics(self) -> None:
+        """Keep the running statistics, and at first what else is not finite from the beginning."""
+        self._statistics.keep()
+        if self._masks is None:
+            self._masks = frozenset(_not_finite_at_first(self._model))
+
     @torch.no_grad()
-    def compare_with(self, kept: Mapping[str, torch.Tensor]) -> bool:
-        """Take a kept state for the last good one, where no snapshots are taken here.
+    def look_anew(self) -> None:
+        """Look at a state of which no snapshots are taken here.
 
-        Args:
-            kept: Its tensors, by the names that `TrainingState` gives them.
-
-        Returns:
-            Whether buffers that the last forward pass poisoned can be put back from it.
+        Running statistics that are not finite, as the last forward pass leaves them, are those
+        that were kept; what was not finite from the beginning (a mask of minus infinity) is sound.
         """
         self._roster, self._stale, self._before = None, True, np.zeros(0)
         roster, _ = self._look()
-        floats = {name: kept[name] for name in roster.names if name in kept}
-        known = dict(zip(floats, _measured(list(floats.values())).tolist(), strict=True))
-        self._before = np.array([known.get(name, _UNKNOWN) for name in roster.names])
-        names = {one.data_ptr(): n for n, one in zip(roster.names, roster.tensors, strict=True)}
-        for buffer in self._running:
-            if not torch.isfinite(buffer).all():
-                before = kept.get(names.get(buffer.data_ptr(), ""))
-                if before is None:
-                    return False
-                buffer.copy_(before)
+        masks = {f"buffer.{name}" for name in self._masks or ()}
+        self._before = np.array([math.inf if n in masks else _UNKNOWN for n in roster.names])
+        self._statistics.mend()
         self._statistics.keep()
-        return True
+
+    def kept_statistics(self) -> list[torch.Tensor]:
+        """Return copies of the running statistics that were kept, joined by kind."""
+        return [kept.clone() for kept in self._statistics.kept]
+
+    def load_statistics(self, kept: Sequence[torch.Tensor]) -> None:
+        """Take over `kept_statistics`."""
+        for into, of in zip(self._statistics.kept, kept, strict=True):
+            into.copy_(of)
 
     def not_finite(self, *, forward: bool = False) -> tuple[Fault, str] | None:
         """Return which of weights, buffers and optimiser state is not finite, and where.
@@ -445,12 +451,37 @@ class _Joined:
         for tensors, kept in self._of:
             torch.cat(tensors, out=kept)
 
+    @property
+    def kept(self) -> list[torch.Tensor]:
+        """What was kept, joined by device and type."""
+        return [kept for _, kept in self._of]
+
     @torch.no_grad()
     def put_back(self) -> None:
         """Put back what was kept."""
+        for tensor, part in self._parts():
+            tensor.copy_(part)
+
+    @torch.no_grad()
+    def mend(self) -> None:
+        """Put back what was kept of those that are not finite now."""
+        for tensor, part in self._parts():
+            if not torch.isfinite(tensor).all():
+                tensor.copy_(part)
+
+    def _parts(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for tensors, kept in self._of:
             for tensor, part in zip(tensors, kept.split([t.numel() for t in tensors]), strict=True):
-                tensor.copy_(part.view_as(tensor))
+                yield tensor, part.view_as(tensor)
+
+
+def _not_finite_at_first(model: nn.Module) -> Iterator[str]:
+    """Yield the names of buffers that are not finite; of a type that cannot tell, none."""
+    for name, buffer in model.named_buffers():
+        if buffer.is_floating_point() and buffer.layout is torch.strided:
+            with suppress(RuntimeError):
+                if not torch.isfinite(buffer).all():
+                    yield name
 
 
 def first_in_forward(model: nn.Module, loss_of: Callable[[Any], torch.Tensor], data: Any) -> str:

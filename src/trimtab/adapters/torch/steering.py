@@ -13,6 +13,7 @@ import torch
 from trimtab.adapters.actuators import Actuator
 from trimtab.adapters.steering import SteeredRun
 from trimtab.adapters.torch.actuators import join_groups
+from trimtab.adapters.torch.bad_batches import BadBatches
 from trimtab.adapters.torch.depth import DepthRates
 from trimtab.adapters.torch.first_steps import FirstSteps
 from trimtab.adapters.torch.guarded_training import Batch
@@ -74,10 +75,9 @@ class TorchDriver:
         self._stepper, self._rates = stepper, rates
         self._proofs, self._depth, self.guard = proofs, depth, guard
         self._first = first
-        self._bad_batches: StepGuard | None = None  # of a steered run, made for the first one
+        self._leaves_out_batches = guard is None and run.guarded and alone
+        self._bad_batches: BadBatches | None = None  # made with the first window
         self._batch: Batch | None = None
-        self._alone = alone
-        self._usual = math.nan  # mean loss of the last window
         self._done = True  # the step's update, with a guard
         self._cut_short = False  # the open window ends now: its loss was not finite
         self._beyond = False  # all announced steps are done
@@ -140,8 +140,9 @@ class TorchDriver:
     @property
     def events(self) -> list[Event]:
         """What was rescued so far."""
-        guard = self._bad_batches if self.guard is None else self.guard
-        return [] if guard is None else guard.engine.events
+        if self.guard is not None:
+            return self.guard.engine.events
+        return [] if self._bad_batches is None else self._bad_batches.events
 
     def note_batch(self, batch: Batch) -> None:
         """Remember the batch whose forward pass comes, to name what in it is bad."""
@@ -151,25 +152,12 @@ class TorchDriver:
 
     def _leaves_out(self, loss: torch.Tensor | float) -> bool:
         """Leave a step out of a steered run whose loss is not finite for its batch alone."""
-        elsewhere = isinstance(loss, torch.Tensor) and is_elsewhere(loss)  # read later, together
-        if self.guard is not None or not self.run.guarded or elsewhere or not self._alone:
-            return False
-        value = float(loss.detach() if isinstance(loss, torch.Tensor) else loss)
-        losses = self.statistics.losses
-        instead = losses[-1] if losses else self._usual
-        if math.isfinite(value) or not math.isfinite(instead):
-            return False
         if self._bad_batches is None:
-            self._bad_batches = StepGuard(
-                self._stepper, self._stepper.model, act=True, on_giving_up="go-on", snapshots="none"
-            )
-        if self._batch is not None:
-            self._bad_batches.note_batch(self._batch)
+            return False
         step = self.run.session_now.steps_done + self.statistics.steps
-        if not self._bad_batches.leaves_out(value, step, self.run.snapshots.held):
+        if not self._bad_batches.leaves_out(loss, step, lambda: self._batch):
             return False
         self.at_window_start = False
-        losses.append(instead)  # the window is told of the steps that were done
         return True
 
     def tell_overwritten(self) -> None:
@@ -211,7 +199,8 @@ class TorchDriver:
         if ends or self._cut_short:
             self._note_rescued()
             metrics = self.statistics.finish()
-            self._usual = metrics.train_loss
+            if self._bad_batches is not None:
+                self._bad_batches.end_window(float(metrics.train_loss))
             if self._stepper.scaler is not None and metrics.update_ratio == 0:
                 # The scaler left the last step out.
                 metrics = metrics._replace(update_ratio=math.nan)
@@ -219,8 +208,8 @@ class TorchDriver:
             run.end_window(metrics)
 
     def _record_events(self) -> None:
-        if self.guard is not None:
-            self.run.record_events(self.guard.engine.events)
+        if self.events:
+            self.run.record_events(self.events)
 
     def finish(self, status: str | None = None) -> None:
         """Finish the run; without a status, put the best weights back if that is wanted."""
@@ -254,6 +243,8 @@ class TorchDriver:
             position = int(state["position"])
             self._rates.load_state_dict(state["rates"])
             self.statistics.load_state_dict(state["statistics"])
+        if self._leaves_out_batches:
+            self._begin_for_bad_batches(state)
         self._stepper.look_again()
         self._cut_short, self.at_window_start = False, position == 0
         if session.steps_done < session.total_steps:
@@ -261,6 +252,13 @@ class TorchDriver:
             if not self._rates.intact():
                 optimizer = type(self._stepper.optimizer).__name__
                 self.run.warn("lr not taken", _NOT_TAKEN.format(optimizer=optimizer))
+
+    def _begin_for_bad_batches(self, state: Mapping[str, Any] | None) -> None:
+        if self._bad_batches is None:
+            self._bad_batches = BadBatches(self._stepper, self.statistics)
+        self._bad_batches.begin_window()
+        if state is not None:
+            self._bad_batches.load_state_dict(state.get("bad_batches"))
 
     def _note_rescued(self) -> None:
         """Look at the state before it is validated, and let the summary go by the rescue."""
@@ -303,6 +301,7 @@ class TorchDriver:
             "rates": self._rates.state_dict(),
             "position": self.steps,
             "statistics": self.statistics.state_dict(),
+            "bad_batches": None if self._bad_batches is None else self._bad_batches.state_dict(),
         }
 
     def _before_free_step(self, loss: torch.Tensor | float) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
@@ -100,7 +101,8 @@ class StepGuard:
             raise AdapterError(f"on_giving_up={on_giving_up!r}: one of {', '.join(ON_GIVING_UP)}")
         self._stepper, self._acts, self._on_giving_up = stepper, act, on_giving_up
         self.training = GuardedTorchTraining(model, stepper.optimizer, snapshots)
-        self.engine = RescueEngine(self.training, act=act, told=self._tell)
+        itself = weakref.proxy(self)  # so that a run that is deleted lets go of its model at once
+        self.engine = RescueEngine(self.training, act=act, told=lambda event: itself._tell(event))
         self.loss = 0.0
         self.keep: Callable[[Event], None] | None = None
         self._last_entries: list[torch.Tensor] = []
@@ -195,24 +197,49 @@ class StepGuard:
             "without it, so please report this"
         )
 
+    @_contained(None)
+    def begin_window(self) -> None:
+        """Keep what a bad forward pass may poison, of a run whose guard keeps the snapshots."""
+        self.training.keep_statistics()
+
     @_contained(False)
-    def leaves_out(self, loss: float, step: int, kept: Mapping[str, torch.Tensor]) -> bool:
+    def leaves_out(self, loss: float, step: int, before: Sequence[float]) -> bool:
         """Return whether a batch alone is to blame for a loss that is not finite, and tell so.
 
-        For a steered run, whose guard goes back to its best state where more is broken.
+        For a run whose guard goes back to its best state where more is broken.
 
         Args:
             loss: Of the step.
             step: How many were done before.
-            kept: The tensors of the best state.
+            before: Losses of the steps before it.
         """
         engine, training = self.engine, self.training
-        if engine.gave_up is not None or not training.compare_with(kept):
+        if self._off or engine.gave_up is not None:
             return False
+        training.look_anew()
         if training.not_finite(forward=True) is not None:
             return False
-        engine.go_on_at(step)
-        return not engine.before_update(loss, math.nan)
+        engine.go_on_at(step, before)
+        left_out = not engine.before_update(loss, math.nan)
+        training.batch = None
+        return left_out
+
+    def streak(self) -> dict[str, Any]:
+        """Return how many batches in a row were left out, and what begun windows kept."""
+        bad, step = self.engine.streak
+        return {
+            "bad": bad,
+            "step": step,
+            "gave_up": self.engine.gave_up is not None,
+            "statistics": self.training.kept_statistics(),
+        }
+
+    @_contained(None)
+    def load_streak(self, state: Mapping[str, Any]) -> None:
+        """Go on from `streak`."""
+        self.engine.streak = int(state["bad"]), int(state["step"])
+        self._off = bool(state["gave_up"])
+        self.training.load_statistics(state["statistics"])
 
     @_contained(None)
     def look(self, *, last: bool = False) -> None:
@@ -247,8 +274,8 @@ class StepGuard:
             self.engine.tell(fault, evidence, "", treatment)
 
     @_contained(None)
-    def note_batch(self, batch: Batch) -> None:
-        """Remember the batch whose forward pass comes."""
+    def note_batch(self, batch: Batch | None) -> None:
+        """Remember the batch whose forward pass comes; None where it is not known."""
         self.training.batch = batch
 
     @_contained(None)

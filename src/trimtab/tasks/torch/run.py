@@ -12,7 +12,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from trimtab.adapters.torch.bad_batches import BadBatches
+from trimtab.adapters.torch.guarded_training import Batch
 from trimtab.adapters.torch.statistics import WindowStatistics
+from trimtab.adapters.torch.stepper import Stepper
 from trimtab.core.errors import SpecError
 from trimtab.core.metrics import Metrics
 from trimtab.tasks.data.batches import ShuffledBatches
@@ -100,6 +103,9 @@ class TorchRun:
         measure_selection: Whether each window also evaluates the selection split, if there is
             one, for ``reward_loss``. False, since a live run takes no reward from it; environments
             set it.
+        skips_bad_batches: Whether a batch that alone is to blame for a loss that is not finite is
+            left out, as in a guarded loop of the user's own, in place of ending the window. False;
+            environments and `trimtab.tasks.run.run_task` set it where the run is guarded.
     """
 
     def __init__(self, setup: TorchSetup) -> None:
@@ -116,7 +122,9 @@ class TorchRun:
             raise SpecError("model: none of its weights requires a gradient; unfreeze some")
         self.optimizer = setup.optimizer(groups)
         self.measured: dict[str, float] = {}
-        self.measure_selection = False
+        self.measure_selection = self.skips_bad_batches = False
+        self._bad_batches: BadBatches | None = None  # made with the first window that wants it
+        self._batches_taken = 0
         self._device = self._parameters[0].device
         self._statistics = WindowStatistics()
         self._dropouts = [item for item in self.model.modules() if isinstance(item, nn.Dropout)]
@@ -139,6 +147,8 @@ class TorchRun:
         """
         window = values_by_step(values, steps, self.setup.defaults, self._acting)
         self._statistics.begin(steps)
+        if self.skips_bad_batches:
+            self._watch_batches().begin_window()
         examples = 0
         with self._own_random_stream():
             self.model.train()
@@ -148,7 +158,10 @@ class TorchRun:
                 examples += len(indices)
                 if not self._step(indices, current):
                     break
-        return validated(self, self._statistics.finish()._replace(charge=float(examples)))
+        metrics = self._statistics.finish()._replace(charge=float(examples))
+        if self._bad_batches is not None:
+            self._bad_batches.end_window(float(metrics.train_loss))
+        return validated(self, metrics)
 
     def evaluate(self, split: str) -> dict[str, float]:
         """Return the metrics of a split; weights, buffers and random state stay untouched.
@@ -215,7 +228,11 @@ class TorchRun:
             )
         streams = {"cpu": self._random_state, "device": self._device_random_state}
         travel = to_plain(self._statistics.travel_state())
-        return {"batches": kept(), "streams": to_plain(streams), "travel": travel}
+        position = {"batches": kept(), "streams": to_plain(streams), "travel": travel}
+        if self._bad_batches is not None:
+            position["bad_batches"] = to_plain(self._bad_batches.state_dict())
+            position["batches_taken"] = self._batches_taken
+        return position
 
     def set_position(self, position: Mapping[str, Any]) -> None:
         """Go on from a position."""
@@ -224,11 +241,17 @@ class TorchRun:
         streams = from_plain(position["streams"])
         self._random_state, self._device_random_state = streams["cpu"], streams["device"]
         self._statistics.load_travel(from_plain(position.get("travel")))
+        self._batches_taken = int(position.get("batches_taken", 0))
+        if position.get("bad_batches") is not None:
+            self._watch_batches().load_state_dict(from_plain(position["bad_batches"]))
 
     def _step(self, indices: np.ndarray, values: Mapping[str, float]) -> bool:
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.setup.loss(self.model, indices, values)
         loss.backward()
+        self._batches_taken += 1
+        if self._leaves_out(loss, indices, values):
+            return True
         if not self._statistics.before_step(loss, self._parameters):
             return False
         if "clip" in values:
@@ -236,6 +259,30 @@ class TorchRun:
         self.optimizer.step()
         self._statistics.after_step(self._parameters)
         return True
+
+    @property
+    def events(self) -> list[Any]:
+        """The `trimtab.rescue.events.Event` of each batch that was left out, in order."""
+        return [] if self._bad_batches is None else self._bad_batches.events
+
+    def _watch_batches(self) -> BadBatches:
+        if self._bad_batches is None:
+            stepper = Stepper(self.optimizer, self.model)
+            self._bad_batches = BadBatches(stepper, self._statistics)
+        return self._bad_batches
+
+    def _leaves_out(
+        self, loss: torch.Tensor, indices: np.ndarray, values: Mapping[str, float]
+    ) -> bool:
+        """Leave a step out whose loss is not finite for its batch alone."""
+        if self._bad_batches is None or not self.skips_bad_batches:
+            return False
+
+        def batch() -> Batch:
+            setup, model = self.setup, self.model
+            return Batch(lambda rows: setup.loss(model, rows, values), indices, indices.tolist())
+
+        return self._bad_batches.leaves_out(loss, self._batches_taken - 1, batch)
 
     def _actuate(self, values: Mapping[str, float]) -> None:
         for name, value in values.items():

@@ -189,7 +189,11 @@ def disturbed_batch(
 def disturbed_gradient(
     draw: Draw, loss: jax.Array, gradient: jax.Array, step: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Return loss and gradient after gradient-spike and NaN events, each at one step."""
+    """Return loss and gradient after gradient-spike and NaN events, each at one step.
+
+    A NaN ends its window and costs a rollback here, where a run of PyTorch leaves the batch out:
+    the shipped policies were trained so, and another rule would be another environment.
+    """
     now = step == draw.event_step
     spike = now & (draw.event == EVENT_KINDS.index("gradient-spike"))
     broken = now & (draw.event == EVENT_KINDS.index("nan"))
