@@ -44,6 +44,7 @@ NAMES = [
     "prodigy",
     "schedule-free",
     "dog",
+    "default",
     "open-loop",
     "shuffled",
     "zero",
