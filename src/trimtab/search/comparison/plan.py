@@ -83,6 +83,7 @@ class TaskPlan:
     name: str
     task: Task
     skipped: list[Skipped] = field(default_factory=list)
+    _reasons: dict[str, str | None] = field(default_factory=dict)  # a run may have to be begun
 
     @property
     def rate(self) -> str:
@@ -158,7 +159,9 @@ class TaskPlan:
             return "it is told of other seeds' runs; compare over 2 seeds or more"
         if method.name == "open-loop" and plan.starts is None:
             return "it replays the mean path of one start factor; give --start-scale"
-        return method.reason_against(self.task)
+        if method.name not in self._reasons:
+            self._reasons[method.name] = method.reason_against(self.task)
+        return self._reasons[method.name]
 
 
 def _follows_policy(method: Method) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import io
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -54,16 +56,62 @@ def _nowhere(assignment: Assignment) -> Start:
     return Start({assignment.starts.rate: 1.0}, math.nan)
 
 
-def _prodigy(assignment: Assignment) -> Outcome:
-    """Train with Prodigy at rate 1 under a cosine, as its authors advise."""
+def _rate_free(
+    maker: Callable[[], Any], schedule: str, **settings: Any
+) -> Callable[[Assignment], Outcome]:
+    """Return what trains once with an optimiser that finds its own rate, at a multiplier of 1.
+
+    Args:
+        maker: Gives the optimiser's class.
+        schedule: What the multiplier follows.
+        settings: Keywords of the class. Where the task steers ``beta1`` it is set in each step, so
+            that ``betas`` come that way too.
+    """
+
+    def run(assignment: Assignment) -> Outcome:
+        kind = maker()
+
+        def make(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+            with contextlib.redirect_stdout(io.StringIO()):  # some tell of their settings there
+                optimizer: torch.optim.Optimizer = kind(groups, lr=1.0, **settings)
+            return optimizer
+
+        others = {"beta1": settings["betas"][0]} if "betas" in settings else {}
+        trial = _train(assignment, make, 1.0, schedule, **others)
+        return Outcome((trial.result(_nowhere(assignment)),), 0)
+
+    return run
+
+
+def _prodigy() -> Any:
     from prodigyopt import Prodigy
 
-    def make(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        optimizer: torch.optim.Optimizer = Prodigy(groups, lr=1.0)
-        return optimizer
+    return Prodigy
 
-    trial = _train(assignment, make, 1.0, "cosine")
-    return Outcome((trial.result(_nowhere(assignment)),), 0)
+
+def _prodigy_plus() -> Any:
+    from prodigyplus.prodigy_plus_schedulefree import ProdigyPlusScheduleFree
+
+    return ProdigyPlusScheduleFree
+
+
+def _d_adapted() -> Any:
+    from pytorch_optimizer import DAdaptAdam
+
+    return DAdaptAdam
+
+
+def _adam_g() -> Any:
+    from pytorch_optimizer import AdamG
+
+    return AdamG
+
+
+def _mechanized() -> Any:
+    import torch
+    from mechanic_pytorch import mechanize
+
+    return mechanize(torch.optim.AdamW)
 
 
 def _schedule_free(assignment: Assignment) -> Outcome:
@@ -181,13 +229,53 @@ def _greedy(assignment: Assignment) -> Outcome:
     return Outcome((trial.result(start),), 0)
 
 
-PRODIGY = Method(
+def _own(name: str, what: str, package: str, run: Callable[[Assignment], Outcome]) -> Method:
+    return Method(
+        name,
+        what,
+        run,
+        uses_start=False,
+        requires=("torch", package),
+        refuses=_keeps_its_own,
+    )
+
+
+PRODIGY = _own(
     "prodigy",
-    "the optimiser Prodigy, which estimates its learning rate",
-    _prodigy,
-    uses_start=False,
-    requires=("torch", "prodigyopt"),
-    refuses=_keeps_its_own,
+    "the optimiser Prodigy, which estimates its learning rate, under a cosine",
+    "prodigyopt",
+    _rate_free(_prodigy, "cosine"),
+)
+PRODIGY_LINEAR = _own(
+    "prodigy-linear",
+    "Prodigy with bias correction and d0 = 1e-4, under the reference",
+    "prodigyopt",
+    _rate_free(_prodigy, "warmup-linear", use_bias_correction=True, safeguard_warmup=True, d0=1e-4),
+)
+# The two groups are of one network, so the estimate is one, as in Prodigy itself.
+PRODIGY_PLUS = _own(
+    "prodigy-plus-schedule-free",
+    "Prodigy with schedule-free averaging",
+    "prodigyplus",
+    _rate_free(_prodigy_plus, "constant", split_groups=False),
+)
+D_ADAPTATION = _own(
+    "d-adaptation",
+    "Adam with D-Adaptation, under the reference",
+    "pytorch_optimizer",
+    _rate_free(_d_adapted, "warmup-linear", weight_decouple=True),
+)
+ADAM_G = _own(
+    "adamg",
+    "the optimiser AdamG: Adam with the golden step size, under a cosine",
+    "pytorch_optimizer",
+    _rate_free(_adam_g, "cosine", weight_decouple=True, betas=(0.95, 0.999, 0.95)),
+)
+MECHANIC = _own(
+    "mechanic",
+    "AdamW scaled by Mechanic, under the reference",
+    "mechanic_pytorch",
+    _rate_free(_mechanized, "warmup-linear"),
 )
 SCHEDULE_FREE = Method(
     "schedule-free",
@@ -196,14 +284,7 @@ SCHEDULE_FREE = Method(
     requires=("torch", "schedulefree"),
     refuses=_keeps_its_own,
 )
-DOG = Method(
-    "dog",
-    "the optimiser DoG: distance over gradients, averaged",
-    _dog,
-    uses_start=False,
-    requires=("torch", "dog"),
-    refuses=_keeps_its_own,
-)
+DOG = _own("dog", "the optimiser DoG: distance over gradients, averaged", "dog", _dog)
 GREEDY = Method(
     "greedy",
     "GreedyLR: up while validation improves, down while it does not",

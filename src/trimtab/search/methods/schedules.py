@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from functools import cache
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from trimtab.controllers.fixed import ReferenceController
 from trimtab.controllers.learned import LearnedController, PolicyFile, read_policy
+from trimtab.core.errors import SpecError
 from trimtab.core.protocols import Controller, Task
 from trimtab.core.spec import ControlSpec
 from trimtab.search.methods.base import Assignment, DecisionSchedule, Method, Outcome, SingleRun
 from trimtab.search.methods.starts import Start, StartDistribution
 from trimtab.tasks.run import RunResult, RunSettings, run_task
+
+CUSTOMARY_RATES: Mapping[str, float] = MappingProxyType({"AdamW": 3e-4, "Adam": 3e-4, "SGD": 1e-2})
+"""Learning rates that are taken where nothing is known of a task; that of SGD with momentum."""
 
 
 @cache
@@ -119,6 +125,64 @@ def _manual(assignment: Assignment) -> Outcome:
     return Outcome((row,), 0)
 
 
+def optimizer_of(task: Task) -> tuple[str, bool]:
+    """Return the class of a task's own optimiser, and whether it has momentum of SGD's kind.
+
+    A task whose ``start`` names the optimiser that it takes by default is believed; of others one
+    run is begun, and its attribute ``optimizer`` looked at.
+
+    Raises:
+        SpecError: The task's runs do not tell.
+    """
+    own = inspect.signature(task.start).parameters.get("optimizer")
+    plain = {name.lower(): name for name in CUSTOMARY_RATES}
+    if own is not None and isinstance(own.default, str) and own.default.lower() in plain:
+        return plain[own.default.lower()], True
+    optimizer = getattr(task.start(seed=0), "optimizer", None)
+    if optimizer is None:
+        raise SpecError(
+            f"task {task.name!r}: its runs do not tell their optimiser; give them an attribute "
+            "optimizer"
+        )
+    groups = getattr(optimizer, "param_groups", [{}])
+    momentum = groups[0].get("momentum", getattr(optimizer, "momentum", 0.0))
+    return type(optimizer).__name__, bool(momentum)
+
+
+def _no_customary_rate(task: Task) -> str | None:
+    """Say why there is no customary learning rate for a task, if there is none."""
+    if getattr(task, "kind", "") == "simulated":
+        return "a simulated task's learning rate is in units of its own, so no rate is customary"
+    try:
+        name, has_momentum = optimizer_of(task)
+    except SpecError as error:
+        return str(error)
+    if name not in CUSTOMARY_RATES:
+        return f"the task's optimiser is {name}; a rate is customary for {_CUSTOMARY}"
+    if name == "SGD" and not has_momentum:
+        return f"the task's optimiser is SGD without momentum; a rate is customary for {_CUSTOMARY}"
+    return None
+
+
+def _default(assignment: Assignment) -> Outcome:
+    """Run the reference from the rate that is customary for the task's optimiser."""
+    task, starts = assignment.task, assignment.starts
+    values = {item.name: item.default for item in starts.items}
+    values[starts.rate] = CUSTOMARY_RATES[optimizer_of(task)[0]]
+    start = starts.start(values)
+    row = reference_run(task, starts, assignment.windows, start, seed=assignment.seed)
+    return Outcome((row,), 0)
+
+
+_CUSTOMARY = "AdamW, Adam and SGD with momentum"
+
+DEFAULT = Method(
+    "default",
+    "control: one rate for all tasks by optimiser (AdamW and Adam 3e-4, SGD 1e-2), the reference",
+    _default,
+    uses_start=False,
+    refuses=_no_customary_rate,
+)
 REFERENCE = Method(
     "reference", "5 % warm-up, then linear decay to zero", _scheduled("warmup-linear")
 )

@@ -159,6 +159,10 @@ class Trial:
         values[rate] = float(start[rate]) * reference[first:end]
         return self.train(values, end - first)
 
+    def pay(self, examples: float) -> None:
+        """Charge what a method did in a window beside its steps, in examples with a gradient."""
+        self._charge += examples
+
     def skip(self) -> None:
         """Let a window pass without training or charge, of a run that was lost."""
         self.steps = self.next_end()
