@@ -7,8 +7,11 @@ import math
 import pytest
 import torch
 
+from tests.adapters.tiny_training import Still
+from trimtab.adapters.torch import TorchController
 from trimtab.adapters.torch.statistics import WindowStatistics
 from trimtab.core.metrics import Metrics
+from trimtab.core.spec import ControlSpec
 
 _START = torch.tensor([3.0, -2.0, 1.0, 0.5])
 _SCALE = torch.tensor([1.0, 2.0, 0.5, 3.0])
@@ -124,3 +127,24 @@ def test_a_sample_says_about_what_all_weights_say() -> None:
         part = run(4_000, patch)
     for name in ("alignment", "alignment_mean", "distance_ratio", "straightness"):
         assert getattr(part, name) == pytest.approx(getattr(whole, name), rel=0.1), name
+
+
+@pytest.mark.parametrize(("version", "known"), [(1, False), (2, True)])
+def test_the_way_is_measured_where_the_policy_reads_it(version: int, known: bool) -> None:
+    model, x = torch.nn.Linear(3, 1), torch.randn(8, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    policy = Still()
+    policy.spec = ControlSpec(version=version)  # type: ignore[attr-defined]
+
+    def loss() -> torch.Tensor:
+        return model(x).square().mean()
+
+    with TorchController(
+        optimizer, total_steps=80, validate=lambda: loss().item(), model=model, policy=policy
+    ) as controller:
+        for _ in range(80):
+            value = loss()
+            value.backward()
+            controller.step(value)
+        state = controller._statistics.state_dict()
+    assert (state["travel"] is not None) is known
