@@ -19,7 +19,8 @@ tune = pytest.importorskip("ray.tune")
 from trimtab.adapters.ray import TrimtabScheduler  # noqa: E402
 from trimtab.adapters.ray.scheduler import read_decisions  # noqa: E402
 
-pytestmark = [pytest.mark.framework, *WARNINGS]
+# As all tests that start Ray: beside other work a cluster takes its time.
+pytestmark = [pytest.mark.slow, pytest.mark.framework, *WARNINGS]
 REFUSED = {
     "rescued": "a trial whose metric is not a number takes over another's weights instead",
     "validated": "the trainable validates and reports, whenever it does",
