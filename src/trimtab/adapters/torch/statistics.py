@@ -228,7 +228,7 @@ class WindowStatistics:
     (12.5, 4.5, 0.1)
 
     Args:
-        travels: Whether it is told how far the run has come, which costs .2 ms a window.
+        travels: Whether to measure how far the run has come; no loop pays for what its policy cannot see.
 
     Attributes:
         losses: The step losses read so far; a loop may append those of its ordinary steps itself.
