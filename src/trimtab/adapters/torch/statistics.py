@@ -228,7 +228,7 @@ class WindowStatistics:
     (12.5, 4.5, 0.1)
 
     Args:
-        travels: Whether to measure how far the run has come; no loop pays for what its policy cannot see.
+        travels: Whether to measure how far the run has come, for policies that see it.
 
     Attributes:
         losses: The step losses read so far; a loop may append those of its ordinary steps itself.
